@@ -1,0 +1,47 @@
+"""Percentiles of what a layer's units receive, and the choice of a typical unit."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+# The percentiles of Figures 1b and 1c.
+PERCENTILES = (15, 50, 85)
+
+
+def unit_percentiles(
+    inputs: Float[Array, "examples *units"],
+    percentiles: Sequence[float] = PERCENTILES,
+) -> Float[Array, "percentiles *units"]:
+    """Percentiles over the examples, of each unit by itself.
+
+    Source: Ioffe & Szegedy (2015), Figures 1b and 1c.
+
+    Args:
+        inputs: What each unit receives for each example.
+        percentiles: In [0, 100]; the paper's 15, 50 and 85 by default.
+
+    Returns:
+        One row a percentile, in the order asked for.
+
+    >>> unit_percentiles(jnp.arange(101.0)[:, None])[:, 0]
+    Array([15., 50., 85.], dtype=float32)
+    """
+    return jnp.percentile(inputs, jnp.asarray(percentiles, jnp.float32), axis=0)
+
+
+def typical_unit(percentiles: Float[Array, "percentiles units"]) -> Int[Array, ""]:
+    """The unit whose spread is the median of its layer.
+
+    The paper shows "one typical sigmoid" without saying how it was chosen. The
+    spread is the distance of the outer percentiles; of an even number of units the
+    lower median is taken, so that the result is always one of them.
+
+    Args:
+        percentiles: As `unit_percentiles` returns them, of one layer.
+
+    >>> typical_unit(jnp.array([[0.0, 0.0, 0.0], [9.0, 1.0, 5.0]])).item()
+    2
+    """
+    spread = percentiles[-1] - percentiles[0]
+    return jnp.argsort(spread)[(spread.shape[0] - 1) // 2]

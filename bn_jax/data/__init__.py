@@ -1,0 +1,4 @@
+"""Data sets as NumPy arrays on the host."""
+
+from bn_jax.data.dataset import Dataset as Dataset
+from bn_jax.data.load import load_dataset as load_dataset

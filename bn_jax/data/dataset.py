@@ -1,0 +1,61 @@
+"""The record of a data set that fits into memory."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from bn_jax.errors import UserError
+
+
+class Dataset(NamedTuple):
+    """Images and labels for training and for testing.
+
+    Attributes:
+        name: What the data set is called in logs and results.
+        train_images: uint8 pixels, `(examples, height, width, channels)`.
+        train_labels: int32 classes from 0, `(examples,)`.
+        test_images: As for training.
+        test_labels: As for training.
+        num_classes: Number of classes that labels tell apart.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    num_classes: int
+
+
+def check_dataset(dataset: Dataset) -> Dataset:
+    """The data set itself, once its arrays are known to fit each other.
+
+    Raises:
+        UserError: If a split is empty, images and labels differ in number, images
+            of the two splits differ in shape, or a label is no class.
+    """
+    pairs = {
+        "training": (dataset.train_images, dataset.train_labels),
+        "test": (dataset.test_images, dataset.test_labels),
+    }
+    for split, (images, labels) in pairs.items():
+        if len(images) == 0:
+            raise UserError(f"{dataset.name}: the {split} split holds no image.")
+        if len(images) != len(labels):
+            raise UserError(
+                f"{dataset.name}: the {split} split must hold one label an image, and "
+                f"holds {len(images)} images and {len(labels)} labels; the files do "
+                "not belong together, or one is incomplete."
+            )
+        if labels.min() < 0 or labels.max() >= dataset.num_classes:
+            raise UserError(
+                f"{dataset.name}: labels of the {split} split must lie in 0 to "
+                f"{dataset.num_classes - 1}, and lie in {labels.min()} to "
+                f"{labels.max()}."
+            )
+    if dataset.train_images.shape[1:] != dataset.test_images.shape[1:]:
+        raise UserError(
+            f"{dataset.name}: training images of shape {dataset.train_images.shape[1:]}"
+            f" and test images of shape {dataset.test_images.shape[1:]} differ."
+        )
+    return dataset

@@ -1,0 +1,101 @@
+"""IDX files, the format of MNIST and of many sets made like it."""
+
+import gzip
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bn_jax.data.dataset import Dataset, check_dataset
+from bn_jax.errors import UserError
+
+_UNSIGNED_BYTES = 8
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array of unsigned bytes that an IDX file holds.
+
+    Args:
+        path: The file, plain or compressed by gzip (told by its content).
+
+    Returns:
+        uint8 array of the shape that the file's header states.
+
+    Raises:
+        UserError: If the file cannot be read or unpacked, is no IDX file of unsigned
+            bytes, or is shorter or longer than its header says.
+    """
+    content = _read(path)
+    if len(content) < 4:
+        raise UserError(f"{path}: too short for an IDX file ({len(content)} bytes).")
+    zeros, kind, rank = struct.unpack_from(">HBB", content)
+    if zeros != 0 or kind != _UNSIGNED_BYTES:
+        raise UserError(
+            f"{path}: expected an IDX file of unsigned bytes, which begins with 00 00 "
+            f"08; this one begins with {content[:3].hex(' ')}."
+        )
+    start = 4 + 4 * rank
+    if len(content) < start:
+        raise UserError(f"{path}: the header of {rank} dimensions is cut off.")
+    shape = struct.unpack_from(f">{rank}I", content, 4)
+    expected = start + int(np.prod(shape, dtype=np.int64))
+    if len(content) != expected:
+        raise UserError(
+            f"{path}: the header promises {'x'.join(map(str, shape))} values, a file "
+            f"of {expected} bytes; there are {len(content)}. Copy the file again."
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def load_idx_folder(folder: Path) -> Dataset:
+    """The MNIST-like data set whose four files lie in a folder.
+
+    Args:
+        folder: Holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`,
+            `t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte` (a dot before `idx`
+            is accepted too), plain or with `.gz`: 28x28 grey images, ten classes.
+
+    Raises:
+        UserError: If the folder or a file is missing or damaged, images and labels do
+            not fit each other, or the images are not 28x28.
+    """
+    if not folder.is_dir():
+        raise UserError(f"idx_dir: there is no folder {folder}.")
+    arrays = []
+    for prefix in ("train", "t10k"):
+        images = read_idx(_find(folder, f"{prefix}-images", "idx3-ubyte"))
+        labels = read_idx(_find(folder, f"{prefix}-labels", "idx1-ubyte"))
+        if images.shape[1:] != (28, 28):
+            raise UserError(
+                f"{folder}: {prefix}-images must hold images of 28x28 pixels, and its "
+                f"shape is {images.shape}."
+            )
+        if labels.ndim != 1:
+            raise UserError(
+                f"{folder}: {prefix}-labels must hold one number a label, and its "
+                f"shape is {labels.shape}; is it a file of images?"
+            )
+        arrays += [images[..., np.newaxis], labels.astype(np.int32)]
+    return check_dataset(Dataset(folder.name, *arrays, num_classes=10))
+
+
+def _find(folder: Path, stem: str, ending: str) -> Path:
+    names: Sequence[str] = [
+        f"{stem}{joint}{ending}{suffix}" for joint in "-." for suffix in ("", ".gz")
+    ]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder}: there is no {names[0]} or {names[1]} in this folder.")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{path}: the file is damaged or cannot be read ({error}). Copy it again."
+        ) from error

@@ -1,0 +1,128 @@
+"""Any small image classification set of tensorflow-datasets, without TensorFlow."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bn_jax.data.dataset import Dataset, check_dataset
+from bn_jax.errors import UserError
+
+# A set is held in memory twice while it is stacked, and once on the device.
+_MAX_BYTES = 4 * 2**30
+_READ_AT_ONCE = 500
+
+
+def load_tfds(
+    name: str,
+    *,
+    data_dir: str | None,
+    train_split: str,
+    test_split: str,
+) -> Dataset:
+    """A prepared data set, read into memory once.
+
+    Args:
+        name: Name of the data set, with `/config` and `:version` where needed.
+        data_dir: Folder of prepared data sets; TFDS' own by default.
+        train_split: Split to train on, slices like `train[:50%]` included.
+        test_split: Split to test on.
+
+    Raises:
+        UserError: If there is no such data set or split, it is not prepared, or not
+            as array_record, holds no images of one size with class labels, or is
+            larger than 4 GiB.
+    """
+    builder = _prepared_builder(name, data_dir)
+    shape, num_classes = _check_features(name, builder)
+    splits = []
+    for split in (train_split, test_split):
+        try:
+            source = builder.as_data_source(split)
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"{name}: there is no split {split!r}; it has "
+                f"{', '.join(sorted(builder.info.splits))}."
+            ) from error
+        if len(source) * int(np.prod(shape)) > _MAX_BYTES:
+            raise UserError(
+                f"{name}: split {split!r} holds {len(source)} images of {shape}; this "
+                f"experiment keeps its data in memory, at most {_MAX_BYTES >> 30} GiB. "
+                f"A slice such as '{split}[:10%]' may do."
+            )
+        splits += _read(source)
+    return check_dataset(Dataset(name, *splits, num_classes=num_classes))
+
+
+def _prepared_builder(name: str, data_dir: str | None) -> Any:
+    """The builder of data that lie there as array_record."""
+    # TFDS takes most of a second to import, and the embedded MNIST needs none of it.
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        raise UserError(
+            f"dataset.name: tensorflow-datasets knows no {name!r}, and none is prepared"
+            f" under {data_dir or 'its default folder'}. `python -c 'import "
+            f"tensorflow_datasets as t; print(t.list_builders())'` lists the names."
+        ) from error
+    file_format = builder.info.file_format
+    is_there = bool(builder.info.splits)
+    if is_there and file_format is not None and file_format.value != "array_record":
+        raise UserError(
+            f"{name}: the data in {builder.data_dir} are prepared as "
+            f"{file_format.value}, which only TensorFlow reads at random. Prepare them "
+            f"as array_record in another folder: {_recipe(name, data_dir)}"
+        )
+    if not is_there:
+        raise UserError(
+            f"{name}: nothing is prepared in {builder.data_dir}. "
+            f"Prepare it: {_recipe(name, data_dir)}"
+        )
+    return builder
+
+
+def _recipe(name: str, data_dir: str | None) -> str:
+    """What to run so that the data are there."""
+    folder = data_dir or str(Path("~/tensorflow_datasets").expanduser())
+    if name.split(":")[0] == "mnist":
+        return f"bn-jax prepare mnist --data_dir={folder}"
+    return (
+        "in an environment with TensorFlow (preparing needs it, reading does not), "
+        f'python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{name}', data_dir='{folder}', file_format='array_record')"
+        f'.download_and_prepare()"'
+    )
+
+
+def _check_features(name: str, builder: Any) -> tuple[tuple[int, ...], int]:
+    """Shape of the images and number of classes."""
+    features = builder.info.features
+    # A data set of another kind may have a single feature instead of a dictionary.
+    names = set(getattr(features, "keys", tuple)())
+    label = features["label"] if "label" in names else None
+    num_classes = getattr(label, "num_classes", None)
+    if "image" not in names or num_classes is None:
+        raise UserError(
+            f"{name}: expected the features 'image' and 'label' (a class); there are "
+            f"{', '.join(sorted(names)) or features}."
+        )
+    image = features["image"]
+    if None in image.shape:
+        raise UserError(
+            f"{name}: its images differ in size (shape {image.shape}); this experiment "
+            "needs images of one size."
+        )
+    return image.shape, num_classes
+
+
+def _read(source: Any) -> list[np.ndarray]:
+    """All images, stacked, and all labels."""
+    images, labels = [], []
+    for start in range(0, len(source), _READ_AT_ONCE):
+        indices = range(start, min(start + _READ_AT_ONCE, len(source)))
+        for record in source.__getitems__(indices):
+            images.append(record["image"])
+            labels.append(record["label"])
+    return [np.stack(images), np.asarray(labels, np.int32)]

@@ -1,0 +1,54 @@
+"""The configurations that ship with the project, by the name of their file."""
+
+import ast
+import runpy
+from collections.abc import Mapping
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+import bn_jax
+from bn_jax.errors import UserError
+
+
+def load_config(
+    name: str, arm: str, *, overrides: Mapping[str, str] | None = None
+) -> ConfigDict:
+    """The configuration of one arm of an experiment.
+
+    Args:
+        name: Name of the file in `configs/`, such as "mnist_mlp.py".
+        arm: Given to its `get_config`.
+        overrides: Settings to change, as text: `{"optimizer.learning_rate": "1.0"}`.
+
+    Raises:
+        UserError: If an override names no setting, or has a wrong type.
+    """
+    package = Path(bn_jax.__file__).parent
+    # Inside an installed package, or beside it in a checkout.
+    folders = [package / "configs", package.parent / "configs"]
+    path = next(folder / name for folder in folders if (folder / name).is_file())
+    config = runpy.run_path(str(path))["get_config"](arm)
+    for key, text in (overrides or {}).items():
+        _override(config, key, text)
+    return config
+
+
+def _override(config: ConfigDict, key: str, text: str) -> None:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    *parents, last = key.split(".")
+    try:
+        node = config
+        for parent in parents:
+            node = node[parent]
+        # Raises for an unknown name; assignment would say less.
+        node[last]
+        node[last] = value
+    except KeyError as error:
+        hint = str(error.args[0]).replace("\n", " ")
+        raise UserError(f"--config.{key}: there is no such setting: {hint}") from error
+    except TypeError as error:
+        raise UserError(f"--config.{key}={text}: {error}") from error

@@ -1,0 +1,116 @@
+"""Several training runs at a time, as many as cores or devices allow."""
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
+from pathlib import Path
+from queue import Queue
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from bn_jax.training.loop import train
+from bn_jax.workdir import read_metrics
+
+
+class Job(NamedTuple):
+    """One run to train.
+
+    Attributes:
+        config: Its configuration.
+        workdir: Its folder.
+    """
+
+    config: ConfigDict
+    workdir: Path
+
+
+def run_jobs(jobs: Sequence[Job]) -> None:
+    """Trains all runs; those that are complete already are not trained again.
+
+    On CPU each core gets a process of its own: small models gain nothing from a
+    second core, and lose by handing work over. Elsewhere each device gets a thread.
+
+    Args:
+        jobs: The runs.
+
+    Raises:
+        UserError: As `bn_jax.training.loop.train` does; runs that have begun are
+            completed first.
+    """
+    context = multiprocessing.get_context("spawn")
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    workers = min(len(cores) or os.cpu_count() or 1, len(jobs))
+    free_cores = context.Queue()
+    for core in cores:
+        free_cores.put(core)
+    with ProcessPoolExecutor(
+        workers, context, initializer=_take_core, initargs=(free_cores,)
+    ) as pool:
+        # Asked there, because a process that has looked at an accelerator holds it.
+        if pool.submit(jax.default_backend).result() == "cpu":
+            _follow(jobs, [pool.submit(_train, job) for job in jobs])
+            return
+    run_on_devices(jobs, jax.local_devices())
+
+
+def run_on_devices(jobs: Sequence[Job], devices: Sequence[jax.Device]) -> None:
+    """Trains all runs in this process, one at a time on each device.
+
+    Args:
+        jobs: The runs.
+        devices: Devices of this process.
+    """
+    free: Queue[jax.Device] = Queue()
+    for device in devices:
+        free.put(device)
+
+    def train_on_a_free_device(job: Job) -> None:
+        device = free.get()
+        try:
+            with jax.default_device(device):
+                _train(job)
+        finally:
+            free.put(device)
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        _follow(jobs, [pool.submit(train_on_a_free_device, job) for job in jobs])
+
+
+def _train(job: Job) -> None:
+    train(job.config, job.workdir, show_progress=False)
+
+
+def _take_core(free_cores: Any) -> None:
+    """Binds this process to a core of its own, before JAX counts the cores."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {free_cores.get()})
+
+
+def _follow(jobs: Sequence[Job], futures: Sequence[Future[None]]) -> None:
+    """Shows how far all runs are, until they are complete or one has failed."""
+    total = sum(job.config.num_steps for job in jobs)
+    unfinished = set(futures)
+    with tqdm(total=total, unit="step", desc=f"{len(jobs)} runs", disable=None) as bar:
+        while unfinished:
+            done, unfinished = wait(unfinished, 0.5, FIRST_COMPLETED)
+            failed = [future for future in done if future.exception() is not None]
+            if failed:
+                for future in unfinished:
+                    future.cancel()
+                failed[0].result()
+            bar.update(sum(_steps_taken(job) for job in jobs) - bar.n)
+
+
+def _steps_taken(job: Job) -> int:
+    metrics = read_metrics(job.workdir)
+    return metrics[-1]["step"] if metrics else 0

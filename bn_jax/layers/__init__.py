@@ -1,0 +1,1 @@
+"""Batch Normalization as layers of Flax: thin adapters of the core."""

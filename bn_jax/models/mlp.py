@@ -1,0 +1,70 @@
+"""The fully connected network of the paper's MNIST experiment."""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.nn import initializers
+from jaxtyping import Array, Float
+
+
+class MLP(nn.Module):
+    """Hidden layers of one nonlinearity each, and a linear layer of class scores.
+
+    Normalization stands on Wu, before each nonlinearity, and takes the bias's place;
+    the scores are not normalized.
+    Source: Ioffe & Szegedy (2015), sections 3.2 and 4.1.
+
+    What each hidden nonlinearity receives is sown into `intermediates` as
+    `hidden<i>_input`, counted from 0.
+
+    Attributes:
+        num_classes: Number of class scores.
+        hidden_features: Units of each hidden layer.
+        nonlinearity: Function applied to each hidden layer.
+        norm: Makes a normalization layer from `use_running_average` and `name`; None
+            for none.
+        kernel_stddev: Standard deviation of the initial weights, N(0, stddev^2).
+    """
+
+    num_classes: int
+    hidden_features: Sequence[int] = (100, 100, 100)
+    nonlinearity: Callable[[Array], Array] = nn.sigmoid
+    norm: Callable[..., nn.Module] | None = None
+    kernel_stddev: float = 0.1
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch *pixels"], *, train: bool
+    ) -> Float[Array, "batch classes"]:
+        """Scores of each class.
+
+        Args:
+            images: One image a row, of any shape.
+            train: Normalize by the batch's statistics, and update the running ones.
+
+        Returns:
+            Unnormalized log-probabilities (logits).
+        """
+        kernel_init = initializers.normal(self.kernel_stddev)
+        h = jnp.reshape(images, (images.shape[0], -1))
+        for index, features in enumerate(self.hidden_features):
+            use_bias = self.norm is None
+            dense = nn.Dense(
+                features,
+                use_bias=use_bias,
+                kernel_init=kernel_init,
+                name=f"hidden{index}",
+            )
+            h = dense(h)
+            if self.norm is not None:
+                norm = self.norm(use_running_average=not train, name=f"norm{index}")
+                h = norm(h)
+            self.sow("intermediates", f"hidden{index}_input", h)
+            h = self.nonlinearity(h)
+        return nn.Dense(self.num_classes, kernel_init=kernel_init, name="logits")(h)
+
+    @property
+    def last_hidden_input(self) -> str:
+        """Name in `intermediates` of what the last hidden nonlinearity receives."""
+        return f"hidden{len(self.hidden_features) - 1}_input"

@@ -1,0 +1,85 @@
+"""Models and normalizations by name, as configurations call them."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+
+from bn_jax.errors import UserError
+from bn_jax.layers.linen import BatchNorm
+from bn_jax.models.mlp import MLP
+
+_MODELS: Mapping[str, type[nn.Module]] = {"mlp": MLP}
+_NORMS: Mapping[str, type[nn.Module]] = {"batch_norm": BatchNorm}
+
+
+def make_model(name: str, *, num_classes: int, **fields: Any) -> nn.Module:
+    """A model, called as `model.apply(variables, x, train=...)`.
+
+    Args:
+        name: "mlp".
+        num_classes: Number of class scores that it returns.
+        **fields: Fields of the model's class, its `norm` among them; a
+            `nonlinearity` may be given by its name in `flax.linen`.
+
+    Raises:
+        UserError: If no model has that name, or the model no such field.
+    """
+    model_class = _look_up("make_model", name, _MODELS)
+    _check_fields("make_model", model_class, fields)
+    nonlinearity = fields.get("nonlinearity")
+    if isinstance(nonlinearity, str):
+        fields["nonlinearity"] = _nonlinearity(nonlinearity)
+    return model_class(num_classes=num_classes, **fields)
+
+
+def make_norm(name: str | None, **fields: Any) -> Callable[..., nn.Module] | None:
+    """A factory of normalization layers, for a model's `norm`.
+
+    Args:
+        name: "batch_norm", or None for a model without normalization.
+        **fields: Fields of the layer's class.
+
+    Raises:
+        UserError: If no normalization has that name, or the layer no such field.
+    """
+    if name is None:
+        return None
+    layer_class = _look_up("make_norm", name, _NORMS)
+    _check_fields("make_norm", layer_class, fields)
+    return partial(layer_class, **fields)
+
+
+def _nonlinearity(name: str) -> Callable[..., Any]:
+    names = ("relu", "sigmoid", "tanh", "gelu", "silu")
+    if name not in names:
+        raise UserError(_unknown("make_model", "nonlinearity", name, names))
+    return getattr(nn, name)
+
+
+def _look_up(
+    who: str, name: str, table: Mapping[str, type[nn.Module]]
+) -> type[nn.Module]:
+    if name not in table:
+        raise UserError(_unknown(who, "name", name, table))
+    return table[name]
+
+
+def _check_fields(
+    who: str, module_class: type[nn.Module], fields: Mapping[str, Any]
+) -> None:
+    known = [field.name for field in dataclasses.fields(module_class)]
+    for field in fields:
+        if field not in known:
+            what = f"field of {module_class.__name__}"
+            raise UserError(_unknown(who, what, field, known))
+
+
+def _unknown(who: str, what: str, name: str, known: Iterable[str]) -> str:
+    known = [candidate for candidate in known if candidate not in ("parent", "name")]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}."
+    return f"{who}: unknown {what} {name!r}; {hint}"

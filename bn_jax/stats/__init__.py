@@ -1,0 +1,1 @@
+"""Statistics of a trained model: pytrees in, pytrees out."""

@@ -1,0 +1,89 @@
+"""Population statistics, computed anew from training batches (Algorithm 2)."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from bn_jax.core.running import unbiased_variance
+from bn_jax.core.types import BatchStats, Moments
+
+
+def population_statistics(
+    apply_fn: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]],
+    variables: Mapping[str, Any],
+    batches: Iterable[Any],
+) -> PyTree:
+    """Population mean and variance of every layer, averaged over training batches.
+
+    `E[x]` is the mean of the batch means, `Var[x]` is m / (m - 1) times the mean of
+    the biased batch variances; the network runs in training mode, so that each
+    layer sees what the layers under it produce with statistics of their own batch.
+    Moving averages lag behind the weights; these statistics belong to them.
+    Source: Ioffe & Szegedy (2015), Algorithm 2, lines 7 to 10.
+
+    Args:
+        apply_fn: Takes variables and a batch, runs the model in training mode and
+            returns its output and the collections it changed, `batch_moments` among
+            them. For a Linen model with `bn_jax.BatchNorm` layers that is
+            `partial(model.apply, train=True, mutable=["batch_stats",
+            "batch_moments"])`, preferably under `jax.jit`.
+        variables: The model's variables; they are not changed.
+        batches: Training batches of one size, each passed on as it is.
+
+    Returns:
+        The `batch_stats` collection to use at inference, in float32 or wider.
+
+    Raises:
+        ValueError: If there is no batch, or the model sows no `batch_moments`.
+    """
+    moments = [_moments_of(apply_fn(variables, batch)) for batch in batches]
+    if not moments:
+        raise ValueError(
+            "population_statistics: there must be at least one batch, and there is "
+            "none; a generator that was used before is empty."
+        )
+    return average_moments(jax.tree.map(lambda *leaves: jnp.stack(leaves), *moments))
+
+
+def average_moments(moments: PyTree) -> PyTree:
+    """Population statistics from the moments of several batches.
+
+    The part of `population_statistics` after the network has run, for callers that
+    run it in their own way, in a `lax.map` for example.
+
+    Args:
+        moments: A `batch_moments` collection, stacked along a leading axis of
+            batches.
+
+    Returns:
+        A `batch_stats` collection without that axis. The calls of a layer that is
+        called more than once count as further batches.
+    """
+
+    def average(calls: tuple[Moments, ...]) -> BatchStats:
+        merged = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *calls)
+        return BatchStats(
+            mean=jnp.mean(merged.mean, axis=0),
+            var=jnp.mean(unbiased_variance(merged), axis=0),
+        )
+
+    def descend(node: Any) -> Any:
+        if "moments" in node and isinstance(node["moments"], tuple):
+            return average(node["moments"])
+        return {name: descend(child) for name, child in node.items()}
+
+    return descend(moments)
+
+
+def _moments_of(result: tuple[Any, Mapping[str, Any]]) -> PyTree:
+    _, updates = result
+    if not updates.get("batch_moments"):
+        raise ValueError(
+            "population_statistics: apply_fn must return the collection "
+            f"'batch_moments', and returned {sorted(updates)}; make it mutable, run "
+            "the model in training mode, and use bn_jax.BatchNorm for its layers."
+        )
+    return updates["batch_moments"]

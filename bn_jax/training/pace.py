@@ -1,0 +1,33 @@
+"""How many steps a run takes in a second."""
+
+import time
+
+
+class Pace:
+    """Steps per second from the end of the first stretch on.
+
+    The first stretch waits for compilation; it counts only when it is all there is.
+    """
+
+    def __init__(self, first_step: int) -> None:
+        """Starts the clock.
+
+        Args:
+            first_step: Steps that were taken before.
+        """
+        self._marks = [(first_step, time.monotonic())]
+
+    def advance(self, step: int) -> None:
+        """Notes that a stretch is complete.
+
+        Args:
+            step: Steps taken.
+        """
+        # The start, the end of the first stretch, and the end of the last one.
+        self._marks = [*self._marks[:2], (step, time.monotonic())]
+
+    @property
+    def steps_per_second(self) -> float:
+        """Steps per second so far; 0 before any."""
+        (step, seconds), (last_step, last_seconds) = self._marks[-2:]
+        return (last_step - step) / (last_seconds - seconds)

@@ -1,0 +1,82 @@
+"""Measurements that a configuration lists and the loop takes at every evaluation."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+from jaxtyping import Array, Float, PyTree
+
+from bn_jax.analysis.distributions import typical_unit, unit_percentiles
+from bn_jax.errors import UserError
+
+# A probe measures a model with given variables; each value goes into the metrics
+# under its name.
+Probe = Callable[[PyTree], Mapping[str, Array]]
+
+
+def make_probes(
+    names: Sequence[str],
+    *,
+    model: nn.Module,
+    initial_variables: PyTree,
+    inputs: Float[Array, "examples ..."],
+) -> Probe:
+    """All probes that a configuration lists, as one.
+
+    Args:
+        names: "percentiles", or none.
+        model: Called as `model.apply(variables, x, train=...)`.
+        initial_variables: What the model has before training, with population
+            statistics.
+        inputs: Model inputs that the probes use.
+
+    Raises:
+        UserError: If there is no probe of a name, or the model does not suit it.
+    """
+    probes = []
+    for name in names:
+        if name not in _PROBES:
+            raise UserError(
+                f"probes: unknown probe {name!r}; there are {', '.join(_PROBES)}."
+            )
+        probes.append(_PROBES[name](model, initial_variables, inputs))
+
+    def probe_all(variables: PyTree) -> Mapping[str, Array]:
+        measured: dict[str, Array] = {}
+        for probe in probes:
+            measured.update(probe(variables))
+        return measured
+
+    return probe_all
+
+
+def _percentiles_probe(model: Any, initial_variables: PyTree, inputs: Array) -> Probe:
+    """The {15, 50, 85}th percentiles of what one unit of the last hidden layer gets.
+
+    The unit is the one whose spread before training is the median of its layer: a
+    rule that can be applied before anything is known about how training goes.
+    """
+    layer = getattr(model, "last_hidden_input", None)
+    if layer is None:
+        raise UserError(
+            f"probes: 'percentiles' needs a model that names its last_hidden_input; "
+            f"{type(model).__name__} does not. Leave it out of config.probes."
+        )
+
+    def layer_inputs(variables: PyTree) -> Float[Array, "examples units"]:
+        _, sown = model.apply(
+            variables, inputs, train=False, mutable=["intermediates"]
+        )
+        return sown["intermediates"][layer][0]
+
+    unit = typical_unit(unit_percentiles(layer_inputs(initial_variables)))
+
+    def probe(variables: PyTree) -> Mapping[str, Array]:
+        return {"percentiles": unit_percentiles(layer_inputs(variables)[:, unit])}
+
+    return probe
+
+
+_PROBES: Mapping[str, Callable[[Any, PyTree, Array], Probe]] = {
+    "percentiles": _percentiles_probe
+}

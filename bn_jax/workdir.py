@@ -1,0 +1,111 @@
+"""The folder of a run: one configuration, and what came of it.
+
+It holds `config.json`, `metrics.jsonl` (one evaluation a line), `summary.json` (once
+the run is complete), `checkpoints/` and TensorBoard's event files.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bn_jax.errors import UserError
+
+FORMAT_VERSION = 1
+
+
+def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Makes the folder this configuration's, unless it is another's.
+
+    Args:
+        workdir: The folder; made if it is not there.
+        config: The configuration, JSON-ready.
+
+    Raises:
+        UserError: If the folder cannot be written, or holds a run of another
+            configuration.
+    """
+    path = workdir / "config.json"
+    content = {"format_version": FORMAT_VERSION, **config}
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _check_same(workdir, json.loads(path.read_text()), content)
+        elif (workdir / "metrics.jsonl").exists():
+            raise UserError(
+                f"workdir {workdir}: it holds a run without its config.json. Choose "
+                "another --workdir."
+            )
+        else:
+            path.write_text(json.dumps(content, indent=2) + "\n")
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"workdir {workdir}: it cannot be used ({error}). Choose a --workdir that "
+            "can be written."
+        ) from error
+
+
+def read_summary(workdir: Path) -> dict[str, Any] | None:
+    """What a complete run came to; None before that.
+
+    Args:
+        workdir: The run's folder.
+    """
+    path = workdir / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_summary(workdir: Path, summary: Mapping[str, Any]) -> None:
+    """Writes `summary.json` at once, never half of it.
+
+    Args:
+        workdir: The run's folder.
+        summary: JSON-ready.
+    """
+    partial = workdir / "summary.json.partial"
+    content = {"format_version": FORMAT_VERSION, **summary}
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(workdir / "summary.json")
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """What each evaluation measured, in the order of steps; none before the first.
+
+    A last line that a crash has cut off is left out.
+
+    Args:
+        workdir: The run's folder.
+    """
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _check_same(
+    workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> None:
+    # Through JSON, because it turns tuples into lists.
+    old_values, new_values = _flat(old), _flat(json.loads(json.dumps(new)))
+    differing = [
+        f"{key} is {old_values.get(key, 'missing')!r} there and "
+        f"{new_values.get(key, 'missing')!r} here"
+        for key in sorted(old_values.keys() | new_values.keys())
+        if old_values.get(key, "missing") != new_values.get(key, "missing")
+    ]
+    if differing:
+        raise UserError(
+            f"workdir {workdir}: it holds a run of another configuration: "
+            f"{'; '.join(differing)}. Choose another --workdir."
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

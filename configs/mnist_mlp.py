@@ -1,0 +1,91 @@
+"""The MNIST experiment of Ioffe & Szegedy (2015), section 4.1, Figure 1.
+
+    python train.py --config=configs/mnist_mlp.py:bn --workdir=DIR
+    python train.py --config=configs/mnist_mlp.py:baseline --workdir=DIR
+
+Both arms train the same network on the same minibatches; one has Batch Normalization
+before each hidden nonlinearity and no biases there, the other has biases. Expected with
+these settings: 90 % test accuracy after some 850 steps with it and some 4,600 without;
+about 97.3 % and 97.1 % after 50,000.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config(arm: str = "bn") -> ConfigDict:
+    """The configuration of one arm.
+
+    Args:
+        arm: "bn" or "baseline".
+    """
+    if arm not in ("bn", "baseline"):
+        raise ValueError(
+            f"configs/mnist_mlp.py: there are the arms 'bn' and 'baseline', not {arm!r}."
+        )
+    config = ConfigDict()
+    # Initial weights and the order of the examples.
+    config.seed = 0
+    # The paper: 50,000 steps of 60 examples.
+    config.num_steps = 50_000
+    config.batch_size = 60
+
+    # The MNIST inside the package. A name of tensorflow-datasets, prepared as
+    # array_record in data_dir, or a folder of IDX files, take its place.
+    config.dataset = ConfigDict()
+    config.dataset.name = "mnist"
+    config.dataset.data_dir = config_dict.placeholder(str)
+    config.dataset.idx_dir = config_dict.placeholder(str)
+    config.dataset.train_split = "train"
+    config.dataset.test_split = "test"
+    # The paper: "28x28 binary image". It states no threshold; this one is the middle
+    # of the pixels' range 0 to 255.
+    config.binarize_threshold = 127
+
+    # The paper: three hidden layers of 100 sigmoid units.
+    config.model = ConfigDict()
+    config.model.name = "mlp"
+    config.model.hidden_features = (100, 100, 100)
+    config.model.nonlinearity = "sigmoid"
+    # The paper: "small random Gaussian values". 0.1 is the larger of the two that
+    # were tried (0.01, 0.1), and the kinder one to the network without normalization.
+    config.model.kernel_stddev = 0.1
+
+    # The paper normalizes every hidden layer, and states neither the epsilon nor the
+    # rate of the moving averages (fraction kept): these are Flax's. Evaluation does
+    # not use the moving averages.
+    config.norm = ConfigDict()
+    config.norm.name = config_dict.placeholder(str)
+    if arm == "bn":
+        config.norm.name = "batch_norm"
+    config.norm.momentum = 0.99
+    config.norm.epsilon = 1e-5
+
+    # The paper states only "SGD". At 0.1 both arms learn and neither is at its best:
+    # at 1.0 the network without normalization needs not five times the steps to 90 %
+    # but twice.
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.1
+
+    # Steps between evaluations: dense at first, where the arms differ most.
+    config.evaluation = ConfigDict()
+    config.evaluation.schedule = ConfigDict()
+    config.evaluation.schedule.early_every_steps = 50
+    config.evaluation.schedule.early_until_step = 5_000
+    config.evaluation.schedule.every_steps = 500
+    # Images at once; it has no influence on the result.
+    config.evaluation.batch_size = 1_000
+    # Training minibatches whose statistics are averaged (Algorithm 2 says "multiple").
+    config.evaluation.population_batches = 100
+    # Test images that the probes use.
+    config.evaluation.probe_examples = 1_000
+    # Figures 1b and 1c: percentiles of the input to one sigmoid of the last hidden
+    # layer, the one whose spread before training is the median of its layer.
+    config.probes = ("percentiles",)
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_steps = 10_000
+    config.checkpoint.keep = 1
+    # Training steps in one compiled call.
+    config.max_steps_per_dispatch = 50
+    return config.lock()
