@@ -1,7 +1,7 @@
 """Trains what a configuration describes.
 
-    python train.py --config=configs/mnist_mlp.py:bn --workdir=runs/bn
-    python train.py --config=configs/mnist_mlp.py:bn --workdir=runs/short \
+python train.py --config=configs/mnist_mlp.py:bn --workdir=runs/bn
+python train.py --config=configs/mnist_mlp.py:bn --workdir=runs/short \
         --config.num_steps=2000
 """
 
@@ -18,13 +18,15 @@ from bn_jax.training.loop import train
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File that describes the run, `file.py` or `file.py:argument`."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run, and of no other.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of this run, and of no other.", required=True
+)
 
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
     """Absl's own parser; settings that do not exist end without a traceback."""
     try:
-        return app.parse_flags_with_usage(arguments)
+        return app.parse_flags_with_usage(list(arguments))
     except (AttributeError, KeyError) as error:
         hint = str(error.args[0]).replace("\n", " ")
         sys.exit(f"train.py: there is no such setting in the configuration: {hint}")
@@ -46,5 +48,5 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     app.run(main, flags_parser=_parse_flags)

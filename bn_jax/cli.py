@@ -37,9 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
     options, rest = parser.parse_known_args(arguments)
-    overrides = dict(word[len("--config.") :].partition("=")[::2] for word in rest)
-    if any(not word.startswith("--config.") or "=" not in word for word in rest):
-        parser.error(f"unknown arguments: {' '.join(rest)}")
+    overrides = {}
+    for word in rest:
+        key, equals, value = word.removeprefix("--config.").partition("=")
+        if not word.startswith("--config.") or not equals:
+            parser.error(f"unknown argument {word}")
+        overrides[key] = value
     if overrides and options.verb != "figure1":
         parser.error(f"{options.verb} takes no --config settings")
     try:

@@ -14,35 +14,45 @@ from bn_jax.errors import UserError
 FORMAT_VERSION = 1
 
 
+def check_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Makes sure that the folder is free, or holds a run of this configuration.
+
+    Args:
+        workdir: The folder; it need not exist.
+        config: The configuration, JSON-ready.
+
+    Raises:
+        UserError: If the folder holds a run of another configuration, or cannot be
+            read.
+    """
+    path = workdir / "config.json"
+    try:
+        if path.exists():
+            _check_same(workdir, json.loads(path.read_text()), _content(config))
+        elif (workdir / "metrics.jsonl").exists():
+            raise UserError(
+                f"workdir {workdir}: it holds a run without its config.json. Choose "
+                "another --workdir."
+            )
+    except (OSError, json.JSONDecodeError) as error:
+        raise _unusable(workdir, error) from error
+
+
 def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Makes the folder this configuration's, unless it is another's.
+    """Makes the folder this configuration's, once `check_workdir` has passed.
 
     Args:
         workdir: The folder; made if it is not there.
         config: The configuration, JSON-ready.
 
     Raises:
-        UserError: If the folder cannot be written, or holds a run of another
-            configuration.
+        UserError: If the folder cannot be written.
     """
-    path = workdir / "config.json"
-    content = {"format_version": FORMAT_VERSION, **config}
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _check_same(workdir, json.loads(path.read_text()), content)
-        elif (workdir / "metrics.jsonl").exists():
-            raise UserError(
-                f"workdir {workdir}: it holds a run without its config.json. Choose "
-                "another --workdir."
-            )
-        else:
-            path.write_text(json.dumps(content, indent=2) + "\n")
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"workdir {workdir}: it cannot be used ({error}). Choose a --workdir that "
-            "can be written."
-        ) from error
+        _replace(workdir / "config.json", _content(config))
+    except OSError as error:
+        raise _unusable(workdir, error) from error
 
 
 def read_summary(workdir: Path) -> dict[str, Any] | None:
@@ -62,10 +72,7 @@ def write_summary(workdir: Path, summary: Mapping[str, Any]) -> None:
         workdir: The run's folder.
         summary: JSON-ready.
     """
-    partial = workdir / "summary.json.partial"
-    content = {"format_version": FORMAT_VERSION, **summary}
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(workdir / "summary.json")
+    _replace(workdir / "summary.json", _content(summary))
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -83,9 +90,25 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def _check_same(
-    workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]
-) -> None:
+def _content(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {"format_version": FORMAT_VERSION, **values}
+
+
+def _replace(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a file whole: whoever reads it meanwhile sees the old one."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)
+
+
+def _unusable(workdir: Path, error: Exception) -> UserError:
+    return UserError(
+        f"workdir {workdir}: it cannot be used ({error}). Choose a --workdir that can "
+        "be written."
+    )
+
+
+def _check_same(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     # Through JSON, because it turns tuples into lists.
     old_values, new_values = _flat(old), _flat(json.loads(json.dumps(new)))
     differing = [

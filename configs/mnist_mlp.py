@@ -20,7 +20,7 @@ def get_config(arm: str = "bn") -> ConfigDict:
     """
     if arm not in ("bn", "baseline"):
         raise ValueError(
-            f"configs/mnist_mlp.py: there are the arms 'bn' and 'baseline', not {arm!r}."
+            f"configs/mnist_mlp.py: the arms are 'bn' and 'baseline'; {arm!r} is none."
         )
     config = ConfigDict()
     # Initial weights and the order of the examples.

@@ -10,7 +10,6 @@ from bn_jax.core.axes import canonical_axes, expand_to_rank, other_axes
 from bn_jax.core.types import Moments
 
 
-
 def batch_moments(
     x: Inexact[Array, "*shape"],
     *,
@@ -85,7 +84,7 @@ def batch_moments(
 def zero_where_masked(
     x: Inexact[Array, "*shape"], mask: Bool[Array, "*#shape"] | None
 ) -> Inexact[Array, "*shape"]:
-    """x with zeros where the mask is False, so that no NaN there goes further.
+    """X with zeros where the mask is False, so that no NaN there goes further.
 
     Selecting comes before any arithmetic: multiplying by zero would keep a NaN, in
     the value or in the derivative.

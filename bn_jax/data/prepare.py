@@ -35,7 +35,7 @@ def prepare_mnist(data_dir: Path) -> Path:
         pkg_dir_path = None
         code_path = None
 
-        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        def _split_generators(self, dl_manager: Any) -> Any:
             del dl_manager
             data = load_mnist()
             return {

@@ -4,6 +4,7 @@ import ast
 import runpy
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -41,7 +42,7 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
         value = text
     *parents, last = key.split(".")
     try:
-        node = config
+        node: Any = config
         for parent in parents:
             node = node[parent]
         # Raises for an unknown name; assignment would say less.

@@ -1,8 +1,8 @@
 """Figure 1 of the paper: both arms over several seeds, drawn and summarized."""
 
 import json
-import platform
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -15,7 +15,6 @@ from queue import Queue
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bn_jax.training.loop import train
@@ -26,11 +25,11 @@ class Job(NamedTuple):
     """One run to train.
 
     Attributes:
-        config: Its configuration.
+        config: Its configuration, a ConfigDict.
         workdir: Its folder.
     """
 
-    config: ConfigDict
+    config: Any
     workdir: Path
 
 
@@ -63,14 +62,14 @@ def run_jobs(jobs: Sequence[Job]) -> None:
     run_on_devices(jobs, jax.local_devices())
 
 
-def run_on_devices(jobs: Sequence[Job], devices: Sequence[jax.Device]) -> None:
+def run_on_devices(jobs: Sequence[Job], devices: Sequence[Any]) -> None:
     """Trains all runs in this process, one at a time on each device.
 
     Args:
         jobs: The runs.
         devices: Devices of this process.
     """
-    free: Queue[jax.Device] = Queue()
+    free: Queue[Any] = Queue()
     for device in devices:
         free.put(device)
 

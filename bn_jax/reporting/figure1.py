@@ -41,7 +41,7 @@ def draw_figure1(arms: Mapping[str, Sequence[Run]], paths: Sequence[Path]) -> No
         _draw_percentiles(axes, arms[arm][0], _LOOKS[arm]["color"])
         axes.set_title(title)
         axes.set_ylim(-1.05 * limit, 1.05 * limit)
-    panels[0].set_ylabel("input to a sigmoid of the last hidden layer")
+    panels[0].set_ylabel("input to one sigmoid")
     for axes in (curves, *panels):
         axes.set_xlabel("training steps")
         axes.set_xlim(left=0)
@@ -76,7 +76,9 @@ def figure1_record(arms: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
                 "percentiles": [r.metrics["percentiles"].tolist() for r in runs],
             },
         }
-    means = [record["arms"][a]["steps_to_90_percent"]["mean"] for a in ("baseline", "bn")]
+    means = [
+        record["arms"][a]["steps_to_90_percent"]["mean"] for a in ("baseline", "bn")
+    ]
     record["steps_to_90_percent_baseline_over_bn"] = (
         None if None in means else means[0] / means[1]
     )
@@ -108,7 +110,9 @@ def figure1_table(record: Mapping[str, Any]) -> str:
     if ratio is not None:
         lines.append(f"Without BN it takes {ratio:.1f} times the steps to 90 %.")
     seeds = len(record["arms"]["bn"]["seeds"])
-    lines.append(f"Mean ± standard deviation over {seeds} seeds; - where never reached.")
+    lines.append(
+        f"Mean ± standard deviation over {seeds} seeds; - where never reached."
+    )
     return "\n".join(lines)
 
 
@@ -121,7 +125,7 @@ def _draw_accuracy(axes: Axes, arms: Mapping[str, Sequence[Run]]) -> None:
         axes.fill_between(steps, *band, color=_LOOKS[arm]["color"], alpha=0.25, lw=0)
     axes.set_title("(a) Test accuracy")
     axes.set_ylim(0.7, 1.0)
-    axes.set_ylabel("fraction of 10,000 test images")
+    axes.set_ylabel("fraction of test images")
     axes.legend(loc="lower right", frameon=False)
 
 

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 import bn_jax
-from bn_jax.data import Dataset, load_dataset
+from bn_jax.data import load_dataset
 from bn_jax.data.batching import batch_indices, padded_batches
 from bn_jax.data.image import binarize
 from bn_jax.errors import UserError
@@ -42,7 +43,16 @@ from bn_jax.training.steps import (
     make_train_step,
 )
 from bn_jax.training.writer import MetricsWriter
-from bn_jax.workdir import claim_workdir, read_metrics, read_summary, write_summary
+from bn_jax.workdir import (
+    check_workdir,
+    claim_workdir,
+    read_metrics,
+    read_summary,
+    write_summary,
+)
+
+# A ConfigDict, whose settings no type checker knows.
+_Settings = Any
 
 
 def train(
@@ -67,19 +77,14 @@ def train(
     """
     started = time.monotonic()
     workdir = Path(workdir)
-    _check_config(config)
-    data = load_dataset(**config.dataset)
-    if config.batch_size > len(data.train_labels):
-        raise UserError(
-            f"batch_size: {config.batch_size} examples a step are more than the "
-            f"{len(data.train_labels)} that {data.name} has for training."
-        )
-    run = _build(config, data)
-    claim_workdir(workdir, json.loads(config.to_json()))
+    settings = json.loads(config.to_json())
+    check_workdir(workdir, settings)
     summary = read_summary(workdir)
     if summary is not None:
         logging.info("%s: this run is complete already.", workdir)
         return summary
+    run = _build(config)
+    claim_workdir(workdir, settings)
     steps_per_second = _run_steps(config, run, workdir, show_progress)
     metrics = read_metrics(workdir)
     passed = [line["step"] for line in metrics if line["test_accuracy"] >= 0.9]
@@ -114,8 +119,15 @@ class _Run(NamedTuple):
     evaluate: Callable[[TrainState, int], _Measured]
 
 
-def _build(config: ConfigDict, data: Dataset) -> _Run:
+def _build(config: _Settings) -> _Run:
     """Puts the data on the device, and everything together that works on them."""
+    _check_config(config)
+    data = load_dataset(**config.dataset)
+    if config.batch_size > len(data.train_labels):
+        raise UserError(
+            f"config.batch_size: {config.batch_size} examples a step are more than the "
+            f"{len(data.train_labels)} that {data.name} has for training."
+        )
     preprocess = partial(binarize, threshold=config.binarize_threshold)
     norm = make_norm(**config.norm)
     model = make_model(num_classes=data.num_classes, norm=norm, **config.model)
@@ -124,11 +136,11 @@ def _build(config: ConfigDict, data: Dataset) -> _Run:
     init = jax.jit(partial(init_state, model, tx))
     initial_state = init(key=jax.random.key(config.seed), example=example)
 
-    train_examples = jax.device_put(Examples(data.train_images, data.train_labels))
+    train_examples = _on_device(data.train_images, data.train_labels)
     images, labels, is_example = padded_batches(
         data.test_images, data.test_labels, config.evaluation.batch_size
     )
-    test_batches = jax.device_put(PaddedBatches(Examples(images, labels), is_example))
+    test_batches = PaddedBatches(_on_device(images, labels), jnp.asarray(is_example))
     train_step = make_train_step(model, tx, preprocess=preprocess)
     train_chunk = jax.jit(make_train_chunk(train_step))
     population_step = jax.jit(make_population_step(model, preprocess=preprocess))
@@ -170,8 +182,12 @@ def _build(config: ConfigDict, data: Dataset) -> _Run:
     return _Run(initial_state, run_chunk, evaluate)
 
 
+def _on_device(images: np.ndarray, labels: np.ndarray) -> Examples:
+    return Examples(jnp.asarray(images), jnp.asarray(labels))
+
+
 def _run_steps(
-    config: ConfigDict, run: _Run, workdir: Path, show_progress: bool
+    config: _Settings, run: _Run, workdir: Path, show_progress: bool
 ) -> float:
     """Takes the steps that are left, and returns how many of them a second took.
 
@@ -240,7 +256,7 @@ def _report(
     pace.advance(step)
 
 
-def _check_config(config: ConfigDict) -> None:
+def _check_config(config: _Settings) -> None:
     """Raises UserError for settings that no run can have."""
     schedule = config.evaluation.schedule
     at_least_one = {

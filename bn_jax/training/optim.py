@@ -19,7 +19,7 @@ def make_optimizer(name: str, **fields: Any) -> optax.GradientTransformation:
         UserError: If Optax has no optimizer of that name, or it no such argument.
     """
     factory = getattr(optax, name, None)
-    if not callable(factory) or "learning_rate" not in _parameters(factory):
+    if not inspect.isfunction(factory) or "learning_rate" not in _parameters(factory):
         raise UserError(
             f"optimizer.name: optax has no optimizer {name!r}; sgd, adam and adamw are "
             "some that it has."

@@ -64,9 +64,7 @@ def _percentiles_probe(model: Any, initial_variables: PyTree, inputs: Array) -> 
         )
 
     def layer_inputs(variables: PyTree) -> Float[Array, "examples units"]:
-        _, sown = model.apply(
-            variables, inputs, train=False, mutable=["intermediates"]
-        )
+        _, sown = model.apply(variables, inputs, train=False, mutable=["intermediates"])
         return sown["intermediates"][layer][0]
 
     unit = typical_unit(unit_percentiles(layer_inputs(initial_variables)))

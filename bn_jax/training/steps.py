@@ -1,7 +1,7 @@
 """Training and evaluation as pure functions, to be compiled by the caller."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -163,7 +163,7 @@ def make_eval_step(
     def eval_step(variables: PyTree, batches: PaddedBatches) -> PredictionSums:
         def batch_sums(batch: PaddedBatches) -> PredictionSums:
             images = preprocess(batch.examples.images)
-            logits = model.apply(variables, images, train=False)
+            logits: Any = model.apply(variables, images, train=False)
             return prediction_sums(logits, batch.examples.labels, batch.is_example)
 
         return jax.tree.map(jnp.sum, jax.lax.map(batch_sums, batches))

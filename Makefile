@@ -1,0 +1,48 @@
+# make mnist   the paper's MNIST experiment: set-up, training, figure
+# make test    set-up and all tests
+# make shapes  set-up and the shape tests alone
+# make check   lint, types and imports
+# make bench   timings against peers (see benchmarks/)
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/figure1
+
+BIN := $(VENV)/bin
+
+.PHONY: mnist test shapes check bench clean
+
+mnist: $(VENV)/.installed
+	$(BIN)/bn-jax figure1 --workdir=$(WORKDIR)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2
+
+shapes: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m shapes
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/pip install -q -e '.[benchmark]' -c constraints.txt
+	$(BIN)/python benchmarks/mnist_step.py
+
+# One installation at a time, each a step on the way to the next.
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv312 build dist
