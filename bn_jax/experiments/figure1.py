@@ -1,8 +1,6 @@
 """Figure 1 of the paper: both arms over several seeds, drawn and summarized."""
 
 import json
-import os
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from bn_jax.experiments.configs import load_config
 from bn_jax.experiments.runs import Job, run_jobs
 from bn_jax.reporting.figure1 import draw_figure1, figure1_record, figure1_table
 from bn_jax.reporting.load import load_run
+from bn_jax.reporting.machine import describe_machine
 
 _ARMS = ("baseline", "bn")
 
@@ -43,17 +42,8 @@ def figure1(
     run_jobs([job for pair in zip(*jobs.values(), strict=True) for job in pair])
 
     arms = {arm: [load_run(job.workdir) for job in jobs[arm]] for arm in _ARMS}
-    record = {"machine": _machine(), **figure1_record(arms)}
+    record = {"machine": describe_machine(), **figure1_record(arms)}
     picture = workdir / "figure1.png"
     draw_figure1(arms, [picture, workdir / "figure1.svg"])
     (workdir / "figure1.json").write_text(json.dumps(record) + "\n")
     return f"{figure1_table(record)}\n\nThe figure: {picture}"
-
-
-def _machine() -> dict[str, str | int | None]:
-    """What the runs' speed depends on."""
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-    }

@@ -194,9 +194,11 @@ def _run_steps(
     A stretch of steps is one compiled call. The next one is dispatched before the
     figures of the last are fetched, so that the device never waits for Python.
     """
-    evaluated = evaluation_steps(config.num_steps, **config.evaluation.schedule)
     every = config.checkpoint.every_steps
     saved = {*range(every, config.num_steps, every), config.num_steps}
+    # Every checkpoint is evaluated, so that the first line of a run that goes on from
+    # it averages the same training losses.
+    evaluated = saved | evaluation_steps(config.num_steps, **config.evaluation.schedule)
     folder = workdir / "checkpoints"
     with Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints:
         state = checkpoints.restore_latest(run.initial_state) or run.initial_state
@@ -215,15 +217,17 @@ def _run_steps(
             for start, end in chunks(
                 first_step,
                 config.num_steps,
-                stops=evaluated | saved,
+                stops=evaluated,
                 max_steps=config.max_steps_per_dispatch,
             ):
                 state, chunk_losses = run.train_chunk(state, start, end)
                 losses.append(chunk_losses)
                 measured = run.evaluate(state, end) if end in evaluated else None
-                reports.append(partial(_report, writer, pace, end, losses, measured))
+                reports.append(
+                    partial(_report, writer, pace, end, tuple(losses), measured)
+                )
                 if measured is not None:
-                    losses = []
+                    losses.clear()
                 # A checkpoint must not know more than the metrics on disk.
                 may_wait = 0 if end in saved else 1
                 while len(reports) > may_wait:
