@@ -83,12 +83,12 @@ def load_idx_folder(folder: Path) -> Dataset:
 
 def _find(folder: Path, stem: str, ending: str) -> Path:
     names: Sequence[str] = [
-        f"{stem}{joint}{ending}{suffix}" for joint in "-." for suffix in ("", ".gz")
+        f"{stem}{joint}{ending}{suffix}" for joint in "-." for suffix in (".gz", "")
     ]
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f"{folder}: there is no {names[0]} or {names[1]} in this folder.")
+    raise UserError(f"{folder}: there is no {names[1]} or {names[0]} in this folder.")
 
 
 def _read(path: Path) -> bytes:

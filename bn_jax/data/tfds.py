@@ -33,24 +33,29 @@ def load_tfds(
             as array_record, holds no images of one size with class labels, or is
             larger than 4 GiB.
     """
+    if data_dir is not None:
+        data_dir = str(Path(data_dir).expanduser())
     builder = _prepared_builder(name, data_dir)
     shape, num_classes = _check_features(name, builder)
     splits = []
     for split in (train_split, test_split):
-        try:
-            source = builder.as_data_source(split)
-        except (ValueError, KeyError) as error:
-            raise UserError(
-                f"{name}: there is no split {split!r}; it has "
-                f"{', '.join(sorted(builder.info.splits))}."
-            ) from error
+        _check_split(name, builder, split)
+        source = builder.as_data_source(split)
         if len(source) * int(np.prod(shape)) > _MAX_BYTES:
             raise UserError(
                 f"{name}: split {split!r} holds {len(source)} images of {shape}; this "
                 f"experiment keeps its data in memory, at most {_MAX_BYTES >> 30} GiB. "
                 f"A slice such as '{split}[:10%]' may do."
             )
-        splits += _read(source)
+        try:
+            splits += _read(source)
+        # What array_record raises for files that are missing or damaged.
+        except (RuntimeError, ValueError, OSError, IndexError) as error:
+            raise UserError(
+                f"{name}: split {split!r} in {builder.data_dir} cannot be read "
+                f"({error}). Remove that folder and prepare it again: "
+                f"{_recipe(name, data_dir)}"
+            ) from error
     return check_dataset(Dataset(name, *splits, num_classes=num_classes))
 
 
@@ -61,7 +66,9 @@ def _prepared_builder(name: str, data_dir: str | None) -> Any:
 
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
+    # A version or a configuration that does not exist is an AssertionError or a
+    # ValueError, and so is a name that cannot be one.
+    except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
         raise UserError(
             f"dataset.name: tensorflow-datasets knows no {name!r}, and none is prepared"
             f" under {data_dir or 'its default folder'}. `python -c 'import "
@@ -81,6 +88,21 @@ def _prepared_builder(name: str, data_dir: str | None) -> Any:
             f"Prepare it: {_recipe(name, data_dir)}"
         )
     return builder
+
+
+def _check_split(name: str, builder: Any, split: str) -> None:
+    """Makes sure that a split exists and is not empty, slices included."""
+    splits = builder.info.splits
+    try:
+        if split and splits[split].num_examples > 0:
+            return
+        cause = None
+    except (ValueError, KeyError, AssertionError) as error:
+        cause = error
+    raise UserError(
+        f"{name}: there is no split {split!r} with examples; it has "
+        f"{', '.join(sorted(splits))}."
+    ) from cause
 
 
 def _recipe(name: str, data_dir: str | None) -> str:
