@@ -2,11 +2,15 @@
 
     make bench
 
-Every contender is a process of its own that holds the real data and waits. They take
-turns, one block of steps each, round after round, so that all of them meet the same
-moods of the machine; what is compared are medians over the rounds and, pair by pair,
-ratios. PyTorch runs with one thread and with two, and its better one counts. Ours runs
-once on all cores and once bound to one, as `bn-jax figure1` runs it.
+Every contender is a process of its own (or one a core) that holds the real data and
+waits. They take turns, one block of steps each, round after round, so that all of them
+meet the same moods of the machine; what is compared are ratios, round by round, and
+their medians. Three comparisons are made:
+
+- one run, all cores: ours, on all cores or bound to one, against PyTorch with one
+  thread or with two, the faster of each;
+- one run, one core each;
+- two runs at a time, one a core, as `bn-jax figure1` trains: steps of both are counted.
 
 Writes `results/mnist_step.json`.
 """
@@ -19,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +31,24 @@ from bn_jax.reporting.machine import describe_machine
 
 _BATCH_SIZE = 60
 _ARMS = ("baseline", "bn")
-_CONTENDERS = ("jax", "jax on one core", "torch 1 thread", "torch 2 threads")
+
+
+class _Contender(NamedTuple):
+    """Processes that run at the same time, each bound to a core or (None) to none."""
+
+    library: str
+    threads: int
+    cores: tuple[int | None, ...]
+
+
+_CONTENDERS = {
+    "jax": _Contender("jax", 0, (None,)),
+    "jax, one core": _Contender("jax", 0, (0,)),
+    "jax, two runs": _Contender("jax", 0, (0, 1)),
+    "torch, 2 threads": _Contender("torch", 2, (None,)),
+    "torch, 1 thread": _Contender("torch", 1, (0,)),
+    "torch, two runs": _Contender("torch", 1, (0, 1)),
+}
 
 
 def main() -> None:
@@ -35,11 +56,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=500, help="steps a block")
-    parser.add_argument("--contender", choices=_CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--library", choices=["jax", "torch"], help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--arm", choices=_ARMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.contender:
-        _serve(options.contender, options.arm, options.steps)
+    if options.library:
+        _serve(options)
         return
 
     record: dict[str, Any] = {
@@ -61,56 +84,72 @@ def _measure(
     arm: str, rounds: int, steps: int
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Milliseconds a step of each contender in each round."""
-    processes = {}
+    groups = {}
     versions: dict[str, str] = {}
-    for name in _CONTENDERS:
-        words = [sys.executable, __file__, f"--contender={name}", f"--arm={arm}"]
-        processes[name] = subprocess.Popen(
-            [*words, f"--steps={steps}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    for name, contender in _CONTENDERS.items():
+        words = [
+            *(sys.executable, __file__, f"--library={contender.library}"),
+            *(f"--threads={contender.threads}", f"--arm={arm}", f"--steps={steps}"),
+        ]
+        groups[name] = [
+            subprocess.Popen(
+                words if core is None else [*words, f"--core={core}"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for core in contender.cores
+        ]
     times: dict[str, list[float]] = {name: [] for name in _CONTENDERS}
     try:
-        for process in processes.values():
-            versions |= json.loads(_ask(process, "ready"))
+        for group in groups.values():
+            for answer in _ask(group, "ready"):
+                versions |= json.loads(answer)
         for _ in range(rounds):
-            for name, process in processes.items():
-                times[name].append(float(_ask(process, "go")))
+            for name, group in groups.items():
+                seconds = max(float(answer) for answer in _ask(group, "go"))
+                times[name].append(seconds / (steps * len(group)) * 1e3)
     finally:
-        for process in processes.values():
+        for process in (process for group in groups.values() for process in group):
             process.kill()
             process.wait()
     return times, versions
 
 
-def _ask(process: "subprocess.Popen[str]", question: str) -> str:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(question + "\n")
-    process.stdin.flush()
-    answer = process.stdout.readline()
-    if not answer:
-        raise RuntimeError(f"a contender ended with exit code {process.wait()}.")
-    return answer
+def _ask(group: "list[subprocess.Popen[str]]", question: str) -> list[str]:
+    """The answers of all processes of a contender, asked at the same time."""
+    for process in group:
+        assert process.stdin is not None
+        process.stdin.write(question + "\n")
+        process.stdin.flush()
+    answers = []
+    for process in group:
+        assert process.stdout is not None
+        answers.append(process.stdout.readline())
+        if not answers[-1]:
+            raise RuntimeError(f"a contender ended with exit code {process.wait()}.")
+    return answers
 
 
 def _summarize(times: dict[str, list[float]]) -> dict[str, Any]:
     medians = {name: float(np.median(values)) for name, values in times.items()}
-    ours = min(("jax", "jax on one core"), key=medians.__getitem__)
-    torch = min(("torch 1 thread", "torch 2 threads"), key=medians.__getitem__)
-    ratios = np.array(times[torch]) / np.array(times[ours])
-    same_core = np.array(times["torch 1 thread"]) / np.array(times["jax on one core"])
+    ours = min(("jax", "jax, one core"), key=medians.__getitem__)
+    torch = min(("torch, 1 thread", "torch, 2 threads"), key=medians.__getitem__)
+    pairs = {
+        "one run, all cores": (torch, ours),
+        "one run, one core": ("torch, 1 thread", "jax, one core"),
+        "two runs, one a core": ("torch, two runs", "jax, two runs"),
+        "two runs against the faster single run of PyTorch": (torch, "jax, two runs"),
+    }
     return {
         "milliseconds_per_step": {
             name: {"median": medians[name], "all": [round(v, 4) for v in values]}
             for name, values in times.items()
         },
-        "faster_of_ours": ours,
-        "faster_torch": torch,
-        "steps_per_second_over_torch": float(np.median(ratios)),
-        "steps_per_second_over_torch_one_core_each": float(np.median(same_core)),
+        "steps_per_second_over_torch": {
+            comparison: float(np.median(np.array(times[slow]) / np.array(times[fast])))
+            for comparison, (slow, fast) in pairs.items()
+        },
     }
 
 
@@ -118,26 +157,21 @@ def _table(arm: str, summary: dict[str, Any]) -> str:
     lines = [f"{arm}:"]
     for name, values in summary["milliseconds_per_step"].items():
         lines.append(f"  {name:18}{values['median']:7.3f} ms a step")
-    lines.append(
-        f"  {summary['steps_per_second_over_torch']:.2f} times the steps a second of "
-        f"the faster PyTorch ({summary['faster_torch']})"
-    )
-    lines.append(
-        f"  {summary['steps_per_second_over_torch_one_core_each']:.2f} times with one "
-        "core each"
-    )
+    for comparison, ratio in summary["steps_per_second_over_torch"].items():
+        lines.append(f"  {ratio:.2f} times PyTorch's steps a second: {comparison}")
     return "\n".join(lines)
 
 
-def _serve(contender: str, arm: str, steps: int) -> None:
-    """Answers each line of standard input: versions first, then times."""
-    if contender == "jax on one core":
+def _serve(options: argparse.Namespace) -> None:
+    """Answers each line of standard input: versions first, then seconds."""
+    if options.core is not None:
         # Before JAX counts the cores.
-        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]})
-    if contender.startswith("jax"):
-        run, versions = _jax_block(arm, steps)
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[options.core % len(cores)]})
+    if options.library == "jax":
+        run, versions = _jax_block(options.arm, options.steps)
     else:
-        run, versions = _torch_block(arm, steps, threads=int(contender.split()[1]))
+        run, versions = _torch_block(options.arm, options.steps, options.threads)
     run()
     for line in sys.stdin:
         if line.strip() == "ready":
@@ -145,7 +179,7 @@ def _serve(contender: str, arm: str, steps: int) -> None:
         else:
             start = time.perf_counter()
             run()
-            print((time.perf_counter() - start) / steps * 1e3, flush=True)
+            print(time.perf_counter() - start, flush=True)
 
 
 def _jax_block(arm: str, steps: int) -> tuple[Callable[[], None], dict[str, str]]:
@@ -193,7 +227,7 @@ def _jax_block(arm: str, steps: int) -> tuple[Callable[[], None], dict[str, str]
 
 
 def _torch_block(
-    arm: str, steps: int, *, threads: int
+    arm: str, steps: int, threads: int
 ) -> tuple[Callable[[], None], dict[str, str]]:
     """The same network, data and optimizer in eager PyTorch."""
     import torch

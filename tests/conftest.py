@@ -1,0 +1,80 @@
+"""Eight CPU devices, checked types, strict promotion for the core, fixed examples."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import pytest
+from jax.sharding import AxisType
+
+# Devices are made at first use, and modules are checked when they are imported: both
+# come before any test module. The tolerances of the tests are those of a CPU.
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jaxtyping.install_import_hook("bn_jax.core", "beartype.beartype")
+
+hypothesis.settings.register_profile(
+    "bn_jax", max_examples=25, deadline=None, derandomize=True, database=None
+)
+hypothesis.settings.load_profile("bn_jax")
+
+_CORE = Path(__file__).parent / "core"
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Lets no rank and no dtype be promoted silently while the core is tested."""
+    if _CORE not in request.path.parents:
+        yield
+        return
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def standard_promotion(strict_promotion: None) -> Iterator[None]:
+    """Lets dtypes be promoted again, for inputs that are not float32."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def unchecked_types() -> Iterator[None]:
+    """Lets arguments through that contradict the annotations, to see what follows."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def initial_stats() -> Callable[..., dict[str, jax.Array]]:
+    """Running statistics as a layer starts with them, of the given feature shape."""
+
+    def initial_stats(*features: int) -> dict[str, jax.Array]:
+        return {"mean": jnp.zeros(features), "var": jnp.ones(features)}
+
+    return initial_stats
+
+
+@pytest.fixture(scope="session")
+def make_mesh() -> Callable[..., jax.sharding.Mesh]:
+    """A mesh of the first devices, one size for each axis name."""
+
+    def make_mesh(
+        axis_type: AxisType = AxisType.Auto, **sizes: int
+    ) -> jax.sharding.Mesh:
+        shape = tuple(sizes.values())
+        num_devices = 1
+        for size in shape:
+            num_devices *= size
+        return jax.make_mesh(
+            shape,
+            tuple(sizes),
+            axis_types=(axis_type,) * len(shape),
+            devices=jax.devices()[:num_devices],
+        )
+
+    return make_mesh

@@ -1,0 +1,240 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from bn_jax.core.batch_norm import batch_norm, batch_norm_with_moments
+
+compiled = jax.jit(
+    batch_norm,
+    static_argnames=("axis", "epsilon", "momentum", "use_running_average"),
+)
+
+
+def normal(*shape, mean=0.0, std=1.0, seed=0):
+    values = np.random.default_rng(seed).normal(mean, std, shape)
+    return jnp.asarray(values, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((60, 100), -1),
+        ((5, 4, 3, 6), -1),
+        ((5, 6, 4, 3), 1),
+        ((4, 2, 3), (1, 2)),
+        ((4, 2, 3), (2, 0)),
+    ],
+)
+def test_training_matches_the_oracle(shape, axis, initial_stats):
+    features = tuple(shape[a] for a in sorted(np.atleast_1d(axis) % len(shape)))
+    x, scale = normal(*shape, mean=2, std=3), normal(*features, seed=1)
+    bias, stats = normal(*features, seed=2), initial_stats(*features)
+    y, stats = compiled(x, scale, bias, stats, axis=axis, momentum=0.9)
+    _, mean, var = oracles.moments(x, axis=axis)
+    np.testing.assert_allclose(
+        y, oracles.batch_norm(x, scale, bias, axis=axis), rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_allclose(stats["mean"], 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * var, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((6, 5), -1), ((3, 5, 4, 2), 1)])
+def test_inference_matches_the_oracle_and_leaves_the_statistics_alone(shape, axis):
+    x, scale, bias = normal(*shape), normal(5, seed=1), normal(5, seed=2)
+    stats = {"mean": normal(5, seed=3), "var": normal(5, seed=4) ** 2}
+    y, new_stats = compiled(x, scale, bias, stats, use_running_average=True, axis=axis)
+    expected = oracles.inference(x, scale, bias, stats["mean"], stats["var"], axis=axis)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_equal(new_stats, stats)
+
+
+def test_inference_with_initial_statistics_only_divides_by_the_root(initial_stats):
+    x = normal(4, 3)
+    y, _ = compiled(x, None, None, initial_stats(3), use_running_average=True)
+    np.testing.assert_allclose(y, np.float64(x) / np.sqrt(1 + 1e-5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("use_scale", [True, False])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_none_stands_for_no_scale_and_no_bias(use_scale, use_bias, initial_stats):
+    x = normal(8, 3, mean=1)
+    scale = normal(3, seed=1) if use_scale else None
+    bias = normal(3, seed=2) if use_bias else None
+    y, _ = compiled(x, scale, bias, initial_stats(3))
+    expected = oracles.batch_norm(x, scale, bias)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-3, 1.0])
+def test_epsilon_is_added_inside_the_root(epsilon, initial_stats):
+    y, _ = compiled(
+        jnp.array([[-2.0], [2.0]]), None, None, initial_stats(1), epsilon=epsilon
+    )
+    np.testing.assert_allclose(y[1], [2 / np.sqrt(4 + epsilon)], rtol=1e-6)
+
+
+def test_the_mean_square_of_the_result_is_below_one_by_epsilon(initial_stats):
+    # PAPER: mean(x_hat ** 2) = var / (var + epsilon).
+    x = normal(60, 3) * jnp.array([[0.1, 1.0, 10.0]])
+    y, _ = compiled(x, None, None, initial_stats(3), epsilon=1e-2)
+    _, _, var = oracles.moments(x)
+    np.testing.assert_allclose(np.mean(y, axis=0), np.zeros(3), atol=1e-6)
+    np.testing.assert_allclose(np.mean(y**2, axis=0), var / (var + 1e-2), rtol=1e-5)
+
+
+def test_the_identity_is_recoverable(initial_stats):
+    x = normal(60, 4, mean=3, std=2)
+    _, mean, var = oracles.moments(x)
+    scale, bias = (jnp.asarray(v, jnp.float32) for v in (np.sqrt(var + 1e-5), mean))
+    y, _ = compiled(x, scale, bias, initial_stats(4))
+    np.testing.assert_allclose(y, x, rtol=1e-5, atol=1e-5)
+
+
+def test_other_examples_matter_in_training(initial_stats):
+    x = normal(8, 3)
+    other = x.at[7].set(5.0)
+    y, _ = compiled(x, None, None, initial_stats(3))
+    y_other, _ = compiled(other, None, None, initial_stats(3))
+    assert np.all(np.abs(y[0] - y_other[0]) > 1e-2)
+
+
+def test_other_examples_do_not_matter_at_all_in_inference(initial_stats):
+    x = normal(8, 3)
+    other = x.at[7].set(5.0)
+    y, _ = compiled(x, None, None, initial_stats(3), use_running_average=True)
+    y_other, _ = compiled(other, None, None, initial_stats(3), use_running_average=True)
+    chex.assert_trees_all_equal(y[:7], y_other[:7])
+
+
+@pytest.mark.parametrize("distance", [1e-3, 0.1, 10.0])
+def test_a_batch_of_two_keeps_only_the_sign(distance, initial_stats):
+    x = jnp.array([[0.0], [distance]])
+    y, _ = compiled(x, None, None, initial_stats(1))
+    magnitude = 1 / np.sqrt(1 + 4e-5 / np.float64(np.float32(distance)) ** 2)
+    np.testing.assert_allclose(y, [[-magnitude], [magnitude]], rtol=1e-5)
+
+
+def test_a_batch_of_one_gives_the_bias(initial_stats):
+    bias = jnp.array([0.5, -3.0])
+    y, _ = batch_norm(jnp.array([[7.0, 1e5]]), normal(2), bias, initial_stats(2))
+    chex.assert_trees_all_equal(y[0], bias)
+
+
+@pytest.mark.parametrize("offset", [1e2, 1e3, 3e3, 1e4, 1e5])
+def test_the_result_survives_a_large_mean(offset, initial_stats):
+    x = normal(4096, 2, mean=offset)
+    y, _ = compiled(x, None, None, initial_stats(2))
+    # The mean is a float32, and so one part in 2 ** 24 of the offset away.
+    rounding = offset * 2.0**-24
+    np.testing.assert_allclose(y, oracles.batch_norm(x), rtol=1e-5, atol=rounding)
+
+
+def test_two_values_around_ten_thousand_become_minus_one_and_one(initial_stats):
+    y, _ = compiled(jnp.array([[9999.0], [10001.0]]), None, None, initial_stats(1))
+    np.testing.assert_allclose(y, [[-1.0], [1.0]], rtol=1e-5)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([[-300.0], [300.0]], jnp.float16),
+        ([[-6e4], [6e4]], jnp.float16),
+        ([[29.0], [31.0]], jnp.bfloat16),
+        ([[1000.0], [1008.0]], jnp.bfloat16),
+    ],
+)
+def test_half_precision_neither_overflows_nor_cancels(values, dtype, initial_stats):
+    y, stats = compiled(jnp.array(values, dtype), None, None, initial_stats(1))
+    chex.assert_type(
+        [y, stats["mean"], stats["var"]], [dtype, jnp.float32, jnp.float32]
+    )
+    np.testing.assert_array_equal(np.float32(y), [[-1.0], [1.0]])
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_float64_is_as_good_as_the_oracle(initial_stats):
+    x = np.random.default_rng(0).normal(1e3, 1, (60, 5))
+    with jax.enable_x64(True):
+        y, stats = compiled(jnp.asarray(x), None, None, initial_stats(5))
+        chex.assert_type([y, stats["mean"], stats["var"]], jnp.float64)
+        np.testing.assert_allclose(y, oracles.batch_norm(x), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_complex_values_match_the_oracle(initial_stats):
+    x = normal(60, 3, mean=2) + 1j * normal(60, 3, seed=1)
+    y, _ = compiled(x, normal(3, seed=2), None, initial_stats(3))
+    chex.assert_type(y, jnp.complex64)
+    expected = oracles.batch_norm(x, normal(3, seed=2))
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("standard_promotion", "unchecked_types")
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.int8, jnp.bool_])
+def test_integers_become_float32(dtype, initial_stats):
+    x = jnp.array([[0, 1], [1, 1], [1, 0]], dtype)
+    y, _ = batch_norm(x, None, None, initial_stats(2))
+    chex.assert_type(y, jnp.float32)
+    expected = oracles.batch_norm(np.array([[0, 1], [1, 1], [1, 0]]))
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_numpy_arrays_are_arrays_too(initial_stats):
+    x = np.array([[1.0], [3.0]], np.float32)
+    y, _ = batch_norm(x, np.ones(1, np.float32), None, initial_stats(1))
+    np.testing.assert_allclose(y, oracles.batch_norm(x), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("use_running_average", [True, False])
+def test_parameters_do_not_change_the_dtype_of_the_result(
+    use_running_average, initial_stats
+):
+    y, _ = compiled(
+        jnp.ones((2, 3), jnp.bfloat16),
+        jnp.ones(3),
+        jnp.ones(3),
+        initial_stats(3),
+        use_running_average=use_running_average,
+    )
+    chex.assert_type(y, jnp.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_strict_promotion_accepts_half_precision(dtype, initial_stats):
+    x = jnp.array([[1.0], [3.0]], dtype)
+    y, _ = batch_norm(x, jnp.ones(1, dtype), jnp.zeros(1, dtype), initial_stats(1))
+    chex.assert_type(y, dtype)
+
+
+def test_moments_of_the_batch_come_with_the_result(initial_stats):
+    x = normal(6, 2)
+    result = batch_norm_with_moments(x, None, None, initial_stats(2), **_DEFAULTS)
+    expected = [m.astype(np.float32) for m in oracles.moments(x)]
+    chex.assert_trees_all_close(list(result.moments), expected, rtol=1e-5)
+    y, stats = batch_norm(x, None, None, initial_stats(2))
+    chex.assert_trees_all_equal((result.y, result.batch_stats), (y, stats))
+
+
+def test_inference_computes_no_moments(initial_stats):
+    settings = _DEFAULTS | {"use_running_average": True}
+    result = batch_norm_with_moments(
+        normal(6, 2), None, None, initial_stats(2), **settings
+    )
+    assert result.moments is None
+
+
+_DEFAULTS = {
+    "use_running_average": False,
+    "axis": -1,
+    "momentum": 0.99,
+    "epsilon": 1e-5,
+    "mask": None,
+    "axis_name": None,
+    "axis_index_groups": None,
+}

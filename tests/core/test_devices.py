@@ -1,0 +1,278 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bn_jax.core.batch_norm import batch_norm
+
+NUM_DEVICES = 4
+MAPS = ("pmap", "vmap", "shard_map", "shard_map_unchecked")
+
+
+def normal(*shape, seed=0):
+    """Samples whose mean is 0, 1, 2, ... along the first axis."""
+    values = np.random.default_rng(seed).normal(size=shape)
+    index = np.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+    return (values + index).astype(np.float32)
+
+
+@pytest.fixture(params=MAPS)
+def over_devices(request, make_mesh):
+    """Maps a function of the slices of arrays along their first axis, "devices"."""
+
+    def over_devices(function):
+        if request.param == "pmap":
+            return jax.pmap(function, axis_name="devices")
+        if request.param == "vmap":
+            return jax.jit(jax.vmap(function, axis_name="devices"))
+
+        def of_shards(*shards):
+            results = function(*(shard[0] for shard in shards))
+            return jax.tree.map(lambda result: result[None], results)
+
+        def mapped(*arrays):
+            return jax.shard_map(
+                of_shards,
+                mesh=make_mesh(devices=arrays[0].shape[0]),
+                in_specs=P("devices"),
+                out_specs=P("devices"),
+                check_vma=request.param == "shard_map",
+            )(*arrays)
+
+        return jax.jit(mapped)
+
+    return over_devices
+
+
+def train(x, mask=None, **settings):
+    features = x.shape[-1]
+    stats = {"mean": jnp.zeros(features), "var": jnp.ones(features)}
+    settings = {"axis_name": "devices", "momentum": 0.0} | settings
+    return batch_norm(x, None, None, stats, mask=mask, **settings)
+
+
+def assert_like_one_device(results, x, mask=None):
+    """Compares with the oracle on what all devices hold together."""
+    y, stats = results
+    together = np.reshape(x, (-1, x.shape[-1]))
+    mask = None if mask is None else np.reshape(mask, (-1, 1))
+    _, mean, var = oracles.moments(together, mask=mask)
+    for device in range(x.shape[0]):
+        np.testing.assert_allclose(stats["mean"][device], mean, rtol=1e-5)
+        np.testing.assert_allclose(stats["var"][device], var, rtol=1e-5)
+    expected = oracles.batch_norm(together, mask=mask).reshape(x.shape)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_devices_together_are_like_one(over_devices):
+    x = normal(NUM_DEVICES, 8, 3)
+    assert_like_one_device(over_devices(train)(jnp.asarray(x)), x)
+
+
+def test_one_example_on_each_device_is_a_batch(over_devices):
+    x = normal(8, 1, 3)
+    assert_like_one_device(over_devices(train)(jnp.asarray(x)), x)
+
+
+def test_a_large_mean_that_differs_between_devices_does_not_cancel(over_devices):
+    x = normal(NUM_DEVICES, 8, 3) + np.float32(1e4)
+    _, stats = over_devices(train)(jnp.asarray(x))
+    _, mean, var = oracles.moments(np.reshape(x, (-1, 3)))
+    np.testing.assert_allclose(stats["mean"][0], mean, rtol=1e-6)
+    np.testing.assert_allclose(stats["var"][0], var, rtol=1e-6)
+
+
+def test_devices_with_more_valid_positions_weigh_more(over_devices):
+    x = normal(NUM_DEVICES, 8, 3)
+    mask = np.arange(8)[None, :, None] < np.array([8, 4, 2, 1])[:, None, None]
+    x[~np.broadcast_to(mask, x.shape)] = np.nan
+    results = over_devices(train)(jnp.asarray(x), jnp.asarray(mask))
+    assert_like_one_device(results, x, mask)
+
+
+def test_the_variance_of_means_belongs_to_the_variance(over_devices):
+    x = jnp.array([[[-1.0], [1.0]], [[1.0], [3.0]]])
+    _, stats = over_devices(train)(x)
+    chex.assert_trees_all_equal(stats["mean"], jnp.ones((2, 1)))
+    chex.assert_trees_all_equal(stats["var"], jnp.full((2, 1), 2.0))
+
+
+def test_counts_that_differ_give_the_mean_of_all_values(over_devices):
+    x = jnp.array([[[0.0]] * 4, [[4.0], [9.0], [9.0], [9.0]]])
+    mask = jnp.array([[[True]] * 4, [[True], [False], [False], [False]]])
+    _, stats = over_devices(train)(x, mask)
+    np.testing.assert_allclose(stats["mean"], [[0.8], [0.8]], rtol=1e-6)
+    np.testing.assert_allclose(stats["var"], [[2.56], [2.56]], rtol=1e-6)
+
+
+def test_a_device_without_a_valid_position_adds_nothing(over_devices):
+    x = jnp.array([[[0.0], [4.0]], [[jnp.nan], [9.0]]])
+    mask = jnp.array([[[True], [True]], [[False], [False]]])
+    y, stats = over_devices(train)(x, mask)
+    chex.assert_trees_all_equal(stats["mean"], jnp.full((2, 1), 2.0))
+    chex.assert_trees_all_equal(stats["var"], jnp.full((2, 1), 4.0))
+    np.testing.assert_allclose(np.ravel(y), [-1, 1, 0, 0], rtol=1e-5)
+
+
+def test_no_valid_position_on_any_device_leaves_the_statistics_alone(over_devices):
+    x = jnp.full((2, 3, 1), jnp.inf)
+    y, stats = over_devices(train)(x, jnp.zeros((2, 3, 1), bool))
+    chex.assert_trees_all_equal(y, jnp.zeros((2, 3, 1)))
+    chex.assert_trees_all_equal(stats["mean"], jnp.zeros((2, 1)))
+    chex.assert_trees_all_equal(stats["var"], jnp.ones((2, 1)))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_of_the_whole_are_like_those_of_one_device(over_devices, masked):
+    x, dy = normal(NUM_DEVICES, 8, 3), normal(NUM_DEVICES, 8, 3, seed=1)
+    mask = np.random.default_rng(2).random((NUM_DEVICES, 8, 1)) < 0.6
+    mask[1] = False
+    mask = mask if masked else np.ones_like(mask)
+    forward = over_devices(lambda x, mask: train(x, mask)[0])
+
+    def loss(x):
+        return jnp.vdot(forward(x, jnp.asarray(mask)), dy)
+
+    dx = jax.grad(loss)(jnp.asarray(x))
+    x_flat, dy_flat, mask_flat = (
+        np.reshape(v, (-1, v.shape[-1])) for v in (x, dy, mask)
+    )
+    expected, _, _ = oracles.batch_norm_gradients(x_flat, dy_flat, mask=mask_flat)
+    np.testing.assert_allclose(dx, expected.reshape(x.shape), rtol=1e-5, atol=1e-5)
+
+
+# Two examples on each of two devices, and the gradients of the mean over all four.
+ROWS = jnp.array([[[0.0], [1.0]], [[2.0], [5.0]]])
+TARGETS = jnp.array([[[1.0], [0.0]], [[0.0], [1.0]]])
+DSCALE, DBIAS = 0.450935, -0.529360
+
+
+def squared_error(params, x, targets):
+    """Mean squared error of the rows of this device."""
+    stats = {"mean": jnp.zeros(1), "var": jnp.ones(1)}
+    y, _ = batch_norm(x, params["scale"], params["bias"], stats, axis_name="devices")
+    return jnp.mean(jnp.square(jnp.tanh(y) - targets))
+
+
+PARAMS = {"scale": jnp.ones(1), "bias": jnp.zeros(1)}
+
+
+def assert_gradients_of_the_mean(gradients):
+    np.testing.assert_allclose(gradients["scale"].ravel()[0], DSCALE, atol=1e-6)
+    np.testing.assert_allclose(gradients["bias"].ravel()[0], DBIAS, atol=1e-6)
+
+
+def test_averaged_gradients_of_local_losses_are_those_of_the_mean_in_pmap():
+    def step(x, targets):
+        gradients = jax.grad(squared_error)(PARAMS, x, targets)
+        return jax.lax.pmean(gradients, "devices")
+
+    assert_gradients_of_the_mean(jax.pmap(step, axis_name="devices")(ROWS, TARGETS))
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_gradients_inside_shard_map_are_those_of_the_mean(check_vma, make_mesh):
+    def step(params, x, targets):
+        if check_vma:
+            # Replicated parameters: their cotangents are summed over the devices.
+            def loss(params):
+                return jax.lax.pmean(squared_error(params, x[0], targets[0]), "devices")
+
+            return jax.grad(loss)(params)
+        gradients = jax.grad(squared_error)(params, x[0], targets[0])
+        return jax.lax.pmean(gradients, "devices")
+
+    mapped = jax.shard_map(
+        step,
+        mesh=make_mesh(devices=2),
+        in_specs=(P(), P("devices"), P("devices")),
+        out_specs=P(),
+        check_vma=check_vma,
+    )
+    assert_gradients_of_the_mean(jax.jit(mapped)(PARAMS, ROWS, TARGETS))
+
+
+def test_statistics_leave_shard_map_replicated(make_mesh):
+    x = normal(NUM_DEVICES * 8, 3)
+    mapped = jax.shard_map(
+        train,
+        mesh=make_mesh(devices=NUM_DEVICES),
+        in_specs=P("devices"),
+        out_specs=(P("devices"), P()),
+    )
+    y, stats = jax.jit(mapped)(jnp.asarray(x))
+    chex.assert_shape(list(stats.values()), (3,))
+    np.testing.assert_allclose(y, oracles.batch_norm(x), rtol=1e-5, atol=1e-5)
+
+
+def test_axes_of_a_mesh_in_a_tuple_share_statistics(make_mesh):
+    x = normal(16, 3)
+    mapped = jax.shard_map(
+        lambda x: train(x, axis_name=("rows", "columns")),
+        mesh=make_mesh(rows=2, columns=4),
+        in_specs=P(("rows", "columns")),
+        out_specs=(P(("rows", "columns")), P()),
+    )
+    y, stats = jax.jit(mapped)(jnp.asarray(x))
+    _, _, var = oracles.moments(x)
+    np.testing.assert_allclose(y, oracles.batch_norm(x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(stats["var"], var, rtol=1e-5)
+
+
+def test_one_axis_of_a_mesh_makes_groups(make_mesh):
+    x = normal(16, 3)
+    mapped = jax.shard_map(
+        lambda x: train(x, axis_name="members")[0],
+        mesh=make_mesh(groups=2, members=4),
+        in_specs=P(("groups", "members")),
+        out_specs=P(("groups", "members")),
+    )
+    y = jax.jit(mapped)(jnp.asarray(x))
+    expected = np.concatenate([oracles.batch_norm(half) for half in (x[:8], x[8:])])
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("over_devices", ["pmap", "shard_map_unchecked"], indirect=True)
+def test_groups_of_devices_share_statistics(over_devices):
+    x = normal(4, 8, 3)
+    mapped = over_devices(lambda x: train(x, axis_index_groups=[[0, 1], [2, 3]]))
+    y, stats = mapped(jnp.asarray(x))
+    for group in (slice(0, 2), slice(2, 4)):
+        results = y[group], {name: value[group] for name, value in stats.items()}
+        assert_like_one_device(results, x[group])
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("masked", [False, True])
+def test_jit_on_sharded_arrays_is_like_one_device(axis_type, masked, make_mesh):
+    x = normal(NUM_DEVICES, 2, 3).reshape(-1, 3)
+    mask = np.arange(8)[:, None] < 5 if masked else None
+    sharding = NamedSharding(make_mesh(axis_type, devices=NUM_DEVICES), P("devices"))
+    sharded = jax.device_put((x, mask), sharding)
+    y, stats = jax.jit(lambda x, mask: train(x, mask, axis_name=None))(*sharded)
+    assert y.sharding.is_equivalent_to(sharding, ndim=2)
+    _, mean, var = oracles.moments(x, mask=mask)
+    np.testing.assert_allclose(y, oracles.batch_norm(x, mask=mask), atol=1e-5)
+    np.testing.assert_allclose(stats["mean"], mean, rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], var, rtol=1e-5)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_gradients_of_sharded_arrays_are_like_one_device(axis_type, make_mesh):
+    x, dy, one = normal(8, 3), normal(8, 3, seed=1), np.ones(3, np.float32)
+    mesh = make_mesh(axis_type, devices=NUM_DEVICES)
+    sharded = jax.device_put((x, dy), NamedSharding(mesh, P("devices")))
+    params = jax.device_put((one, 0 * one), NamedSharding(mesh, P()))
+
+    def pull_back(x, dy, scale, bias):
+        stats = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+        return jax.vjp(lambda *of: batch_norm(*of, stats)[0], x, scale, bias)[1](dy)
+
+    actual = jax.jit(pull_back)(*sharded, *params)
+    expected = oracles.batch_norm_gradients(x, dy)
+    for got, want in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,81 @@
+import jax.numpy as jnp
+import pytest
+
+from bn_jax.core.batch_norm import batch_norm
+
+X = jnp.ones((4, 3))
+
+
+@pytest.mark.parametrize("axis", [2, -3, (0, 5)])
+def test_an_axis_that_does_not_exist_is_refused(axis, initial_stats):
+    with pytest.raises(ValueError, match="does not exist in an array of 2 dimensions"):
+        batch_norm(X, None, None, initial_stats(3), axis=axis)
+
+
+@pytest.mark.parametrize("features", [(1,), (2,), (4,), (), (3, 1), (1, 3)])
+def test_statistics_of_another_shape_are_refused(features, initial_stats):
+    with pytest.raises(ValueError, match=r"mean must have the shape \(3,\)"):
+        batch_norm(X, None, None, initial_stats(*features))
+
+
+@pytest.mark.parametrize("features", [(1,), (4,), (), (1, 3)])
+def test_a_scale_of_another_shape_is_refused(features, initial_stats):
+    with pytest.raises(ValueError, match=r"scale must have the shape \(3,\)"):
+        batch_norm(X, jnp.ones(features), None, initial_stats(3))
+
+
+@pytest.mark.parametrize("use_running_average", [True, False])
+def test_a_bias_of_another_shape_is_refused(use_running_average, initial_stats):
+    with pytest.raises(ValueError, match=r"bias must have the shape \(3,\)"):
+        batch_norm(
+            X,
+            None,
+            jnp.ones(1),
+            initial_stats(3),
+            use_running_average=use_running_average,
+        )
+
+
+def test_parameters_of_several_axes_stand_in_the_order_of_the_array(initial_stats):
+    x = jnp.ones((4, 2, 3))
+    with pytest.raises(ValueError, match=r"scale must have the shape \(2, 3\)"):
+        batch_norm(x, jnp.ones((3, 2)), None, initial_stats(2, 3), axis=(2, 1))
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("shape", [(4,), (3, 1), (2, 3), (1, 4, 3)])
+def test_a_mask_that_does_not_broadcast_is_refused(shape, initial_stats):
+    with pytest.raises(ValueError, match="does not broadcast to x") as error:
+        batch_norm(X, None, None, initial_stats(3), mask=jnp.ones(shape, bool))
+    assert "give it (4, 1)" in str(error.value)
+
+
+@pytest.mark.parametrize("momentum", [1.0, 1.5, -0.1, float("nan")])
+def test_a_momentum_outside_its_range_is_refused(momentum, initial_stats):
+    with pytest.raises(ValueError, match=r"momentum must lie in \[0, 1\)"):
+        batch_norm(X, None, None, initial_stats(3), momentum=momentum)
+
+
+@pytest.mark.parametrize("epsilon", [-1e-5, float("nan")])
+def test_a_negative_epsilon_is_refused(epsilon, initial_stats):
+    with pytest.raises(ValueError, match="epsilon must not be negative"):
+        batch_norm(X, None, None, initial_stats(3), epsilon=epsilon)
+
+
+def test_groups_without_an_axis_are_refused(initial_stats):
+    with pytest.raises(ValueError, match="axis_index_groups needs axis_name"):
+        batch_norm(X, None, None, initial_stats(3), axis_index_groups=[[0], [1]])
+
+
+@pytest.mark.parametrize("missing", ["mean", "var"])
+@pytest.mark.parametrize("use_running_average", [True, False])
+def test_missing_statistics_are_named(missing, use_running_average, initial_stats):
+    stats = initial_stats(3)
+    del stats[missing]
+    with pytest.raises(ValueError, match=rf"lacks \['{missing}'\]"):
+        batch_norm(X, None, None, stats, use_running_average=use_running_average)
+
+
+def test_an_axis_name_that_is_not_bound_is_refused(initial_stats):
+    with pytest.raises(NameError, match="unbound axis name: devices"):
+        batch_norm(X, None, None, initial_stats(3), axis_name="devices")

@@ -1,0 +1,186 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bn_jax.core.moments import batch_moments, zero_where_masked
+
+compiled = jax.jit(batch_moments, static_argnames="axis")
+
+
+def normal(*shape, mean=0.0, std=1.0, seed=0, dtype=np.float32):
+    return np.random.default_rng(seed).normal(mean, std, shape).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((60, 100), -1),
+        ((5, 4, 3, 6), -1),
+        ((5, 6, 4, 3), 1),
+        ((4, 2, 3), (1, 2)),
+        ((4, 2, 3), (2, 1)),
+        ((4, 2, 3), (0, -1)),
+        ((7,), -1),
+    ],
+)
+def test_moments_match_the_oracle(shape, axis):
+    x = normal(*shape, mean=2, std=3)
+    moments = compiled(jnp.asarray(x), axis=axis)
+    num_samples, mean, var = oracles.moments(x, axis=axis)
+    chex.assert_trees_all_equal(moments.num_samples, num_samples.astype(np.float32))
+    chex.assert_trees_all_close(moments.mean, mean.astype(np.float32), rtol=1e-6)
+    chex.assert_trees_all_close(moments.var, var.astype(np.float32), rtol=1e-6)
+
+
+@pytest.mark.parametrize("offset", [1e2, 1e3, 3e3, 1e4, -1e4, 1e5, 1e6])
+def test_variance_survives_a_large_mean(offset):
+    x = normal(4096, 2, mean=offset)
+    moments = compiled(jnp.asarray(x))
+    _, mean, var = oracles.moments(x)
+    np.testing.assert_allclose(moments.var, var, rtol=1e-6)
+    np.testing.assert_allclose(moments.mean, mean, rtol=2e-7)
+
+
+@pytest.mark.parametrize("center", [1e3, 3e3, 1e4, 1e5])
+def test_two_values_around_a_large_center_have_variance_one(center):
+    pairs = jnp.tile(jnp.array([[center - 1], [center + 1]]), (128, 1))
+    moments = compiled(pairs)
+    assert moments.var.item() == 1.0
+    assert moments.mean.item() == center
+
+
+def test_the_smallest_batch_with_a_large_mean_is_exact():
+    moments = batch_moments(jnp.array([[9999.0], [10001.0]]))
+    chex.assert_trees_all_equal(
+        moments, type(moments)(jnp.array([2.0]), jnp.array([10000.0]), jnp.ones(1))
+    )
+
+
+def test_a_small_variance_survives_a_large_mean_of_other_features():
+    x = normal(256, 64, mean=3000, std=0.1)
+    _, _, var = oracles.moments(x)
+    np.testing.assert_allclose(compiled(jnp.asarray(x)).var, var, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_float16_values_near_the_end_of_the_range_do_not_overflow():
+    moments = compiled(jnp.array([[-6e4], [6e4]], jnp.float16))
+    chex.assert_type(list(moments), jnp.float32)
+    assert moments.mean.item() == 0.0
+    np.testing.assert_allclose(moments.var, [float(np.float16(6e4)) ** 2], rtol=1e-6)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_bfloat16_values_are_summed_in_float32():
+    x = jnp.asarray(normal(4096, 3, mean=30), jnp.bfloat16)
+    moments = compiled(x)
+    _, mean, var = oracles.moments(np.asarray(x, np.float64))
+    np.testing.assert_allclose(moments.mean, mean, rtol=1e-6)
+    np.testing.assert_allclose(moments.var, var, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_float64_stays_float64():
+    x = normal(60, 5, mean=1e6, dtype=np.float64)
+    with jax.enable_x64(True):
+        moments = compiled(jnp.asarray(x))
+        chex.assert_type(list(moments), jnp.float64)
+        _, mean, var = oracles.moments(x)
+        np.testing.assert_allclose(moments.mean, mean, rtol=1e-15)
+        np.testing.assert_allclose(moments.var, var, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_complex_values_have_a_real_variance():
+    x = (normal(60, 5) + 1j * normal(60, 5, mean=3, seed=1)).astype(np.complex64)
+    moments = compiled(jnp.asarray(x))
+    _, mean, var = oracles.moments(x)
+    chex.assert_type(list(moments), [jnp.float32, jnp.complex64, jnp.float32])
+    np.testing.assert_allclose(moments.mean, mean, rtol=1e-6)
+    np.testing.assert_allclose(moments.var, var, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mask_shape", [(10, 1), (10, 5), (1, 5), (5,), ()])
+def test_moments_count_only_where_the_mask_is_true(mask_shape):
+    x = normal(10, 5, mean=3)
+    mask = np.random.default_rng(1).random(mask_shape) < 0.6
+    moments = compiled(jnp.asarray(x), mask=jnp.asarray(mask))
+    num_samples, mean, var = oracles.moments(x, mask=mask)
+    np.testing.assert_array_equal(moments.num_samples, num_samples)
+    np.testing.assert_allclose(moments.mean, mean, rtol=1e-6)
+    np.testing.assert_allclose(moments.var, var, rtol=1e-6)
+
+
+def test_a_mask_of_images_counts_every_pixel_of_an_image():
+    mask = jnp.array([True, False, True]).reshape(3, 1, 1, 1)
+    moments = compiled(jnp.ones((3, 4, 5, 2)), mask=mask)
+    chex.assert_trees_all_equal(moments.num_samples, jnp.full(2, 40.0))
+
+
+@pytest.mark.parametrize("hidden", [np.nan, np.inf, -np.inf, 3e38])
+def test_masked_values_reach_nothing(hidden):
+    mask = jnp.array([[True], [True], [False]])
+    moments = compiled(jnp.array([[1.0], [3.0], [hidden]]), mask=mask)
+    assert [m.item() for m in moments] == [2.0, 2.0, 1.0]
+
+
+def test_a_large_mean_survives_a_mask():
+    x = jnp.array([[9999.0], [10001.0], [-1e9]])
+    moments = compiled(x, mask=jnp.array([[True], [True], [False]]))
+    assert [m.item() for m in moments] == [2.0, 1e4, 1.0]
+
+
+@pytest.mark.parametrize("batch", [0, 4])
+def test_no_value_gives_zeros(batch):
+    mask = jnp.zeros((batch, 1), bool)
+    moments = compiled(jnp.full((batch, 2), jnp.nan), mask=mask)
+    chex.assert_trees_all_equal(moments, type(moments)(*[jnp.zeros(2)] * 3))
+
+
+def test_one_value_has_variance_zero():
+    moments = compiled(jnp.array([[7.3, -1e4]]))
+    chex.assert_trees_all_equal(moments.mean, jnp.array([7.3, -1e4]))
+    chex.assert_trees_all_equal(moments.var, jnp.zeros(2))
+
+
+@pytest.mark.parametrize("num_samples", [60, 61])
+def test_a_constant_feature_has_variance_zero(num_samples):
+    moments = compiled(jnp.full((num_samples, 1), 1234.567))
+    # A sum of 61 values rounds: the deviation is far below that of the last bit.
+    np.testing.assert_allclose(moments.mean, [1234.567], rtol=1e-7)
+    np.testing.assert_allclose(moments.var, [0.0], atol=1e-14)
+
+
+@given(order=st.permutations(range(12)))
+def test_the_order_of_the_examples_does_not_matter(order):
+    x = normal(12, 3, mean=100)
+    shuffled = compiled(jnp.asarray(x[np.array(order)]))
+    chex.assert_trees_all_close(compiled(jnp.asarray(x)), shuffled, rtol=1e-6)
+
+
+@given(shift=st.integers(-1000, 1000), power=st.integers(-10, 10))
+def test_a_shift_moves_the_mean_and_a_factor_scales_the_variance(shift, power):
+    # Powers of two and multiples of 2 ** -10 leave float32 exact.
+    x = np.round(normal(16, 2) * 2**10) / 2**10
+    factor = 2.0**power
+    before = compiled(jnp.asarray(x, jnp.float32))
+    after = compiled(jnp.asarray((x + shift) * factor, jnp.float32))
+    np.testing.assert_allclose(after.mean, (before.mean + shift) * factor, rtol=1e-6)
+    np.testing.assert_allclose(after.var, before.var * factor**2, rtol=1e-6)
+
+
+def test_an_array_without_a_mask_is_returned_as_it_is():
+    x = jnp.array([1.0, jnp.nan])
+    assert zero_where_masked(x, None) is x
+
+
+def test_masked_positions_become_zero():
+    x = jnp.array([[1.0, jnp.nan], [jnp.inf, 4.0]], jnp.bfloat16)
+    mask = jnp.array([[True, False], [False, True]])
+    expected = jnp.array([[1.0, 0.0], [0.0, 4.0]], jnp.bfloat16)
+    chex.assert_trees_all_equal(zero_where_masked(x, mask), expected)

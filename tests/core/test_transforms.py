@@ -1,0 +1,131 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from bn_jax.core.batch_norm import batch_norm
+
+
+def normal(*shape, seed=0):
+    values = np.random.default_rng(seed).normal(size=shape)
+    return jnp.asarray(values, jnp.float32)
+
+
+def test_jit_changes_nothing(initial_stats):
+    arguments = (normal(8, 3), normal(3, seed=1), normal(3, seed=2), initial_stats(3))
+    jitted = jax.jit(batch_norm)(*arguments)
+    chex.assert_trees_all_close(jitted, batch_norm(*arguments), rtol=1e-6, atol=1e-6)
+
+
+def test_new_values_do_not_compile_again(initial_stats):
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def train(x, stats):
+        return batch_norm(x, None, None, stats)
+
+    stats = initial_stats(3)
+    for seed in range(3):
+        _, stats = train(normal(8, 3, seed=seed), stats)
+
+
+def test_vmap_over_statistics_normalizes_by_each_of_them():
+    stats = {"mean": normal(4, 3), "var": normal(4, 3, seed=1) ** 2}
+    x = normal(8, 3, seed=2)
+
+    def infer(stats):
+        return batch_norm(x, None, None, stats, use_running_average=True)[0]
+
+    y = jax.vmap(infer)(stats)
+    expected = [
+        oracles.inference(x, None, None, mean, var)
+        for mean, var in zip(stats["mean"], stats["var"], strict=True)
+    ]
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_vmap_without_an_axis_name_normalizes_each_batch_by_itself(initial_stats):
+    x = normal(4, 8, 3) + jnp.arange(4.0)[:, None, None]
+    y, stats = jax.vmap(lambda x: batch_norm(x, None, None, initial_stats(3)))(x)
+    chex.assert_shape(stats["mean"], (4, 3))
+    expected = [oracles.batch_norm(batch) for batch in x]
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_only_the_named_one_of_two_nested_vmaps_shares_statistics(initial_stats):
+    x = normal(2, 4, 8, 3) + jnp.arange(2.0)[:, None, None, None]
+
+    def train(x):
+        return batch_norm(x, None, None, initial_stats(3), axis_name="inner")[0]
+
+    y = jax.vmap(jax.vmap(train, axis_name="inner"), axis_name="outer")(x)
+    expected = [oracles.batch_norm(x_outer) for x_outer in x]
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_scan_carries_the_statistics_on(initial_stats):
+    x = normal(5, 8, 3)
+
+    def step(stats, x):
+        return batch_norm(x, None, None, stats)[::-1]
+
+    scanned, ys = jax.lax.scan(step, initial_stats(3), x)
+    stats = initial_stats(3)
+    for batch in x:
+        y, stats = batch_norm(batch, None, None, stats)
+    chex.assert_trees_all_close(scanned, stats, rtol=1e-6, atol=1e-6)
+    chex.assert_trees_all_close(ys[-1], y, rtol=1e-5, atol=1e-6)
+
+
+def test_remat_changes_neither_values_nor_gradients(initial_stats):
+    def loss(x, scale):
+        y, stats = batch_norm(x, scale, None, initial_stats(3))
+        return jnp.sum(jnp.tanh(y)), stats
+
+    arguments = (normal(8, 3), normal(3, seed=1))
+    plain, rematted = (
+        jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(*arguments)
+        for f in (loss, jax.checkpoint(loss))
+    )
+    chex.assert_trees_all_close(plain, rematted, rtol=1e-6, atol=1e-7)
+
+
+def test_forward_mode_and_reverse_mode_agree(initial_stats):
+    x, dx, dy = normal(8, 3), normal(8, 3, seed=1), normal(8, 3, seed=2)
+
+    def forward(x):
+        return batch_norm(x, None, None, initial_stats(3))[0]
+
+    _, tangent = jax.jit(lambda x, dx: jax.jvp(forward, (x,), (dx,)))(x, dx)
+    (cotangent,) = jax.jit(lambda x, dy: jax.vjp(forward, x)[1](dy))(x, dy)
+    np.testing.assert_allclose(
+        jnp.vdot(tangent, dy), jnp.vdot(dx, cotangent), rtol=1e-5
+    )
+
+
+def test_statistics_may_be_donated(initial_stats):
+    @jax.jit(donate_argnums=1)
+    def train(x, stats):
+        return batch_norm(x, None, None, stats)
+
+    expected = batch_norm(normal(8, 3), None, None, initial_stats(3))
+    donated = train(normal(8, 3), initial_stats(3))
+    chex.assert_trees_all_close(donated, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("use_running_average", [True, False])
+def test_shapes_are_known_without_computing(use_running_average, initial_stats):
+    x = jax.ShapeDtypeStruct((2**20, 2**10, 2**10), jnp.float32)
+    y, stats = jax.eval_shape(
+        lambda x: batch_norm(
+            x,
+            None,
+            None,
+            initial_stats(2**10),
+            use_running_average=use_running_average,
+        ),
+        x,
+    )
+    chex.assert_shape(y, x.shape)
+    chex.assert_shape(list(stats.values()), (2**10,))

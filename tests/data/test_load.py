@@ -1,0 +1,62 @@
+"""Where a configuration's data come from."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data.idx_files import write_idx_folder
+
+from bn_jax.data import load_dataset
+from bn_jax.data.idx import load_idx_folder
+from bn_jax.errors import UserError
+
+
+def test_mnist_without_a_folder_is_the_embedded_one() -> None:
+    data = load_dataset("mnist")
+    assert (data.name, len(data.train_labels)) == ("mnist", 60_000)
+
+
+def test_a_folder_of_idx_files_goes_before_the_name(tmp_path: Path) -> None:
+    folder = write_idx_folder(tmp_path / "digits")
+    data = load_dataset("mnist", idx_dir=str(folder))
+    np.testing.assert_equal(data, load_idx_folder(folder))
+
+
+def test_a_tilde_in_idx_dir_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_idx_folder(tmp_path / "digits")
+    assert load_dataset("mnist", idx_dir="~/digits").name == "digits"
+
+
+def test_two_folders_at_once_are_refused() -> None:
+    with pytest.raises(UserError, match=r"give idx_dir or data_dir, not both .*=a.*=b"):
+        load_dataset("mnist", idx_dir="a", data_dir="b")
+
+
+def test_a_missing_idx_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="idx_dir: there is no folder"):
+        load_dataset("mnist", idx_dir=str(tmp_path / "nothing"))
+
+
+def test_mnist_with_data_dir_is_looked_for_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"mnist: nothing is prepared in {tmp_path}"):
+        load_dataset("mnist", data_dir=str(tmp_path))
+
+
+def test_splits_reach_tensorflow_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {}
+    monkeypatch.setattr(
+        sys.modules["bn_jax.data.load"],
+        "load_tfds",
+        lambda name, **splits: given.update(splits, name=name),
+    )
+    load_dataset("cifar10", train_split="train[:9]", test_split="train[9:]")
+    assert given == {
+        "name": "cifar10",
+        "data_dir": None,
+        "train_split": "train[:9]",
+        "test_split": "train[9:]",
+    }

@@ -1,0 +1,135 @@
+"""Several runs at a time, on devices of this process or in processes of their own."""
+
+import io
+import json
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from training.tiny_runs import SHORT, tiny_config
+
+from bn_jax.errors import UserError
+from bn_jax.experiments import runs
+from bn_jax.experiments.runs import Job, run_jobs, run_on_devices
+from bn_jax.training.loop import train
+from bn_jax.workdir import read_metrics, read_summary
+
+
+@pytest.fixture
+def make_jobs(tmp_path: Path, idx_dir: Path) -> Callable[[int], list[Job]]:
+    def make_jobs(num_jobs: int) -> list[Job]:
+        jobs = []
+        for seed in range(num_jobs):
+            config = tiny_config(idx_dir, arm="baseline", seed=seed)
+            config.update_from_flattened_dict(SHORT)
+            jobs.append(Job(config, tmp_path / f"seed{seed}"))
+        return jobs
+
+    return make_jobs
+
+
+def replace_train(
+    monkeypatch: pytest.MonkeyPatch, function: Callable[[Any, Path], None]
+) -> None:
+    def train_instead(config: Any, workdir: Path, *, show_progress: bool) -> None:
+        assert not show_progress
+        function(config, workdir)
+
+    monkeypatch.setattr(runs, "train", train_instead)
+
+
+def test_every_device_has_one_run_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, make_jobs: Callable[[int], list[Job]]
+) -> None:
+    # Nobody passes the barrier alone: two runs must be under way at once.
+    both, used = threading.Barrier(2, timeout=60), []
+
+    def note_device(_: Any, __: Path) -> None:
+        both.wait()
+        used.append(jnp.zeros(1).device)
+        both.wait()
+
+    replace_train(monkeypatch, note_device)
+    devices = jax.devices()[2:4]
+    run_on_devices(make_jobs(6), devices)
+    assert sorted(used, key=lambda device: device.id) == [
+        *(devices[0],) * 3,
+        *(devices[1],) * 3,
+    ]
+
+
+@pytest.mark.slow
+def test_runs_on_devices_are_those_that_train_alone(
+    tmp_path: Path, make_jobs: Callable[[int], list[Job]]
+) -> None:
+    jobs = make_jobs(2)
+    run_on_devices(jobs, jax.devices()[:2])
+    for index, job in enumerate(jobs):
+        alone = tmp_path / f"alone{index}"
+        train(job.config, alone, show_progress=False)
+        assert read_metrics(job.workdir) == read_metrics(alone)
+
+
+def test_a_failing_run_raises_once_the_others_are_complete(
+    monkeypatch: pytest.MonkeyPatch, make_jobs: Callable[[int], list[Job]]
+) -> None:
+    both, complete = threading.Barrier(2, timeout=60), []
+
+    def fail_or_finish(config: Any, _: Path) -> None:
+        both.wait()
+        if config.seed == 0:
+            raise UserError("config.seed must not be 0.")
+        complete.append(config.seed)
+
+    replace_train(monkeypatch, fail_or_finish)
+    with pytest.raises(UserError, match=r"config\.seed must not be 0"):
+        run_on_devices(make_jobs(2), jax.devices()[:2])
+    assert complete == [1]
+
+
+def test_a_device_is_free_again_after_a_failure(
+    monkeypatch: pytest.MonkeyPatch, make_jobs: Callable[[int], list[Job]]
+) -> None:
+    def fail(_: Any, __: Path) -> None:
+        raise UserError("no.")
+
+    replace_train(monkeypatch, fail)
+    with pytest.raises(UserError, match=r"no\."):
+        run_on_devices(make_jobs(5), jax.devices()[:1])
+
+
+def test_a_terminal_shows_the_steps_of_all_runs(
+    monkeypatch: pytest.MonkeyPatch, make_jobs: Callable[[int], list[Job]]
+) -> None:
+    def write_last_line(config: Any, workdir: Path) -> None:
+        workdir.mkdir()
+        line = json.dumps({"step": config.num_steps})
+        (workdir / "metrics.jsonl").write_text(f"{line}\n")
+
+    replace_train(monkeypatch, write_last_line)
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    run_on_devices(make_jobs(3), jax.devices()[:2])
+    last = terminal.getvalue().rstrip().split("\r")[-1]
+    assert last.startswith("3 runs: 100%")
+    assert "30/30" in last
+
+
+@pytest.mark.slow
+def test_processes_complete_what_has_begun_and_say_what_failed(
+    monkeypatch: pytest.MonkeyPatch,
+    make_jobs: Callable[[int], list[Job]],
+) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    good, bad = make_jobs(2)
+    bad.config.num_steps = 0
+    with pytest.raises(UserError, match=r"config\.num_steps must be at least 1"):
+        run_jobs([good, bad])
+    assert read_summary(good.workdir) is not None
+    assert not bad.workdir.exists()

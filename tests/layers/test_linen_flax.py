@@ -1,0 +1,213 @@
+"""Where Flax is right, `bn_jax.BatchNorm` does the same, under the same names."""
+
+import dataclasses
+import inspect
+import itertools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import serialization
+
+import bn_jax
+
+KEY = jax.random.key(0)
+HALVES = (jnp.float16, jnp.bfloat16)
+
+
+def normal(*shape, seed=0):
+    values = np.random.default_rng(seed).normal(1, 2, shape)
+    return jnp.asarray(values, jnp.float32)
+
+
+def perturbed(variables):
+    """Variables in which no value is that of the initialization."""
+    leaves, structure = jax.tree.flatten(variables)
+    noise = np.random.default_rng(1)
+    return structure.unflatten(
+        [v + jnp.asarray(noise.uniform(0.1, 1, v.shape), v.dtype) for v in leaves]
+    )
+
+
+@pytest.mark.parametrize("attribute", ["name", "default", "kw_only", "init"])
+def test_fields_are_those_of_flax_in_the_same_order(attribute):
+    ours, theirs = (
+        [getattr(field, attribute) for field in dataclasses.fields(layer)]
+        for layer in (bn_jax.BatchNorm, nn.BatchNorm)
+    )
+    assert ours == theirs
+
+
+def test_the_call_has_the_parameters_of_flax():
+    ours, theirs = (
+        [
+            (parameter.name, parameter.kind, parameter.default)
+            for parameter in inspect.signature(layer.__call__).parameters.values()
+        ]
+        for layer in (bn_jax.BatchNorm, nn.BatchNorm)
+    )
+    assert ours == theirs
+
+
+def test_the_class_has_the_name_of_flax():
+    # Automatic names of submodules, and so the paths in a checkpoint, come from it.
+    assert bn_jax.BatchNorm.__name__ == nn.BatchNorm.__name__
+
+
+def assert_like_flax(x, rtol, **fields):
+    """Compares initial variables, results of both modes and updated statistics."""
+
+    def run(x, layer):
+        initial = layer.init(KEY, x, use_running_average=True)
+        variables = perturbed(initial)
+        y, updates = layer.apply(
+            variables, x, use_running_average=False, mutable=["batch_stats"]
+        )
+        inferred = layer.apply(variables, x, use_running_average=True)
+        return (initial, updates), (y, inferred)
+
+    (ours, y), (theirs, y_flax) = (
+        jax.jit(run, static_argnames="layer")(x, layer=make(momentum=0.9, **fields))
+        for make in (bn_jax.BatchNorm, nn.BatchNorm)
+    )
+    chex.assert_trees_all_equal_dtypes((ours, y), (theirs, y_flax))
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(y, y_flax, rtol=rtol, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [-1, 1, (0, 2), (2, 1)], ids=str)
+def test_results_on_any_axis_are_those_of_flax(axis):
+    assert_like_flax(normal(4, 5, 3), 1e-5, axis=axis)
+
+
+@pytest.mark.parametrize(
+    ("use_scale", "use_bias"), [(True, False), (False, True), (False, False)]
+)
+def test_results_without_scale_or_bias_are_those_of_flax(use_scale, use_bias):
+    fields = {"use_scale": use_scale, "use_bias": use_bias, "epsilon": 1e-3}
+    assert_like_flax(normal(8, 3), 1e-5, **fields)
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.float32, *HALVES])
+@pytest.mark.parametrize("param_dtype", [jnp.float32, *HALVES])
+def test_results_of_any_dtype_are_those_of_flax(dtype, param_dtype):
+    # Both round once, but from float32 numbers that may differ in their last bit.
+    rtol = 1e-5 if dtype not in HALVES else float(jnp.finfo(dtype).eps)
+    assert_like_flax(normal(8, 3), rtol, dtype=dtype, param_dtype=param_dtype)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_results_of_half_precision_inputs_are_those_of_flax(dtype):
+    x = normal(8, 3).astype(dtype)
+    assert_like_flax(x, float(jnp.finfo(dtype).eps), param_dtype=dtype)
+
+
+def test_results_of_complex_inputs_are_those_of_flax():
+    assert_like_flax(normal(8, 3) + 1j * normal(8, 3, seed=1), 1e-5)
+
+
+DTYPES = (jnp.float32, *HALVES, jnp.complex64, jnp.int32, jnp.uint8)
+
+
+@pytest.mark.parametrize(
+    ("x_dtype", "dtype", "param_dtype"),
+    list(itertools.product(DTYPES, (None, *DTYPES[:3]), DTYPES[:3])),
+)
+def test_the_dtypes_of_results_and_statistics_are_those_of_flax(
+    x_dtype, dtype, param_dtype
+):
+    if x_dtype == jnp.complex64 and dtype is not None:
+        dtype = jnp.complex64
+    x = jax.ShapeDtypeStruct((4, 3), x_dtype)
+
+    def types_of(layer):
+        variables = jax.eval_shape(layer.init, KEY, x)
+        return jax.eval_shape(
+            lambda v, x: layer.apply(v, x, mutable=["batch_stats"]), variables, x
+        )
+
+    ours, theirs = (
+        types_of(make(use_running_average=False, dtype=dtype, param_dtype=param_dtype))
+        for make in (bn_jax.BatchNorm, nn.BatchNorm)
+    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(ours, theirs)
+
+
+class Network(nn.Module):
+    norm: type[nn.Module]
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.Dense(4)(x)
+        x = self.norm(use_running_average=not train)(x)
+        x = self.norm(use_running_average=not train, name="second")(nn.relu(x))
+        return nn.Dense(2)(x)
+
+
+# Flax restores NumPy arrays, which the annotations of the core leave out.
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    ("writer", "reader"),
+    [(bn_jax.BatchNorm, nn.BatchNorm), (nn.BatchNorm, bn_jax.BatchNorm)],
+)
+def test_a_checkpoint_of_one_loads_into_the_other(writer, reader):
+    x = normal(8, 3)
+    saved = perturbed(Network(writer).init(KEY, x, train=False))
+    template = Network(reader).init(KEY, x, train=False)
+    loaded = serialization.from_bytes(template, serialization.to_bytes(saved))
+    chex.assert_trees_all_equal(loaded, saved)
+    ours, theirs = (
+        Network(norm).apply(loaded, x, train=False) for norm in (writer, reader)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_are_those_of_flax():
+    x = normal(8, 3)
+    variables = perturbed(Network(nn.BatchNorm).init(KEY, x, train=False))
+
+    def loss(params, norm):
+        stats = {"batch_stats": variables["batch_stats"]}
+        y, _ = Network(norm).apply(
+            {"params": params, **stats}, x, train=True, mutable=["batch_stats"]
+        )
+        return jnp.sum(jnp.tanh(y))
+
+    ours, theirs = (
+        jax.jit(jax.grad(loss), static_argnums=1)(variables["params"], norm)
+        for norm in (bn_jax.BatchNorm, nn.BatchNorm)
+    )
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_table_of_variables_is_that_of_flax():
+    x = normal(8, 3)
+    ours, theirs = (
+        make(use_running_average=False).tabulate(KEY, x)
+        for make in (bn_jax.BatchNorm, nn.BatchNorm)
+    )
+    assert ours == theirs
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("dtype", [jnp.bool_, jnp.uint8, jnp.int32, jnp.float32])
+def test_a_mask_of_numbers_hides_where_it_is_zero_as_in_flax(dtype):
+    x, valid = normal(6, 3), np.array([[1], [1], [0], [1], [0], [1]])
+    mask = jnp.asarray(255 * valid, dtype)
+    stats = []
+    for make in (bn_jax.BatchNorm, nn.BatchNorm):
+        layer = make(use_running_average=False)
+        variables = layer.init(KEY, x)
+        _, updates = layer.apply(variables, x, mutable=["batch_stats"], mask=mask)
+        stats.append(updates)
+    chex.assert_trees_all_close(*stats, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_a_numpy_integer_is_an_axis_as_in_flax():
+    layer = bn_jax.BatchNorm(use_running_average=False, axis=np.int64(1))
+    variables = layer.init(KEY, normal(4, 5, 3))
+    chex.assert_shape(variables["batch_stats"]["mean"], (5,))

@@ -1,0 +1,77 @@
+import flax.linen as nn
+import pytest
+
+import bn_jax
+from bn_jax.errors import UserError
+from bn_jax.models import make_model, make_norm
+from bn_jax.models.mlp import MLP
+
+
+def test_a_model_is_made_by_its_name():
+    model = make_model("mlp", num_classes=7, hidden_features=(5, 3))
+    assert model == MLP(num_classes=7, hidden_features=(5, 3))
+
+
+@pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh", "gelu", "silu"])
+def test_a_nonlinearity_is_found_by_its_name(name):
+    model = make_model("mlp", num_classes=2, nonlinearity=name)
+    assert model.nonlinearity is getattr(nn, name)
+
+
+def test_a_nonlinearity_may_be_a_function():
+    model = make_model("mlp", num_classes=2, nonlinearity=nn.softplus)
+    assert model.nonlinearity is nn.softplus
+
+
+def test_a_norm_is_a_factory_of_layers():
+    factory = make_norm("batch_norm", epsilon=1e-3, momentum=0.9)
+    layer = factory(use_running_average=True, name="norm0")
+    assert isinstance(layer, bn_jax.BatchNorm)
+    assert (layer.epsilon, layer.momentum, layer.name) == (1e-3, 0.9, "norm0")
+    assert layer.use_running_average is True
+
+
+def test_no_norm_has_no_factory():
+    assert make_norm(None) is None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: make_model("mpl", num_classes=2),
+            "make_model: unknown name 'mpl'; did you mean 'mlp'",
+        ),
+        (
+            lambda: make_model("resnet", num_classes=2),
+            "make_model: unknown name 'resnet'; there are mlp",
+        ),
+        (
+            lambda: make_model("mlp", num_classes=2, hidden_feature=(3,)),
+            "unknown field of MLP 'hidden_feature'; did you mean 'hidden_features'",
+        ),
+        (
+            lambda: make_model("mlp", num_classes=2, nonlinearity="sigmoidal"),
+            "unknown nonlinearity 'sigmoidal'; did you mean 'sigmoid'",
+        ),
+        (
+            lambda: make_model("mlp", num_classes=2, nonlinearity="step"),
+            "unknown nonlinearity 'step'; there are relu, sigmoid, tanh",
+        ),
+        (
+            lambda: make_norm("batchnorm"),
+            "make_norm: unknown name 'batchnorm'; did you mean 'batch_norm'",
+        ),
+        (
+            lambda: make_norm("batch_norm", eps=1e-3),
+            "make_norm: unknown field of BatchNorm 'eps'",
+        ),
+        (
+            lambda: make_norm("batch_norm", momentun=0.9),
+            "unknown field of BatchNorm 'momentun'; did you mean 'momentum'",
+        ),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(make, message):
+    with pytest.raises(UserError, match=message):
+        make()

@@ -1,0 +1,85 @@
+"""Shapes and dtypes of the models, without computing anything."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bn_jax.models import make_model, make_norm
+
+pytestmark = pytest.mark.shapes
+
+KEY = jax.random.key(0)
+NORMS = [None, "batch_norm"]
+
+
+def shapes_of(image_shape, *, norm=None, train=True, dtype=jnp.float32, **fields):
+    """Shapes of the variables, the scores and what the model sows."""
+    model = make_model("mlp", num_classes=10, norm=make_norm(norm), **fields)
+    images = jax.ShapeDtypeStruct(image_shape, dtype)
+    variables = jax.eval_shape(partial(model.init, train=train), KEY, images)
+    mutable = ["batch_stats", "batch_moments", "intermediates"]
+    logits, updates = jax.eval_shape(
+        partial(model.apply, train=train, mutable=mutable), variables, images
+    )
+    return variables, logits, updates
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("batch", [1, 7, 60, 61])
+def test_scores_are_one_row_an_image(batch, norm, train):
+    _, logits, _ = shapes_of((batch, 28, 28, 1), norm=norm, train=train)
+    chex.assert_shape(logits, (batch, 10))
+    chex.assert_type(logits, jnp.float32)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("image_shape", [(784,), (28, 28), (28, 28, 1), (7, 7, 4, 4)])
+def test_images_of_any_rank_are_laid_flat(image_shape, norm):
+    variables, logits, _ = shapes_of((7, *image_shape), norm=norm)
+    chex.assert_shape(variables["params"]["hidden0"]["kernel"], (784, 100))
+    chex.assert_shape(logits, (7, 10))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("hidden_features", [(1,), (5, 3), (100, 100, 100), (7,) * 6])
+def test_every_hidden_layer_sows_its_inputs(hidden_features, norm):
+    fields = {"hidden_features": hidden_features}
+    _, _, updates = shapes_of((61, 12), norm=norm, **fields)
+    for i, features in enumerate(hidden_features):
+        (hidden,) = updates["intermediates"][f"hidden{i}_input"]
+        chex.assert_shape(hidden, (61, features))
+
+
+def test_statistics_and_moments_are_one_value_a_unit():
+    variables, _, updates = shapes_of((7, 12), norm="batch_norm")
+    for i in range(3):
+        chex.assert_shape(jax.tree.leaves(variables["batch_stats"][f"norm{i}"]), (100,))
+        (moments,) = updates["batch_moments"][f"norm{i}"]["moments"]
+        chex.assert_shape(list(moments), (100,))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16, jnp.uint8])
+def test_scores_are_float32_for_any_image(dtype, norm):
+    _, logits, _ = shapes_of((7, 28, 28, 1), norm=norm, dtype=dtype)
+    chex.assert_type(logits, jnp.float32)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_gradients_have_the_shapes_of_the_parameters(norm):
+    model = make_model("mlp", num_classes=10, norm=make_norm(norm))
+    images = jax.ShapeDtypeStruct((7, 28, 28, 1), jnp.float32)
+    variables = jax.eval_shape(partial(model.init, train=True), KEY, images)
+
+    def loss(params, variables, images):
+        logits, _ = model.apply(
+            variables | {"params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        return jnp.sum(logits)
+
+    gradients = jax.eval_shape(jax.grad(loss), variables["params"], variables, images)
+    chex.assert_trees_all_equal_shapes_and_dtypes(gradients, variables["params"])

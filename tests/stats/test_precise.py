@@ -1,0 +1,222 @@
+from functools import partial
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+import bn_jax
+from bn_jax.core.moments import batch_moments
+from bn_jax.stats.precise import average_moments
+
+KEY = jax.random.key(0)
+
+
+class TwoLayers(nn.Module):
+    norm: type[nn.Module] = bn_jax.BatchNorm
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.Dense(5, use_bias=False, name="first")(x)
+        x = self.norm(use_running_average=not train, name="norm0")(x)
+        x = nn.Dense(4, use_bias=False, name="second")(jnp.tanh(x))
+        return self.norm(use_running_average=not train, name="norm1")(x)
+
+
+def batches_of(*shape, seed=0):
+    values = np.random.default_rng(seed).normal(3, 2, shape)
+    return jnp.asarray(values, jnp.float32)
+
+
+def in_training(model, **keywords):
+    mutable = ["batch_stats", "batch_moments"]
+    return jax.jit(partial(model.apply, train=True, mutable=mutable, **keywords))
+
+
+def init(model, x):
+    return jax.jit(partial(model.init, train=True))(KEY, x)
+
+
+def two_layers_by_hand(params, batches):
+    """What each normalization receives from every batch, in training mode."""
+    first, second = (
+        np.asarray(params[name]["kernel"], np.float64) for name in ("first", "second")
+    )
+    inputs0 = [np.asarray(x, np.float64) @ first for x in batches]
+    inputs1 = [np.tanh(oracles.batch_norm(h)) @ second for h in inputs0]
+    return inputs0, inputs1
+
+
+def assert_statistics(batch_stats, inputs, **keywords):
+    mean, var = oracles.population_statistics(inputs, **keywords)
+    np.testing.assert_allclose(batch_stats["mean"], mean, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(batch_stats["var"], var, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def two_layers():
+    """A model, its variables, batches, and the statistics computed from them."""
+    model, batches = TwoLayers(), batches_of(6, 8, 3)
+    variables = jax.jit(model.init, static_argnames="train")(
+        KEY, batches[0], train=True
+    )
+    stats = bn_jax.population_statistics(in_training(model), variables, batches)
+    return model, variables, batches, stats
+
+
+def test_statistics_of_every_layer_are_those_of_algorithm_2(two_layers):
+    _, variables, batches, batch_stats = two_layers
+    inputs0, inputs1 = two_layers_by_hand(variables["params"], batches)
+    assert_statistics(batch_stats["norm0"], inputs0)
+    assert_statistics(batch_stats["norm1"], inputs1)
+
+
+def test_inference_with_them_is_the_affine_map_of_the_paper(two_layers):
+    model, variables, batches, batch_stats = two_layers
+    x = batches_of(5, 3, seed=1)
+    y = model.apply(variables | {"batch_stats": batch_stats}, x, train=False)
+    first, second = (
+        variables["params"][name]["kernel"] for name in ("first", "second")
+    )
+    inputs0, inputs1 = two_layers_by_hand(variables["params"], batches)
+    h = np.float64(x) @ np.float64(first)
+    h = oracles.inference(h, None, None, *oracles.population_statistics(inputs0))
+    h = np.tanh(h) @ np.float64(second)
+    h = oracles.inference(h, None, None, *oracles.population_statistics(inputs1))
+    np.testing.assert_allclose(y, h, rtol=1e-5, atol=1e-5)
+
+
+def test_the_statistics_have_the_form_of_the_running_ones(two_layers):
+    _, variables, _, batch_stats = two_layers
+    chex.assert_trees_all_equal_shapes_and_dtypes(batch_stats, variables["batch_stats"])
+
+
+def test_the_running_statistics_do_not_matter(two_layers):
+    model, variables, batches, batch_stats = two_layers
+    running = jax.tree.map(lambda v: v + 7, variables["batch_stats"])
+    other = variables | {"batch_stats": running}
+    chex.assert_trees_all_equal(
+        bn_jax.population_statistics(in_training(model), other, batches), batch_stats
+    )
+
+
+def test_the_variables_are_not_changed(two_layers):
+    model, variables, batches, _ = two_layers
+    before = jax.tree.map(np.array, variables)
+    bn_jax.population_statistics(in_training(model), variables, batches)
+    chex.assert_trees_all_equal(variables, before)
+
+
+class Convolutional(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        return bn_jax.BatchNorm(use_running_average=not train)(x)
+
+
+def test_a_convolution_is_corrected_by_its_number_of_pixels():
+    # Algorithm 2 with m' = m * p * q in place of m: 2 * 3 * 3 / (2 * 3 * 3 - 1).
+    model, batches = Convolutional(), batches_of(5, 2, 3, 3, 4)
+    variables = init(model, batches[0])
+    batch_stats = bn_jax.population_statistics(in_training(model), variables, batches)
+    assert_statistics(batch_stats["BatchNorm_0"], batches)
+
+
+def test_one_layer_alone_is_a_model_too():
+    layer, batches = bn_jax.BatchNorm(use_running_average=False), batches_of(4, 6, 2)
+    variables = layer.init(KEY, batches[0])
+    mutable = ["batch_stats", "batch_moments"]
+    batch_stats = bn_jax.population_statistics(
+        partial(layer.apply, mutable=mutable), variables, batches
+    )
+    assert_statistics(batch_stats, batches)
+
+
+class Shared(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        norm = bn_jax.BatchNorm(use_running_average=not train, name="norm")
+        return norm(x), norm(3 * x + 1)
+
+
+def test_the_calls_of_a_shared_layer_count_as_batches():
+    batches = batches_of(4, 6, 2)
+    variables = init(Shared(), batches[0])
+    batch_stats = bn_jax.population_statistics(
+        in_training(Shared()), variables, batches
+    )
+    inputs = [call for x in batches for call in (x, 3 * x + 1)]
+    assert_statistics(batch_stats["norm"], inputs)
+
+
+class Confusing(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        return bn_jax.BatchNorm(use_running_average=not train, name="moments")(x)
+
+
+def test_a_layer_may_be_named_moments():
+    batches = batches_of(4, 6, 2)
+    variables = init(Confusing(), batches[0])
+    batch_stats = bn_jax.population_statistics(
+        in_training(Confusing()), variables, batches
+    )
+    assert_statistics(batch_stats["moments"], batches)
+
+
+def test_batches_may_come_from_a_generator():
+    model, batches = Convolutional(), batches_of(3, 6, 2)
+    variables = init(model, batches[0])
+    batch_stats = bn_jax.population_statistics(
+        in_training(model), variables, (x for x in batches)
+    )
+    assert_statistics(batch_stats["BatchNorm_0"], batches)
+
+
+@pytest.mark.parametrize("size", [2, 4, 32])
+def test_the_variance_is_unbiased(size):
+    x = np.random.default_rng(0).normal(size=(4000, size, 8)).astype(np.float32)
+    moments = jax.jit(jax.vmap(batch_moments))(jnp.asarray(x))
+    stats = average_moments({"norm": {"moments": (moments,)}})["norm"]
+    # Five standard errors of 32,000 variances, each of which has 2 / (size - 1).
+    tolerance = 5 * np.sqrt(2 / (size - 1) / 32_000)
+    np.testing.assert_allclose(np.mean(stats["var"]), 1, atol=tolerance)
+    assert np.mean(moments.var) < 1 - 0.9 / size
+
+
+@pytest.mark.parametrize("used_up", [True, False])
+def test_no_batch_is_refused(used_up):
+    model, batches = Convolutional(), iter(batches_of(2, 6, 2))
+    variables = init(model, next(batches))
+    if used_up:
+        next(batches)
+    with pytest.raises(ValueError, match="at least one batch") as error:
+        bn_jax.population_statistics(
+            in_training(model), variables, batches if used_up else []
+        )
+    assert "used before" in str(error.value)
+
+
+class Plain(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        return nn.Dense(2)(x)
+
+
+@pytest.mark.parametrize(
+    "model", [TwoLayers(nn.BatchNorm), Plain()], ids=["flax", "plain"]
+)
+def test_a_model_that_sows_no_moments_is_refused(model):
+    batches = batches_of(2, 6, 3)
+    variables = init(model, batches[0])
+    with pytest.raises(ValueError, match=r"use bn_jax\.BatchNorm for its layers"):
+        bn_jax.population_statistics(in_training(model), variables, batches)
+
+
+def test_a_model_in_inference_mode_is_refused(two_layers):
+    model, variables, batches, _ = two_layers
+    infer = partial(model.apply, train=False, mutable=["batch_stats", "batch_moments"])
+    with pytest.raises(ValueError, match="run the model in training mode"):
+        bn_jax.population_statistics(infer, variables, batches)

@@ -1,0 +1,157 @@
+"""The program `bn-jax`: what it makes of its command line, and how it refuses one."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bn_jax.data.prepare
+import bn_jax.experiments.figure1
+from bn_jax.cli import main
+from bn_jax.errors import UserError
+
+Calls = list[dict[str, Any]]
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """What figures are asked for; none is made."""
+    calls: Calls = []
+
+    def figure1(workdir: Path, *, seeds: int, overrides: Mapping[str, str]) -> str:
+        calls.append({"workdir": workdir, "seeds": seeds, "overrides": overrides})
+        return "the table"
+
+    monkeypatch.setattr(bn_jax.experiments.figure1, "figure1", figure1)
+    return calls
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders that MNIST is prepared in; nothing is written."""
+    folders: list[Path] = []
+
+    def prepare_mnist(data_dir: Path) -> Path:
+        folders.append(data_dir)
+        return data_dir / "mnist" / "3.0.1"
+
+    monkeypatch.setattr(bn_jax.data.prepare, "prepare_mnist", prepare_mnist)
+    return folders
+
+
+def test_figure1_is_made_with_three_seeds_unless_told_otherwise(
+    figures: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["figure1", "--workdir=runs"])
+    assert figures == [{"workdir": Path("runs"), "seeds": 3, "overrides": {}}]
+    assert capsys.readouterr().out == "the table\n"
+
+
+def test_settings_of_the_configuration_reach_figure1(figures: Calls) -> None:
+    words = ["--config.seed=1", "--config.dataset.idx_dir=/a=b", "--seeds", "2"]
+    main(["figure1", "--workdir", "runs", *words])
+    assert figures[0]["overrides"] == {"seed": "1", "dataset.idx_dir": "/a=b"}
+    assert figures[0]["seeds"] == 2
+
+
+@pytest.mark.parametrize("word", ["--config.seed", "--sedes=2", "more", "config.a=1"])
+def test_an_unknown_word_is_refused_by_name(
+    figures: Calls, capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["figure1", "--workdir=runs", word])
+    assert (end.value.code, figures) == (2, [])
+    assert f"unknown argument {word}" in capsys.readouterr().err
+
+
+def test_figure1_needs_a_workdir(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["figure1"])
+    assert end.value.code == 2
+    assert "--workdir" in capsys.readouterr().err
+
+
+def test_a_users_mistake_ends_the_program_with_its_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> str:
+        raise UserError("this cannot be.")
+
+    monkeypatch.setattr(bn_jax.experiments.figure1, "figure1", refuse)
+    with pytest.raises(SystemExit) as end:
+        main(["figure1", "--workdir=runs"])
+    # A string is printed to stderr, and the exit status is 1.
+    assert end.value.code == "bn-jax figure1: this cannot be."
+
+
+def test_a_figure_without_seeds_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="bn-jax figure1: .*--seeds must be at least"):
+        main(["figure1", f"--workdir={tmp_path}", "--seeds=0"])
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
+    expected = 'bn-jax figure1: --config.num_stps: .* Did you mean "num_steps"'
+    with pytest.raises(SystemExit, match=expected):
+        main(["figure1", f"--workdir={tmp_path}", "--config.num_stps=1"])
+
+
+def test_prepare_says_where_mnist_is_and_how_to_read_it(
+    prepared: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["prepare", "mnist", "--data_dir=folder"])
+    assert prepared == [Path("folder")]
+    assert capsys.readouterr().out == (
+        f"{Path('folder', 'mnist', '3.0.1')}: read it with "
+        'tfds.data_source("mnist", data_dir="folder").\n'
+    )
+
+
+@pytest.mark.parametrize("words", [[], ["--data_dir=~/tensorflow_datasets"]])
+def test_mnist_is_prepared_in_the_home_folder_by_default(
+    prepared: list[Path], monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    main(["prepare", "mnist", *words])
+    assert prepared == [Path("/home/someone/tensorflow_datasets")]
+
+
+def test_only_mnist_can_be_prepared(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["prepare", "cifar10"])
+    assert end.value.code == 2
+    assert "invalid choice: 'cifar10'" in capsys.readouterr().err
+
+
+def test_prepare_takes_no_settings(
+    prepared: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["prepare", "mnist", "--config.seed=1"])
+    assert "prepare takes no --config settings" in capsys.readouterr().err
+    assert prepared == []
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="bn-jax prepare: .*file"):
+        main(["prepare", "mnist", f"--data_dir={tmp_path / 'file' / 'below'}"])
+
+
+@pytest.mark.parametrize("words", [[], ["draw"]])
+def test_without_a_known_verb_the_usage_is_shown(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    assert "{figure1,prepare}" in capsys.readouterr().err
+
+
+def test_words_are_those_of_the_process_by_default(
+    figures: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bn-jax", "figure1", "--workdir=runs"])
+    main()
+    assert figures[0]["workdir"] == Path("runs")

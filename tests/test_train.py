@@ -1,0 +1,139 @@
+"""The program train.py: one good command line, and many bad ones."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from data.idx_files import write_idx_folder
+from training.tiny_runs import SHORT
+
+import bn_jax
+from bn_jax.workdir import claim_workdir, read_metrics, read_summary
+
+ROOT = Path(bn_jax.__file__).parents[1]
+CONFIG = "--config=configs/mnist_mlp.py:bn"
+
+# Imports what takes seconds once, and then is the program of each command line, in a
+# process of its own that inherits what is imported. Its output goes to a file.
+RUN_ALL = """
+import json, os, runpy, sys
+from absl import app, flags, logging
+from ml_collections import config_flags
+import bn_jax.training.loop
+for path, words in json.load(sys.stdin).items():
+    pid = os.fork()
+    if pid == 0:
+        output = os.open(path, os.O_WRONLY | os.O_CREAT)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.argv = ["train.py", *words]
+        runpy.run_path("train.py", run_name="__main__")
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+class End(NamedTuple):
+    """How a command line ended."""
+
+    status: int
+    output: str
+
+
+BAD = {
+    "an_unknown_setting": [CONFIG, "--config.num_stps=5"],
+    "an_unknown_nested_setting": [CONFIG, "--config.optimizer.learning_rte=5"],
+    "a_value_of_another_type": [CONFIG, "--config.num_steps=many"],
+    "an_impossible_value": [CONFIG, "--config.num_steps=0"],
+    "an_impossible_momentum": [CONFIG, "--config.norm.momentum=1.5"],
+    "an_unknown_optimizer": [CONFIG, "--config.optimizer.name=sdg"],
+    "an_unknown_arm": ["--config=configs/mnist_mlp.py:bm"],
+    "a_missing_file": ["--config=configs/mnist_mpl.py:bn"],
+    "no_configuration": [],
+    "no_workdir": [CONFIG, "--workdir="],
+    "a_missing_folder_of_data": [CONFIG, "--config.dataset.idx_dir=nothing"],
+    "another_runs_workdir": [CONFIG, "--workdir=OTHER", "--config.seed=3"],
+    "a_workdir_below_a_file": [CONFIG, "--workdir=OTHER/config.json/run"],
+    "an_unknown_flag": [CONFIG, "--wrokdir=runs"],
+    "a_word_too_many": [CONFIG, "config.num_steps=0"],
+}
+EXPECTED = {
+    "an_unknown_setting": r'num_stps.*Did you mean "num_steps"',
+    "an_unknown_nested_setting": r'learning_rte.*Did you mean "learning_rate"',
+    "a_value_of_another_type": r"config\.num_steps=many",
+    "an_impossible_value": r"train\.py: config\.num_steps must be at least 1",
+    "an_impossible_momentum": r"train\.py: .*momentum must lie in \[0, 1\)",
+    "an_unknown_optimizer": r"train\.py: optimizer\.name: optax has no .*'sdg'",
+    "an_unknown_arm": r"the arms are 'bn' and 'baseline'; 'bm' is none",
+    "a_missing_file": r"configs/mnist_mpl\.py",
+    "no_configuration": r"Flag --config must have a value",
+    "no_workdir": r"workdir",
+    "a_missing_folder_of_data": r"train\.py: idx_dir: there is no folder nothing",
+    "another_runs_workdir": r"another configuration: .*seed is 'missing' there and 3",
+    "a_workdir_below_a_file": r"train\.py: workdir .*: it cannot be used",
+    "an_unknown_flag": r"Unknown command line flag 'wrokdir'. Did you mean: workdir",
+    "a_word_too_many": r"config\.num_steps=0",
+}
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, End]]:
+    """How each of the bad command lines ended."""
+    folder = tmp_path_factory.mktemp("train")
+    claim_workdir(folder / "other", {"num_steps": 7})
+    lines = {}
+    for name, words in BAD.items():
+        own_workdir = [f"--workdir={folder / name}"]
+        words = [word.replace("OTHER", str(folder / "other")) for word in words]
+        has_workdir = any(word.startswith("--workdir") for word in words)
+        lines[str(folder / f"{name}.txt")] = words + own_workdir * (not has_workdir)
+    result = run_python("-c", RUN_ALL, stdin=json.dumps(lines))
+    assert result.returncode == 0, result.stderr
+    outputs = [Path(path).read_text() for path in lines]
+    statuses = map(int, result.stdout.split())
+    ends = map(End, statuses, outputs)
+    yield dict(zip(BAD, ends, strict=True))
+    made = {path.name for path in folder.iterdir() if path.is_dir()}
+    assert made == {"other"}, "a refused run must leave no folder"
+
+
+def run_python(*words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words],
+        input=stdin,
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_command_line_ends_with_a_message_and_no_traceback(
+    ends: dict[str, End], name: str
+) -> None:
+    status, output = ends[name]
+    assert status == 1
+    assert re.search(EXPECTED[name], output), output
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_a_good_command_line_trains_and_logs(tmp_path: Path) -> None:
+    folder = write_idx_folder(tmp_path / "digits")
+    settings = {**SHORT, "dataset.idx_dir": folder}
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    workdir = tmp_path / "run"
+    result = run_python("train.py", CONFIG, f"--workdir={workdir}", *flags)
+    assert result.returncode == 0, result.stderr
+    assert [line["step"] for line in read_metrics(workdir)] == [5, 10]
+    assert read_summary(workdir) is not None
+    assert re.search(r"step 10 of 10, train_loss \d", result.stderr)

@@ -1,0 +1,82 @@
+"""Sums over examples, and the numbers that they come to."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bn_jax.training.metrics import (
+    PredictionSums,
+    cross_entropy,
+    mean_metrics,
+    prediction_sums,
+)
+
+LOGITS = np.array([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0], [1.0, 4.0, 0.0]])
+LABELS = np.array([0, 1, 1])
+
+
+def sums(loss: float, num_right: int, num_examples: int) -> PredictionSums:
+    return PredictionSums(
+        jnp.float32(loss), jnp.int32(num_right), jnp.int32(num_examples)
+    )
+
+
+@pytest.mark.parametrize("num_right", [1, 8999, 9000, 9001])
+def test_accuracy_is_the_quotient_in_double_precision(num_right: int) -> None:
+    metrics = mean_metrics(sums(0.0, num_right, 10_000))
+    assert metrics["test_accuracy"] == num_right / 10_000
+
+
+def test_9000_of_10000_reach_90_percent() -> None:
+    assert mean_metrics(sums(0.0, 9000, 10_000))["test_accuracy"] >= 0.9
+
+
+def test_metrics_are_python_numbers() -> None:
+    metrics = mean_metrics(sums(5.0, 3, 4))
+    assert metrics == {"test_loss": 1.25, "test_accuracy": 0.75}
+    assert {type(value) for value in metrics.values()} == {float}
+
+
+def test_cross_entropy_is_the_negative_log_likelihood_in_nats() -> None:
+    p = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
+    expected = -np.log(p[np.arange(3), LABELS])
+    losses = cross_entropy(jnp.asarray(LOGITS, jnp.float32), jnp.asarray(LABELS))
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_cross_entropy_of_huge_logits_is_finite() -> None:
+    losses = cross_entropy(jnp.array([[1e30, 0.0], [0.0, 1e30]]), jnp.array([0, 0]))
+    np.testing.assert_array_equal(losses, np.array([0, 1e30], np.float32))
+
+
+@pytest.mark.shapes
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_cross_entropy_is_at_least_float32(dtype: jnp.dtype) -> None:
+    losses = cross_entropy(jnp.zeros((3, 2), dtype), jnp.zeros(3, int))
+    chex.assert_shape(losses, (3,))
+    assert losses.dtype == jnp.float32
+
+
+def test_only_real_examples_are_counted() -> None:
+    is_example = jnp.array([True, True, False])
+    found = prediction_sums(jnp.asarray(LOGITS), jnp.asarray(LABELS), is_example)
+    expected = cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS))[:2].sum()
+    assert (int(found.num_right), int(found.num_examples)) == (1, 2)
+    assert float(found.loss) == pytest.approx(float(expected))
+
+
+def test_a_nan_that_fills_up_a_batch_reaches_nothing() -> None:
+    logits = jnp.asarray(LOGITS).at[2].set(jnp.nan)
+    is_example = jnp.array([True, True, False])
+    assert jnp.isfinite(prediction_sums(logits, jnp.asarray(LABELS), is_example).loss)
+
+
+def test_sums_of_parts_add_up_to_those_of_the_whole() -> None:
+    def of(part: slice) -> PredictionSums:
+        logits, labels = jnp.asarray(LOGITS)[part], jnp.asarray(LABELS)[part]
+        return prediction_sums(logits, labels, jnp.ones(len(labels), bool))
+
+    added = jax.tree.map(jnp.add, of(slice(0, 1)), of(slice(1, 3)))
+    chex.assert_trees_all_close(added, of(slice(0, 3)))

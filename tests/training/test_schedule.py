@@ -1,0 +1,67 @@
+"""When a run stops to evaluate, and how it is cut into stretches."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bn_jax.training.schedule import chunks, evaluation_steps
+
+STEPS = st.integers(1, 60)
+
+
+def test_evaluations_are_dense_at_first_and_rare_later() -> None:
+    steps = evaluation_steps(
+        50_000, early_every_steps=50, early_until_step=5000, every_steps=500
+    )
+    expected = {*range(50, 5001, 50), *range(5500, 50_001, 500)}
+    assert steps == expected
+
+
+@given(STEPS, STEPS, st.integers(0, 60), STEPS)
+def test_the_last_step_is_evaluated_and_none_after_it(
+    num_steps: int, early_every: int, early_until: int, every: int
+) -> None:
+    steps = evaluation_steps(
+        num_steps,
+        early_every_steps=early_every,
+        early_until_step=early_until,
+        every_steps=every,
+    )
+    assert max(steps) == num_steps
+    assert min(steps) >= 1
+
+
+def test_without_an_early_phase_only_the_late_distance_counts() -> None:
+    steps = evaluation_steps(10, early_every_steps=1, early_until_step=0, every_steps=4)
+    assert steps == {4, 8, 10}
+
+
+def test_a_run_shorter_than_the_first_distance_is_evaluated_at_its_end() -> None:
+    steps = evaluation_steps(
+        7, early_every_steps=50, early_until_step=5000, every_steps=500
+    )
+    assert steps == {7}
+
+
+@given(st.integers(0, 60), STEPS, st.sets(st.integers(0, 70)), STEPS)
+def test_stretches_follow_each_other_from_the_first_step_to_the_last(
+    first_step: int, num_steps: int, stops: set[int], max_steps: int
+) -> None:
+    stops = {stop for stop in stops if stop <= num_steps}
+    first_step = min(first_step, num_steps)
+    stretches = list(chunks(first_step, num_steps, stops=stops, max_steps=max_steps))
+    taken = [step for start, end in stretches for step in range(start, end)]
+    assert taken == list(range(first_step, num_steps))
+
+
+@given(STEPS, st.sets(STEPS), STEPS)
+def test_a_stretch_is_short_enough_and_passes_no_stop(
+    num_steps: int, stops: set[int], max_steps: int
+) -> None:
+    stops = {stop for stop in stops if stop <= num_steps}
+    for start, end in chunks(0, num_steps, stops=stops, max_steps=max_steps):
+        assert 0 < end - start <= max_steps
+        assert not any(start < stop < end for stop in stops)
+
+
+def test_a_complete_run_has_no_stretch_left() -> None:
+    assert list(chunks(10, 10, stops=[5, 10], max_steps=3)) == []

@@ -1,0 +1,241 @@
+"""Single steps: against float64 NumPy, against each other, and never compiled twice."""
+
+from functools import partial
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from training import numpy_mlp
+
+from bn_jax.data.batching import padded_batches
+from bn_jax.data.image import binarize
+from bn_jax.models import make_model, make_norm
+from bn_jax.training.metrics import mean_metrics
+from bn_jax.training.optim import make_optimizer
+from bn_jax.training.state import TrainState, init_state
+from bn_jax.training.steps import (
+    Examples,
+    PaddedBatches,
+    make_eval_step,
+    make_population_step,
+    make_train_chunk,
+    make_train_step,
+    take,
+)
+
+ARMS = {"bn": "batch_norm", "baseline": None}
+LEARNING_RATE = 0.3
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (53, 6, 5, 1), dtype=np.uint8)
+LABELS = RNG.integers(0, 4, 53).astype(np.int32)
+DATA = Examples(jnp.asarray(IMAGES), jnp.asarray(LABELS))
+BATCH = Examples(DATA.images[:20], DATA.labels[:20])
+INDICES = RNG.integers(0, 53, (7, 20)).astype(np.int32)
+
+preprocess = partial(binarize, threshold=127)
+# Sums of float32 rounding errors over 30 pixels and 20 examples.
+assert_close = partial(chex.assert_trees_all_close, rtol=1e-5, atol=2e-6)
+
+
+class Arm:
+    """The functions and the first state of one arm."""
+
+    def __init__(self, name: str, *, seed: int = 0) -> None:
+        norm = make_norm(ARMS[name], momentum=0.9)
+        self.model = make_model(
+            "mlp", num_classes=4, norm=norm, hidden_features=(7, 5), kernel_stddev=0.5
+        )
+        self.tx = make_optimizer("sgd", learning_rate=LEARNING_RATE)
+        self.train_step = make_train_step(self.model, self.tx, preprocess=preprocess)
+        self.eval_step = make_eval_step(self.model, preprocess=preprocess)
+        self.population_step = make_population_step(self.model, preprocess=preprocess)
+        self.state = init_state(
+            self.model, self.tx, key=jax.random.key(seed), example=self.inputs[:1]
+        )
+
+    inputs = preprocess(DATA.images)
+
+    def trained(self) -> TrainState:
+        """The state after a few steps."""
+        return jax.jit(make_train_chunk(self.train_step))(self.state, DATA, INDICES)[0]
+
+
+@pytest.fixture(scope="module", params=ARMS)
+def arm(request: pytest.FixtureRequest) -> Arm:
+    return Arm(request.param)
+
+
+@pytest.fixture(scope="module")
+def bn() -> Arm:
+    return Arm("bn")
+
+
+def in_float64(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+
+def with_random_parameters(state: TrainState) -> TrainState:
+    """Scales, biases and statistics that differ from zero and one."""
+    leaves, structure = jax.tree.flatten(state)
+    rng = np.random.default_rng(1)
+    changed = [
+        leaf + rng.uniform(0.1, 0.5, leaf.shape).astype(np.float32) * (leaf.ndim > 0)
+        for leaf in leaves
+    ]
+    changed = [new.astype(old.dtype) for new, old in zip(changed, leaves, strict=True)]
+    return jax.tree.unflatten(structure, changed)
+
+
+def evaluate(arm: Arm, variables: Any, *, batch_size: int) -> dict[str, float]:
+    images, labels, is_example = padded_batches(IMAGES, LABELS, batch_size)
+    batches = PaddedBatches(Examples(images, labels), is_example)
+    return mean_metrics(jax.jit(arm.eval_step)(variables, batches))
+
+
+def test_a_train_step_is_that_of_float64_numpy(arm: Arm) -> None:
+    state = with_random_parameters(arm.state)
+    new_state, loss = jax.jit(arm.train_step)(state, BATCH)
+    expected = numpy_mlp.sgd_step(
+        in_float64(state.params),
+        in_float64(state.batch_stats),
+        np.asarray(BATCH.images) > 127,
+        np.asarray(BATCH.labels),
+        learning_rate=LEARNING_RATE,
+        momentum=0.9,
+    )
+    assert float(loss) == pytest.approx(expected.loss, rel=1e-6)
+    assert_close(in_float64(new_state.params), expected.params)
+    assert_close(in_float64(new_state.batch_stats), expected.batch_stats)
+
+
+def test_float64_gradients_are_those_of_finite_differences(bn: Arm) -> None:
+    # The oracle of the test above, against its own loss.
+    params = in_float64(with_random_parameters(bn.state).params)
+    images, labels = np.asarray(BATCH.images) > 127, np.asarray(BATCH.labels)
+    grads = numpy_mlp.gradients(params, images, labels)
+    leaves, structure = jax.tree.flatten(params)
+    direction = [np.random.default_rng(2).normal(size=leaf.shape) for leaf in leaves]
+
+    def loss_at(distance: float) -> float:
+        moved = [x + distance * d for x, d in zip(leaves, direction, strict=True)]
+        moved_params = jax.tree.unflatten(structure, moved)
+        return numpy_mlp.forward(moved_params, images, labels).loss
+
+    along = sum(
+        np.vdot(g, d) for g, d in zip(jax.tree.leaves(grads), direction, strict=True)
+    )
+    slope = (loss_at(1e-5) - loss_at(-1e-5)) / 2e-5
+    assert along == pytest.approx(slope, rel=1e-6)
+
+
+def test_a_train_step_counts_itself(arm: Arm) -> None:
+    state, _ = jax.jit(arm.train_step)(arm.state, BATCH)
+    assert int(state.step) == 1
+
+
+def test_a_chunk_is_single_steps_bit_for_bit(arm: Arm) -> None:
+    state, losses = jax.jit(make_train_chunk(arm.train_step))(arm.state, DATA, INDICES)
+    single, step = arm.state, jax.jit(arm.train_step)
+    for chosen, loss in zip(INDICES, losses, strict=True):
+        single, expected_loss = step(single, take(DATA, chosen))
+        assert loss == expected_loss
+    chex.assert_trees_all_equal(state, single)
+
+
+def test_the_same_seed_gives_the_same_bits(arm: Arm) -> None:
+    again = Arm("bn" if arm.state.batch_stats else "baseline")
+    chex.assert_trees_all_equal(arm.trained(), again.trained())
+
+
+def test_another_seed_gives_other_parameters(arm: Arm) -> None:
+    other = Arm("bn" if arm.state.batch_stats else "baseline", seed=1)
+    kernels = arm.state.params["hidden0"], other.state.params["hidden0"]
+    assert (kernels[0]["kernel"] != kernels[1]["kernel"]).all()
+
+
+@pytest.mark.shapes
+def test_a_train_step_keeps_the_structure_and_dtypes_of_its_state(arm: Arm) -> None:
+    new_state, loss = jax.eval_shape(arm.train_step, arm.state, BATCH)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new_state, arm.state)
+    chex.assert_shape(loss, ())
+
+
+@pytest.mark.shapes
+def test_a_train_step_is_traced_once(arm: Arm) -> None:
+    chex.clear_trace_counter()
+    step = jax.jit(chex.assert_max_traces(arm.train_step, n=1))
+    state = arm.state
+    for chosen in INDICES:
+        state, _ = step(state, take(DATA, chosen))
+    assert int(state.step) == len(INDICES)
+
+
+@pytest.mark.shapes
+def test_the_baseline_has_biases_and_the_other_arm_none_before_its_norms() -> None:
+    bn, baseline = Arm("bn").state, Arm("baseline").state
+    assert set(baseline.params) == {"hidden0", "hidden1", "logits"}
+    assert set(bn.params) == {*baseline.params, "norm0", "norm1"}
+    assert set(baseline.params["hidden0"]) == {"kernel", "bias"}
+    assert set(bn.params["hidden0"]) == {"kernel"}
+    assert (set(bn.batch_stats), baseline.batch_stats) == ({"norm0", "norm1"}, {})
+
+
+@pytest.mark.parametrize("batch_size", [10, 52, 1000])
+def test_evaluation_counts_every_example_once(arm: Arm, batch_size: int) -> None:
+    variables = arm.trained().variables
+    logits = arm.model.apply(variables, arm.inputs, train=False)
+    is_right = np.argmax(logits, axis=-1) == LABELS
+    metrics = evaluate(arm, variables, batch_size=batch_size)
+    assert metrics["test_accuracy"] == is_right.sum() / 53
+    log_p = in_float64(jax.nn.log_softmax(logits))
+    expected_loss = -log_p[np.arange(53), LABELS].mean()
+    assert metrics["test_loss"] == pytest.approx(expected_loss, rel=1e-6)
+
+
+def test_evaluation_normalizes_by_the_statistics_that_it_is_given(bn: Arm) -> None:
+    state = with_random_parameters(bn.state)
+    params, stats = in_float64(state.params), in_float64(state.batch_stats)
+    logits = numpy_mlp.predict(params, stats, IMAGES > 127).logits
+    metrics = evaluate(bn, state.variables, batch_size=9)
+    expected_loss = numpy_mlp.cross_entropy(logits, LABELS)
+    assert metrics["test_loss"] == pytest.approx(expected_loss, rel=1e-6)
+    assert metrics["test_accuracy"] == (logits.argmax(axis=-1) == LABELS).mean()
+
+
+def test_population_statistics_are_those_of_algorithm_2(bn: Arm) -> None:
+    state = with_random_parameters(bn.state)
+    variables = jax.jit(bn.population_step)(state, DATA, INDICES)
+    expected = numpy_mlp.population_statistics(
+        in_float64(state.params), [IMAGES[chosen] > 127 for chosen in INDICES]
+    )
+    assert_close(in_float64(variables["batch_stats"]), expected)
+
+
+def test_population_statistics_leave_the_parameters_alone(bn: Arm) -> None:
+    variables = jax.jit(bn.population_step)(bn.state, DATA, INDICES)
+    chex.assert_trees_all_equal(variables["params"], bn.state.params)
+
+
+def test_population_statistics_do_not_depend_on_the_running_ones(bn: Arm) -> None:
+    step = jax.jit(bn.population_step)
+    other = jax.tree.map(lambda leaf: leaf + 3, bn.state.batch_stats)
+    chex.assert_trees_all_equal(
+        step(bn.state, DATA, INDICES),
+        step(bn.state._replace(batch_stats=other), DATA, INDICES),
+    )
+
+
+def test_a_network_without_statistics_gets_its_variables_back() -> None:
+    baseline = Arm("baseline")
+    variables = jax.jit(baseline.population_step)(baseline.state, DATA, INDICES)
+    chex.assert_trees_all_equal(variables, baseline.state.variables)
+
+
+@pytest.mark.shapes
+def test_take_gives_the_chosen_examples_in_their_order() -> None:
+    taken = take(DATA, jnp.array([5, 2, 5]))
+    np.testing.assert_array_equal(taken.images, IMAGES[[5, 2, 5]])
+    np.testing.assert_array_equal(taken.labels, LABELS[[5, 2, 5]])
