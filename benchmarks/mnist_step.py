@@ -223,7 +223,7 @@ def _jax_block(arm: str, steps: int) -> tuple[Callable[[], None], dict[str, str]
         losses.block_until_ready()
         done += steps
 
-    return run, {"jax": jax.__version__, "jaxlib": jax.lib.__version__}
+    return run, {"jax": jax.__version__}
 
 
 def _torch_block(

@@ -87,7 +87,7 @@ def test_a_users_mistake_ends_the_program_with_its_message(
 
 
 def test_a_figure_without_seeds_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="bn-jax figure1: .*--seeds must be at least"):
+    with pytest.raises(SystemExit, match=r"bn-jax figure1: .*--seeds must be at least"):
         main(["figure1", f"--workdir={tmp_path}", "--seeds=0"])
 
 
@@ -135,7 +135,7 @@ def test_prepare_takes_no_settings(
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match="bn-jax prepare: .*file"):
+    with pytest.raises(SystemExit, match=r"bn-jax prepare: .*file"):
         main(["prepare", "mnist", f"--data_dir={tmp_path / 'file' / 'below'}"])
 
 

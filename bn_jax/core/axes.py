@@ -1,6 +1,6 @@
 """Feature axes and reduction axes, and arrays of features brought to x's rank."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
@@ -22,14 +22,14 @@ def canonical_axes(rank: int, axes: int | Sequence[int]) -> tuple[int, ...]:
     >>> canonical_axes(4, (-1, 1))
     (1, 3)
     """
-    given = (axes,) if isinstance(axes, int) else tuple(axes)
+    given = tuple(axes) if isinstance(axes, Iterable) else (axes,)
     for axis in given:
         if not -rank <= axis < rank:
             raise ValueError(
                 f"axis={axis} does not exist in an array of {rank} dimensions; "
                 f"expected {-rank} to {rank - 1}."
             )
-    return tuple(sorted({axis % rank for axis in given}))
+    return tuple(sorted({int(axis) % rank for axis in given}))
 
 
 def other_axes(rank: int, axes: Sequence[int]) -> tuple[int, ...]:

@@ -1,13 +1,21 @@
 """Batch Normalization as a pure function, composed from the rest of the core."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Inexact
 
+from bn_jax.core.arguments import (
+    check_arrays,
+    check_number_of_values,
+    check_settings,
+)
 from bn_jax.core.axes import canonical_axes
-from bn_jax.core.moments import batch_moments, zero_where_masked
+from bn_jax.core.derivative import Layout, normalize_by_batch
+from bn_jax.core.devices import make_devices
+from bn_jax.core.groups import average_group, plan_groups, split_groups
 from bn_jax.core.normalize import normalize
 from bn_jax.core.running import update_batch_stats
 from bn_jax.core.types import BatchStats, Moments
@@ -19,7 +27,7 @@ class BatchNormResult(NamedTuple):
     Attributes:
         y: Normalized activations.
         batch_stats: Running statistics after it.
-        moments: Moments of the batch; None when the running statistics were used.
+        moments: Moments of the batch; None when nothing needed them.
     """
 
     y: Inexact[Array, "..."]
@@ -33,13 +41,18 @@ def batch_norm(
     bias: Inexact[Array, "*features"] | None,
     batch_stats: Mapping[str, Array],
     *,
-    use_running_average: bool = False,
+    use_running_average: bool | Bool[Array, ""] = False,
+    update_running_average: bool | Bool[Array, ""] | None = None,
     axis: int | Sequence[int] = -1,
-    momentum: float = 0.99,
+    momentum: float | None = 0.99,
     epsilon: float = 1e-5,
     mask: Bool[Array, "*#shape"] | None = None,
     axis_name: str | Sequence[str] | None = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
+    group_size: int | None = None,
+    variance_correction: int = 0,
+    debias: bool = False,
+    skip_nonfinite: bool = False,
 ) -> tuple[Inexact[Array, "*shape"], BatchStats]:
     """Normalizes each feature by the batch's, or the running, mean and variance.
 
@@ -54,12 +67,17 @@ def batch_norm(
         scale: Learned factor of each feature, gamma in the paper; None for 1.
         bias: Learned offset of each feature, beta in the paper; None for 0.
         batch_stats: Running statistics `{"mean", "var"}`, one value a feature each,
-            as Flax keeps them in its `batch_stats` collection.
-        use_running_average: Normalize by `batch_stats` and leave them alone
-            (inference), not by the batch's own statistics (training).
+            as Flax keeps them in its `batch_stats` collection; with `debias` or
+            `momentum=None` also `count`, the number of batches behind them, a float.
+            Devices that share statistics must hold the same.
+        use_running_average: Normalize by `batch_stats` (inference), not by the
+            batch's own statistics (training). May be traced.
+        update_running_average: Whether the batch moves `batch_stats`; by default
+            when it is normalized by its own. May be traced.
         axis: Feature axis or axes; -1 for channels last.
         momentum: Fraction of the running statistics that one step keeps, in [0, 1);
-            Flax's default 0.99 averages over about 100 steps.
+            Flax's default 0.99 averages over about 100 steps. None averages over all
+            batches alike.
         epsilon: Added to the variance, inside the root; the paper leaves its value
             open, 1e-5 is Flax's.
         mask: True at the positions that count; all of them by default. The others
@@ -68,16 +86,26 @@ def batch_norm(
             one mean and variance. Under jit on sharded arrays statistics are global
             without it.
         axis_index_groups: Groups of devices within that axis that share statistics.
+        group_size: Consecutive examples (along axis 0, and over all devices in the
+            order of the mapped axis) that share statistics; the whole batch by
+            default. Smaller than a device's batch it makes ghost batches, larger it
+            joins devices; the result is the same on any number of devices.
+        variance_correction: 0 for running averages of the biased variance (Flax), 1
+            of the unbiased one, m / (m - 1) times it (Algorithm 2, PyTorch).
+        debias: Whether the running statistics forget their initial values at the
+            first batch.
+        skip_nonfinite: Whether a batch whose mean or variance is not finite leaves
+            the running statistics alone.
 
     Returns:
         y, of x's shape and dtype (float32 for integers), and the new running
-        statistics: the moving average, of the biased variance as in Flax, in the
-        dtypes that they had. A batch with nothing to average gives y = bias and
-        leaves them alone.
+        statistics in the dtypes that they had. A batch with nothing to average gives
+        y = bias and leaves them alone.
 
     Raises:
-        ValueError: If an axis does not exist, an array of features or the mask does
-            not fit x, or momentum or epsilon lie outside their range.
+        ValueError: If an axis does not exist; an array of features or the mask does
+            not fit x; a setting lies outside its range or needs another one; groups
+            do not fit the batch; or there is one value a feature only.
 
     >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
     >>> running = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
@@ -86,7 +114,7 @@ def batch_norm(
     Array([[-1., -1.],
            [ 1.,  1.]], dtype=float32)
     >>> running["mean"]
-    Array([0.2      , 2.       ], dtype=float32)
+    Array([0.2, 2. ], dtype=float32)
     """
     result = batch_norm_with_moments(
         x,
@@ -94,12 +122,17 @@ def batch_norm(
         bias,
         batch_stats,
         use_running_average=use_running_average,
+        update_running_average=update_running_average,
         axis=axis,
         momentum=momentum,
         epsilon=epsilon,
         mask=mask,
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
+        group_size=group_size,
+        variance_correction=variance_correction,
+        debias=debias,
+        skip_nonfinite=skip_nonfinite,
     )
     return result.y, result.batch_stats
 
@@ -110,106 +143,132 @@ def batch_norm_with_moments(
     bias: Inexact[Array, "*features"] | None,
     batch_stats: Mapping[str, Array],
     *,
-    use_running_average: bool,
+    use_running_average: bool | Bool[Array, ""],
+    update_running_average: bool | Bool[Array, ""] | None,
     axis: int | Sequence[int],
-    momentum: float,
+    momentum: float | None,
     epsilon: float,
     mask: Bool[Array, "*#shape"] | None,
     axis_name: str | Sequence[str] | None,
     axis_index_groups: Sequence[Sequence[int]] | None,
+    group_size: int | None,
+    variance_correction: int,
+    debias: bool,
+    skip_nonfinite: bool,
+    allow_single_value: bool = False,
 ) -> BatchNormResult:
     """`batch_norm` for callers that need the batch's moments as well.
 
     Arguments and errors are those of `batch_norm`; everything is given, because the
-    defaults stand there.
+    defaults stand there. `allow_single_value` lifts the demand for more than one
+    value a feature, which initialization by a single example could not meet.
     """
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         x = x.astype(jnp.float32)
     feature_axes = canonical_axes(x.ndim, axis)
-    _check_arguments(x, feature_axes, scale, bias, batch_stats, mask)
-    _check_settings(momentum, epsilon, axis_name, axis_index_groups)
-    x = zero_where_masked(x, mask)
-    if use_running_average:
-        moments = None
-        mean, var = batch_stats["mean"], batch_stats["var"]
-        new_batch_stats = BatchStats(mean=mean, var=var)
-    else:
-        moments = batch_moments(
-            x,
-            axis=feature_axes,
-            mask=mask,
-            axis_name=axis_name,
-            axis_index_groups=axis_index_groups,
-        )
-        mean, var = moments.mean, moments.var
-        new_batch_stats = update_batch_stats(batch_stats, moments, momentum=momentum)
-    y = normalize(
+    check_arrays(
+        x, feature_axes, scale=scale, bias=bias, batch_stats=batch_stats, mask=mask
+    )
+    check_settings(
+        batch_stats,
+        feature_axes,
+        momentum=momentum,
+        epsilon=epsilon,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        group_size=group_size,
+        variance_correction=variance_correction,
+        debias=debias,
+    )
+    if mask is not None:
+        mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
+        # Before any arithmetic: multiplying by zero would keep a NaN, in the value or
+        # in the derivative.
+        x = jnp.where(mask, x, jnp.zeros((), x.dtype))
+    use_running_average = _as_static(use_running_average)
+    if update_running_average is None:
+        update_running_average = _not(use_running_average)
+    update_running_average = _as_static(update_running_average)
+
+    y = by_running = normalize(
         x,
-        mean,
-        var,
+        batch_stats["mean"],
+        batch_stats["var"],
         scale=scale,
         bias=bias,
+        moment_axes=feature_axes,
         feature_axes=feature_axes,
         epsilon=epsilon,
     )
-    return BatchNormResult(zero_where_masked(y, mask), new_batch_stats, moments)
+    new_batch_stats = dict(batch_stats)
+    moments = None
+    if use_running_average is not True or update_running_average is not False:
+        devices = make_devices(axis_name, axis_index_groups)
+        if mask is None and use_running_average is not True and not allow_single_value:
+            check_number_of_values(
+                x, feature_axes, devices=devices, group_size=group_size
+            )
+        layout = Layout(feature_axes, feature_axes, epsilon, devices)
+        shift = batch_stats["mean"]
+        if group_size is None:
+            by_batch, moments = normalize_by_batch(x, scale, bias, shift, mask, layout)
+        else:
+            by_batch, moments = _normalize_by_group(
+                x, scale, bias, shift, mask, layout, group_size
+            )
+        y = _select(use_running_average, by_running, by_batch)
+        updated = update_batch_stats(
+            batch_stats,
+            moments,
+            momentum=momentum,
+            variance_correction=variance_correction,
+            debias=debias,
+            skip_nonfinite=skip_nonfinite,
+        )
+        for name, value in updated.items():
+            new_batch_stats[name] = _select(
+                update_running_average, value, batch_stats[name]
+            )
+    if mask is not None:
+        y = jnp.where(mask, y, jnp.zeros((), y.dtype))
+    return BatchNormResult(y, new_batch_stats, moments)
 
 
-def _check_arguments(
+def _normalize_by_group(
     x: Array,
-    feature_axes: Sequence[int],
     scale: Array | None,
     bias: Array | None,
-    batch_stats: Mapping[str, Array],
+    shift: Array,
     mask: Array | None,
-) -> None:
-    """Raises ValueError for arrays that do not fit x."""
-    missing = {"mean", "var"} - set(batch_stats)
-    if missing:
-        raise ValueError(
-            f"batch_norm: batch_stats must hold 'mean' and 'var', and lacks "
-            f"{sorted(missing)}; it has {sorted(batch_stats)}."
-        )
-    features = tuple(x.shape[axis] for axis in feature_axes)
-    for name, values in {"scale": scale, "bias": bias, **batch_stats}.items():
-        if values is not None and jnp.shape(values) != features:
-            raise ValueError(
-                f"batch_norm: {name} must have the shape {features} of x's feature "
-                f"axes {tuple(feature_axes)}, and has {jnp.shape(values)}; x has "
-                f"{x.shape}."
-            )
-    if mask is not None and not _broadcasts(jnp.shape(mask), x.shape):
-        raise ValueError(
-            f"batch_norm: mask of shape {jnp.shape(mask)} does not broadcast to x of "
-            f"shape {x.shape}; to mask whole examples, give it "
-            f"{x.shape[:1] + (1,) * (x.ndim - 1)}."
-        )
-
-
-def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
-    trailing = target[len(target) - len(shape) :]
-    return len(shape) <= len(target) and all(
-        size in (1, goal) for size, goal in zip(shape, trailing, strict=True)
+    layout: Layout,
+    group_size: int,
+) -> tuple[Array, Moments]:
+    """X normalized group by group, and the moments of the average group."""
+    num_groups, devices = plan_groups(group_size, x.shape[0], layout.devices)
+    features = tuple(axis + 1 for axis in layout.feature_axes)
+    y, moments = normalize_by_batch(
+        split_groups(x, num_groups),
+        scale,
+        bias,
+        jnp.broadcast_to(shift, (num_groups, *shift.shape)),
+        None if mask is None else split_groups(mask, num_groups),
+        Layout((0, *features), features, layout.epsilon, devices),
     )
+    return y.reshape(x.shape), average_group(moments, layout.devices)
 
 
-def _check_settings(
-    momentum: float,
-    epsilon: float,
-    axis_name: str | Sequence[str] | None,
-    axis_index_groups: Sequence[Sequence[int]] | None,
-) -> None:
-    """Raises ValueError for settings that mean nothing."""
-    if not 0 <= momentum < 1:
-        raise ValueError(
-            f"batch_norm: momentum must lie in [0, 1), and is {momentum}; it is the "
-            "fraction of the old statistics that is kept (PyTorch's 0.1 is 0.9 here)."
-        )
-    if not epsilon >= 0:
-        raise ValueError(f"batch_norm: epsilon must not be negative; it is {epsilon}.")
-    if axis_index_groups is not None and axis_name is None:
-        raise ValueError(
-            "batch_norm: axis_index_groups needs axis_name, the mapped axis that the "
-            "groups divide."
-        )
+def _as_static(flag: Any) -> Any:
+    """A Python boolean where the value is known."""
+    return bool(flag) if isinstance(flag, bool | np.bool_) else flag
+
+
+def _not(flag: Any) -> Any:
+    flag = _as_static(flag)
+    return not flag if isinstance(flag, bool) else jnp.logical_not(flag)
+
+
+def _select(flag: Any, if_true: Array, if_false: Array) -> Array:
+    if isinstance(flag, bool):
+        return if_true if flag else if_false
+    return jnp.where(flag, if_true, if_false)

@@ -6,112 +6,105 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
-from bn_jax.core.axes import canonical_axes, expand_to_rank, other_axes
+from bn_jax.core.axes import expand_to_rank, other_axes
+from bn_jax.core.devices import Devices, number_of_devices, sum_across
+from bn_jax.core.dtypes import wide_dtype
 from bn_jax.core.types import Moments
+
+# A shift this many variances (squared distance) away from the mean loses four bits.
+_FAR = 16
 
 
 def batch_moments(
     x: Inexact[Array, "*shape"],
+    shift: Inexact[Array, "*features"],
     *,
-    axis: int | Sequence[int] = -1,
+    feature_axes: Sequence[int],
     mask: Bool[Array, "*#shape"] | None = None,
-    axis_name: str | Sequence[str] | None = None,
-    axis_index_groups: Sequence[Sequence[int]] | None = None,
+    devices: Devices,
 ) -> Moments:
     """Mean and biased variance of each feature, over every other axis.
 
-    Two passes: the first finds the mean, the second sums the deviations from it and
-    their squares. `E[x^2] - E[x]^2` would save a pass, and cancel when the mean is
-    large. The sum of the deviations is zero but for rounding; adding it back corrects
-    the mean, and the variance, to the last bits. The first mean is a constant for the
-    derivative, because neither result depends on it.
-    Source: Ioffe & Szegedy (2015), Algorithm 1; Chan, Golub & LeVeque (1983), Eq. 1.7.
+    One pass adds up `x - shift` and its square, in one all-reduce. That is exact but
+    where the shift lies many standard deviations from the mean; then, and only then,
+    a second pass shifts by the mean that the first one found. A running mean is a
+    good shift after a few steps of training.
+    Source: Ioffe & Szegedy (2015), Algorithm 1; Chan, Golub & LeVeque (1983), shifted
+    sums.
 
     Args:
-        x: Activations.
-        axis: Feature axis or axes; the others are averaged over.
+        x: Activations, zero where the mask is False.
+        shift: A guess of the mean, the same on all devices that share moments; it
+            may be off by 1e8 standard deviations before the results feel it.
+        feature_axes: Canonical axes that are not averaged over.
         mask: True at the positions that count; all of them by default.
-        axis_name: Mapped axis or axes to reduce over as well (synchronized BN).
-            Sums and counts are added up across devices, so that devices may hold
-            different numbers of valid positions, or none.
-        axis_index_groups: Groups of devices within that axis that share moments.
+        devices: Devices that share the moments. Sums and counts are added up, so
+            that devices may hold different numbers of valid positions, or none.
 
     Returns:
         Moments of the shape of the feature axes, in float32 or wider. With no value
         to average (an empty batch, or a mask that leaves nothing) all three are 0.
 
-    Raises:
-        ValueError: If an axis does not exist in x.
-
-    >>> batch_moments(jnp.array([[1.0, 2.0], [3.0, 6.0]])).var
+    >>> x = jnp.array([[1.0, 2.0], [3.0, 6.0]])
+    >>> batch_moments(x, jnp.zeros(2), feature_axes=(1,), devices=Devices()).var
     Array([1., 4.], dtype=float32)
     """
-    feature_axes = canonical_axes(x.ndim, axis)
-    reduction_axes = other_axes(x.ndim, feature_axes)
-    x = zero_where_masked(x.astype(jnp.promote_types(x.dtype, jnp.float32)), mask)
+    x = x.astype(wide_dtype(x.dtype))
+    # Running statistics that an earlier batch spoiled must not spoil this one.
+    shift = jnp.where(jnp.isfinite(shift), shift, jnp.zeros((), shift.dtype))
+    shift = shift.astype(x.dtype)
 
-    def across_devices(sums: tuple[Array, Array]) -> tuple[Array, Array]:
-        if axis_name is None:
-            return sums
-        return jax.lax.psum(sums, axis_name, axis_index_groups=axis_index_groups)
+    def around(shift: Array) -> Moments:
+        return _moments_around(x, shift, feature_axes, mask, devices)
 
-    real_dtype = jnp.finfo(x.dtype).dtype
-    num_samples, total = across_devices(
-        (
-            _count(x, mask, feature_axes, real_dtype),
-            jnp.sum(x, axis=reduction_axes),
-        )
-    )
+    first = around(shift)
+    distance = abs_squared(first.mean - shift)
+    is_close = (distance <= _FAR * first.var) & jnp.isfinite(first.var)
+    # A feature that equals the shift everywhere has no variance.
+    is_close |= (distance == 0) | (first.num_samples == 0)
+    return jax.lax.cond(jnp.all(is_close), lambda: first, lambda: around(first.mean))
+
+
+def _moments_around(
+    x: Inexact[Array, "*shape"],
+    shift: Inexact[Array, "*features"],
+    feature_axes: Sequence[int],
+    mask: Bool[Array, "*#shape"] | None,
+    devices: Devices,
+) -> Moments:
+    """Moments from sums of `x - shift` and of its square."""
+
+    def total(values: Array) -> Array:
+        if mask is not None:
+            values = jnp.where(mask, values, jnp.zeros((), values.dtype))
+        return jnp.sum(values, axis=other_axes(x.ndim, feature_axes))
+
+    # The second difference adds the negative instead of subtracting. Were both the
+    # same expression, XLA would compute it once, store an array of x's size and read
+    # it twice; like this each is part of its sum.
+    deviation = x - expand_to_rank(shift, feature_axes, x.ndim)
+    same_deviation = x + expand_to_rank(-shift, feature_axes, x.ndim)
+    sums = [total(deviation), total(abs_squared(same_deviation))]
+    if mask is None:
+        sums = sum_across(devices, sums)
+        positions = x.size // max(shift.size, 1) * number_of_devices(devices)
+        num_samples = jnp.full(shift.shape, positions, sums[1].dtype)
+    else:
+        counted = jnp.broadcast_to(mask, x.shape).astype(sums[1].dtype)
+        *sums, num_samples = sum_across(devices, [*sums, total(counted)])
     divisor = jnp.maximum(num_samples, 1)
-    rough_mean = jax.lax.stop_gradient(total / divisor)
-    deviation = zero_where_masked(
-        x - expand_to_rank(rough_mean, feature_axes, x.ndim), mask
-    )
-    residual, squares = across_devices(
-        (
-            jnp.sum(deviation, axis=reduction_axes),
-            jnp.sum(_abs_squared(deviation), axis=reduction_axes),
-        )
-    )
-    correction = residual / divisor
-    return Moments(
-        num_samples=num_samples,
-        mean=rough_mean + correction,
-        var=jnp.maximum(squares / divisor - _abs_squared(correction), 0),
-    )
+    offset = sums[0] / divisor
+    var = jnp.maximum(sums[1] / divisor - abs_squared(offset), 0)
+    mean = jnp.where(num_samples > 0, shift + offset, jnp.zeros((), x.dtype))
+    return Moments(num_samples, mean, var)
 
 
-def zero_where_masked(
-    x: Inexact[Array, "*shape"], mask: Bool[Array, "*#shape"] | None
-) -> Inexact[Array, "*shape"]:
-    """X with zeros where the mask is False, so that no NaN there goes further.
-
-    Selecting comes before any arithmetic: multiplying by zero would keep a NaN, in
-    the value or in the derivative.
+def abs_squared(x: Inexact[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The square of the absolute value, without the root of `abs`.
 
     Args:
-        x: Activations.
-        mask: True at the positions that count; x itself is returned without one.
+        x: Real or complex.
     """
-    if mask is None:
-        return x
-    return jnp.where(jnp.broadcast_to(mask, x.shape), x, jnp.zeros((), x.dtype))
-
-
-def _count(
-    x: Inexact[Array, "*shape"],
-    mask: Bool[Array, "*#shape"] | None,
-    feature_axes: Sequence[int],
-    dtype: jnp.dtype,
-) -> Float[Array, "*features"]:
-    """Positions of this device that count, per feature."""
-    reduction_axes = other_axes(x.ndim, feature_axes)
-    counted = jnp.ones(x.shape, bool) if mask is None else mask
-    counted = jnp.broadcast_to(counted, x.shape)
-    return jnp.sum(counted, axis=reduction_axes, dtype=dtype)
-
-
-def _abs_squared(x: Inexact[Array, "*shape"]) -> Float[Array, "*shape"]:
     if jnp.iscomplexobj(x):
         return jnp.square(x.real) + jnp.square(x.imag)
     return jnp.square(x)

@@ -7,15 +7,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
 from bn_jax.core.axes import expand_to_rank
+from bn_jax.core.dtypes import wide_dtype
 
 
 def normalize(
     x: Inexact[Array, "*shape"],
-    mean: Inexact[Array, "*features"],
-    var: Float[Array, "*features"],
+    mean: Inexact[Array, "*moments"],
+    var: Float[Array, "*moments"],
     *,
     scale: Inexact[Array, "*features"] | None,
     bias: Inexact[Array, "*features"] | None,
+    moment_axes: Sequence[int],
     feature_axes: Sequence[int],
     epsilon: float,
 ) -> Inexact[Array, "*shape"]:
@@ -27,25 +29,25 @@ def normalize(
 
     Args:
         x: Activations.
-        mean: Mean of each feature.
-        var: Variance of each feature.
+        mean: Mean of each feature, or of each feature in each group of examples.
+        var: Variance likewise.
         scale: Learned factor of each feature, gamma in the paper; None for 1.
         bias: Learned offset of each feature, beta in the paper; None for 0.
-        feature_axes: Canonical axes of x that hold the features.
+        moment_axes: Canonical axes of x that mean and variance have.
+        feature_axes: Canonical axes of x that scale and bias have.
         epsilon: Added to the variance, inside the root.
 
     Returns:
         Array of x's shape and dtype; the arithmetic is in float32 or wider.
     """
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-
-    def expand(feature_values: Array) -> Array:
-        return expand_to_rank(feature_values.astype(wide), feature_axes, x.ndim)
-
-    multiplier = jax.lax.rsqrt(var.astype(jnp.finfo(wide).dtype) + epsilon)
+    wide = wide_dtype(x.dtype)
+    inv_std = jax.lax.rsqrt(var.astype(jnp.finfo(wide).dtype) + epsilon)
+    y = x.astype(wide) - expand_to_rank(mean.astype(wide), moment_axes, x.ndim)
+    multiplier = expand_to_rank(inv_std, moment_axes, x.ndim)
     if scale is not None:
-        multiplier = multiplier * scale.astype(wide)
-    y = (x.astype(wide) - expand(mean)) * expand(multiplier)
+        expanded = expand_to_rank(scale.astype(wide), feature_axes, x.ndim)
+        multiplier = multiplier * expanded
+    y = y * multiplier
     if bias is not None:
-        y = y + expand(bias)
+        y = y + expand_to_rank(bias.astype(wide), feature_axes, x.ndim)
     return y.astype(x.dtype)

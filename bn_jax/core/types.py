@@ -1,20 +1,13 @@
 """The records that the functions of the core exchange."""
 
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 from jaxtyping import Array, Float, Inexact
 
-
-class BatchStats(TypedDict):
-    """What Flax keeps for one layer in its mutable `batch_stats` collection.
-
-    Attributes:
-        mean: Running mean of each feature.
-        var: Running variance of each feature.
-    """
-
-    mean: Inexact[Array, "*features"]
-    var: Float[Array, "*features"]
+# What Flax keeps for one layer in its mutable `batch_stats` collection: the running
+# `mean` and `var` of each feature, and `count`, the number of batches behind them,
+# for averages that need to know it.
+BatchStats = dict[str, Array]
 
 
 class Moments(NamedTuple):

@@ -1,8 +1,9 @@
 """Batch Normalization as a Flax Linen module."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.linen.dtypes import canonicalize_dtype
@@ -12,6 +13,29 @@ from jaxtyping import Array, Bool, Inexact
 
 from bn_jax.core.axes import canonical_axes
 from bn_jax.core.batch_norm import batch_norm_with_moments
+from bn_jax.core.dtypes import wide_dtype
+
+
+class ImmutableBatchStatsError(flax.errors.ModifyScopeVariableError):
+    """Running statistics must be updated, and their collection is not mutable.
+
+    Flax's own error for that, with the way out.
+    """
+
+    def __init__(self, where: str) -> None:
+        """Says which layer it is.
+
+        Args:
+            where: Path of the layer.
+        """
+        Exception.__init__(
+            self,
+            f"{where}: batch_norm updates its running statistics in training, and the "
+            "collection 'batch_stats' is not mutable. Call apply with "
+            "mutable=['batch_stats'] and keep what it returns, normalize by the "
+            "running statistics (use_running_average=True), or leave them as they are "
+            "(update_running_average=False).",
+        )
 
 
 class BatchNorm(nn.Module):
@@ -21,11 +45,12 @@ class BatchNorm(nn.Module):
     `batch_stats` hold `mean` and `var`. What differs is what Flax gets wrong: the
     variance does not cancel under a large mean, counts are exact under a mask, also
     across devices, a batch that is masked completely leaves the running statistics
-    alone, and masked positions come back as 0.
+    alone, masked positions come back as 0, and a batch with one value a feature is
+    refused.
 
     When the collection `batch_moments` is mutable, the layer also sows its
     `Moments` there as `moments`, a tuple with one entry a call;
-    `bn_jax.population_statistics` reads them.
+    `bn_jax.population_statistics` and `bn_jax.accumulate_batch_stats` read them.
 
     Source: Ioffe & Szegedy (2015), Algorithms 1 and 2.
 
@@ -33,7 +58,8 @@ class BatchNorm(nn.Module):
         use_running_average: Normalize by the running statistics (inference) and not
             by the batch's; given here or in the call.
         axis: Feature axis or axes; -1 for channels last.
-        momentum: Fraction of the running statistics that one step keeps, in [0, 1).
+        momentum: Fraction of the running statistics that one step keeps, in [0, 1);
+            None averages over all batches alike.
         epsilon: Added to the variance, inside the root.
         dtype: Dtype of the result; by default that of input and parameters promoted.
         param_dtype: Dtype of scale and bias; running statistics are always float32.
@@ -46,11 +72,24 @@ class BatchNorm(nn.Module):
         use_fast_variance: Accepted for Flax's sake; the variance is exact either way.
         force_float32_reductions: Accepted likewise; reductions always are in float32
             or wider.
+        update_running_average: Whether a batch moves the running statistics; by
+            default when it is normalized by its own. Without an update `batch_stats`
+            need not be mutable.
+        group_size: Consecutive examples that share statistics, on any number of
+            devices; the whole batch by default.
+        variance_correction: 0 for running averages of the biased variance, 1 of the
+            unbiased one.
+        debias: Whether the running statistics forget their initial values at the
+            first batch. Adds a leaf `count` to `batch_stats`, as `momentum=None`
+            does; a checkpoint without it loads and counts as far advanced
+            (debias) or as new (momentum=None).
+        skip_nonfinite: Whether a batch whose mean or variance is not finite leaves
+            the running statistics alone.
     """
 
-    use_running_average: bool | None = None
+    use_running_average: bool | Bool[Array, ""] | None = None
     axis: int | Sequence[int] = -1
-    momentum: float = 0.99
+    momentum: float | None = 0.99
     epsilon: float = 1e-5
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
@@ -62,12 +101,17 @@ class BatchNorm(nn.Module):
     axis_index_groups: Any = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
+    update_running_average: bool | None = None
+    group_size: int | None = None
+    variance_correction: int = 0
+    debias: bool = False
+    skip_nonfinite: bool = False
 
     @nn.compact
     def __call__(
         self,
         x: Inexact[Array, "*shape"],
-        use_running_average: bool | None = None,
+        use_running_average: bool | Bool[Array, ""] | None = None,
         *,
         mask: Bool[Array, "*#shape"] | None = None,
     ) -> Inexact[Array, "*shape"]:
@@ -75,7 +119,8 @@ class BatchNorm(nn.Module):
 
         Args:
             x: Activations.
-            use_running_average: See the field; one of the two must be given.
+            use_running_average: See the field; one of the two must be given. May be
+                traced.
             mask: True at the positions that count; the others reach nothing and come
                 back as 0.
 
@@ -85,7 +130,10 @@ class BatchNorm(nn.Module):
 
         Raises:
             ValueError: If `use_running_average` is given twice or not at all, or as
-                for `bn_jax.batch_norm`.
+                for `bn_jax.batch_norm`; the message begins with the layer's path.
+            NameError: If `axis_name` is not bound.
+            ImmutableBatchStatsError: If the running statistics must be updated and
+                `batch_stats` is not mutable.
         """
         use_running_average = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
@@ -94,27 +142,63 @@ class BatchNorm(nn.Module):
         features = [x.shape[axis] for axis in canonical_axes(x.ndim, self.axis)]
         mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
+        stats = {"mean": mean.value, "var": var.value}
+        if self.debias or self.momentum is None:
+            stats["count"] = self._count()
         scale = bias = None
         if self.use_scale:
             scale = self.param("scale", self.scale_init, features, self.param_dtype)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, features, self.param_dtype)
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
+        # Half precision is kept as it is; what is wider or an integer is not rounded
+        # before it is averaged.
+        keeps = x.dtype == dtype
         initializing = self.is_initializing()
-        y, batch_stats, moments = batch_norm_with_moments(
-            x.astype(jnp.promote_types(x.dtype, dtype)),
-            scale,
-            bias,
-            {"mean": mean.value, "var": var.value},
-            use_running_average=use_running_average,
-            axis=self.axis,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            mask=mask,
-            axis_name=None if initializing else self.axis_name,
-            axis_index_groups=None if initializing else self.axis_index_groups,
-        )
+        try:
+            y, batch_stats, moments = batch_norm_with_moments(
+                x if keeps else x.astype(wide_dtype(x.dtype, dtype)),
+                scale,
+                bias,
+                stats,
+                use_running_average=use_running_average,
+                update_running_average=self.update_running_average,
+                axis=self.axis,
+                momentum=self.momentum,
+                epsilon=self.epsilon,
+                mask=mask,
+                axis_name=None if initializing else self.axis_name,
+                axis_index_groups=None if initializing else self.axis_index_groups,
+                group_size=None if initializing else self.group_size,
+                variance_correction=self.variance_correction,
+                debias=self.debias,
+                skip_nonfinite=self.skip_nonfinite,
+                allow_single_value=initializing,
+            )
+        except (ValueError, NameError) as error:
+            raise type(error)(f"{_where(self)}: {error}") from error
         if moments is not None and not initializing:
-            mean.value, var.value = batch_stats["mean"], batch_stats["var"]
+            if self.update_running_average is not False:
+                self._store(batch_stats)
             self.sow("batch_moments", "moments", moments)
         return y.astype(dtype)
+
+    def _count(self) -> Array:
+        """Batches behind the running statistics, also where no leaf says so."""
+        # A new layer starts at 0. What a checkpoint brings without a count has long
+        # forgotten its initial values; a cumulative average can but start anew.
+        is_new = self.is_initializing() or self.momentum is None
+        count = jnp.asarray(0.0 if is_new else jnp.inf, jnp.float32)
+        if self.is_mutable_collection("batch_stats"):
+            return self.variable("batch_stats", "count", lambda: count).value
+        return self.get_variable("batch_stats", "count", count)
+
+    def _store(self, batch_stats: Mapping[str, Array]) -> None:
+        if not self.is_mutable_collection("batch_stats"):
+            raise ImmutableBatchStatsError(_where(self))
+        for name, value in batch_stats.items():
+            self.put_variable("batch_stats", name, value)
+
+
+def _where(layer: nn.Module) -> str:
+    return "/".join(layer.path) or type(layer).__name__

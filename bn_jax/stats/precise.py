@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from bn_jax.core.running import unbiased_variance
 from bn_jax.core.types import BatchStats, Moments
+from bn_jax.stats.collections import map_layers
 
 
 def population_statistics(
@@ -60,22 +61,21 @@ def average_moments(moments: PyTree) -> PyTree:
 
     Returns:
         A `batch_stats` collection without that axis. The calls of a layer that is
-        called more than once count as further batches.
+        called more than once count as further batches, those whose mask left nothing
+        do not.
     """
 
     def average(calls: tuple[Moments, ...]) -> BatchStats:
         merged = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *calls)
-        return BatchStats(
-            mean=jnp.mean(merged.mean, axis=0),
-            var=jnp.mean(unbiased_variance(merged), axis=0),
-        )
+        # Without a value, because of a mask, a feature's moments are 0.
+        num_batches = jnp.sum(merged.num_samples > 0, axis=0, dtype=merged.var.dtype)
+        divisor = jnp.maximum(num_batches, 1)
+        return {
+            "mean": jnp.sum(merged.mean, axis=0) / divisor,
+            "var": jnp.sum(unbiased_variance(merged), axis=0) / divisor,
+        }
 
-    def descend(node: Any) -> Any:
-        if "moments" in node and isinstance(node["moments"], tuple):
-            return average(node["moments"])
-        return {name: descend(child) for name, child in node.items()}
-
-    return descend(moments)
+    return map_layers(average, moments)
 
 
 def _moments_of(result: tuple[Any, Mapping[str, Any]]) -> PyTree:

@@ -117,10 +117,20 @@ def test_a_batch_of_two_keeps_only_the_sign(distance, initial_stats):
     np.testing.assert_allclose(y, [[-magnitude], [magnitude]], rtol=1e-5)
 
 
-def test_a_batch_of_one_gives_the_bias(initial_stats):
+def test_one_value_a_feature_is_refused_with_the_way_out(initial_stats):
+    x = jnp.array([[7.0, 1e5]])
+    with pytest.raises(
+        ValueError, match=r"\(1, 2\) has one value .*axis_name.*use_running"
+    ):
+        batch_norm(x, None, None, initial_stats(2))
+    y, _ = batch_norm(x, None, None, initial_stats(2), use_running_average=True)
+    np.testing.assert_allclose(y, x, rtol=1e-5)
+
+
+def test_a_vector_gives_the_bias(initial_stats):
     bias = jnp.array([0.5, -3.0])
-    y, _ = batch_norm(jnp.array([[7.0, 1e5]]), normal(2), bias, initial_stats(2))
-    chex.assert_trees_all_equal(y[0], bias)
+    y, _ = batch_norm(jnp.array([7.0, 1e5]), normal(2), bias, initial_stats(2))
+    chex.assert_trees_all_equal(y, bias)
 
 
 @pytest.mark.parametrize("offset", [1e2, 1e3, 3e3, 1e4, 1e5])
@@ -231,10 +241,15 @@ def test_inference_computes_no_moments(initial_stats):
 
 _DEFAULTS = {
     "use_running_average": False,
+    "update_running_average": None,
     "axis": -1,
     "momentum": 0.99,
     "epsilon": 1e-5,
     "mask": None,
     "axis_name": None,
     "axis_index_groups": None,
+    "group_size": None,
+    "variance_correction": 0,
+    "debias": False,
+    "skip_nonfinite": False,
 }

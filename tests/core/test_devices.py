@@ -8,6 +8,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bn_jax.core.batch_norm import batch_norm
+from bn_jax.core.devices import make_devices
+from bn_jax.core.moments import batch_moments
 
 NUM_DEVICES = 4
 MAPS = ("pmap", "vmap", "shard_map", "shard_map_unchecked")
@@ -107,6 +109,30 @@ def test_counts_that_differ_give_the_mean_of_all_values(over_devices):
     _, stats = over_devices(train)(x, mask)
     np.testing.assert_allclose(stats["mean"], [[0.8], [0.8]], rtol=1e-6)
     np.testing.assert_allclose(stats["var"], [[2.56], [2.56]], rtol=1e-6)
+
+
+def test_one_valid_position_on_all_devices_is_all_there_is(over_devices):
+    mask = jnp.zeros((NUM_DEVICES, 2, 1), bool).at[1, 0].set(True)
+    x = jnp.full((NUM_DEVICES, 2, 1), jnp.nan).at[1, 0].set(6.0)
+    _, stats = over_devices(train)(x, mask)
+    chex.assert_trees_all_equal(stats["mean"], jnp.full((NUM_DEVICES, 1), 6.0))
+    chex.assert_trees_all_equal(stats["var"], jnp.zeros((NUM_DEVICES, 1)))
+
+
+def test_the_number_of_samples_is_that_of_all_devices(over_devices):
+    mask = np.arange(8)[None, :, None] < np.array([8, 0, 2, 1])[:, None, None]
+
+    def count(x, mask):
+        return batch_moments(
+            x,
+            jnp.zeros(3),
+            feature_axes=(1,),
+            mask=jnp.broadcast_to(mask, x.shape),
+            devices=make_devices("devices", None),
+        ).num_samples
+
+    counts = over_devices(count)(jnp.ones((4, 8, 3)), jnp.asarray(mask))
+    chex.assert_trees_all_equal(counts, jnp.full((4, 3), 11.0))
 
 
 def test_a_device_without_a_valid_position_adds_nothing(over_devices):

@@ -21,7 +21,14 @@ def test_the_result_is_the_affine_map_of_the_paper(shape, feature_axes):
     x, mean = normal(*shape), normal(*features, seed=1)
     var, scale = normal(*features, seed=2) ** 2, normal(*features, seed=3)
     y = normalize(
-        x, mean, var, scale=scale, bias=mean, feature_axes=feature_axes, epsilon=1e-3
+        x,
+        mean,
+        var,
+        scale=scale,
+        bias=mean,
+        moment_axes=feature_axes,
+        feature_axes=feature_axes,
+        epsilon=1e-3,
     )
     expected = oracles.inference(
         x, scale, mean, mean, var, axis=feature_axes, epsilon=1e-3
@@ -35,7 +42,14 @@ def test_none_stands_for_a_scale_of_one_and_a_bias_of_zero(scale, bias):
     x, one = normal(6, 1), jnp.ones(1)
     scale, bias = (None if v is None else jnp.array([v]) for v in (scale, bias))
     y = normalize(
-        x, 2 * one, one, scale=scale, bias=bias, feature_axes=(1,), epsilon=0.0
+        x,
+        2 * one,
+        one,
+        scale=scale,
+        bias=bias,
+        moment_axes=(1,),
+        feature_axes=(1,),
+        epsilon=0.0,
     )
     expected = oracles.inference(x, scale, bias, 2 * one, one, epsilon=0.0)
     np.testing.assert_allclose(y, expected, rtol=1e-6)
@@ -50,6 +64,7 @@ def test_a_large_mean_does_not_cancel(mean):
         jnp.full(1, 0.37),
         scale=None,
         bias=jnp.full(1, 0.1),
+        moment_axes=(1,),
         feature_axes=(1,),
         epsilon=1e-5,
     )
@@ -65,6 +80,7 @@ def test_epsilon_stands_inside_the_root():
         0 * one,
         scale=None,
         bias=None,
+        moment_axes=(1,),
         feature_axes=(1,),
         epsilon=0.25,
     )
@@ -76,7 +92,16 @@ def test_epsilon_stands_inside_the_root():
 def test_half_precision_is_rounded_once_at_the_end(dtype):
     x = normal(64, 3, mean=50).astype(dtype)
     mean, var, scale = normal(3, mean=50, seed=1), normal(3) ** 2, normal(3, seed=2)
-    y = normalize(x, mean, var, scale=scale, bias=mean, feature_axes=(1,), epsilon=1e-5)
+    y = normalize(
+        x,
+        mean,
+        var,
+        scale=scale,
+        bias=mean,
+        moment_axes=(1,),
+        feature_axes=(1,),
+        epsilon=1e-5,
+    )
     exact = oracles.inference(x.astype(jnp.float32), scale, mean, mean, var)
     chex.assert_type(y, dtype)
     # Half a unit in the last place, and what float32 adds at the end of a half.
@@ -94,6 +119,7 @@ def test_complex_values_are_scaled_and_shifted():
         jnp.array([2.0]),
         scale=scale,
         bias=bias,
+        moment_axes=(1,),
         feature_axes=(1,),
         epsilon=2.0,
     )

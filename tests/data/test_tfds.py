@@ -307,5 +307,5 @@ def test_a_damaged_or_missing_file_is_refused(
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:kept_bytes])
-    with pytest.raises(UserError, match="^tiny: "):
+    with pytest.raises(UserError, match=r"^tiny: "):
         load_dataset("tiny", data_dir=tiny)

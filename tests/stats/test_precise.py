@@ -9,6 +9,7 @@ import oracles
 import pytest
 
 import bn_jax
+from bn_jax.core.devices import Devices
 from bn_jax.core.moments import batch_moments
 from bn_jax.stats.precise import average_moments
 
@@ -98,9 +99,9 @@ def test_the_running_statistics_do_not_matter(two_layers):
     model, variables, batches, batch_stats = two_layers
     running = jax.tree.map(lambda v: v + 7, variables["batch_stats"])
     other = variables | {"batch_stats": running}
-    chex.assert_trees_all_equal(
-        bn_jax.population_statistics(in_training(model), other, batches), batch_stats
-    )
+    # They are the shift of the sums, and so reach the last bits alone.
+    statistics = bn_jax.population_statistics(in_training(model), other, batches)
+    chex.assert_trees_all_close(statistics, batch_stats, rtol=1e-5)
 
 
 def test_the_variables_are_not_changed(two_layers):
@@ -178,7 +179,8 @@ def test_batches_may_come_from_a_generator():
 @pytest.mark.parametrize("size", [2, 4, 32])
 def test_the_variance_is_unbiased(size):
     x = np.random.default_rng(0).normal(size=(4000, size, 8)).astype(np.float32)
-    moments = jax.jit(jax.vmap(batch_moments))(jnp.asarray(x))
+    of_batch = partial(batch_moments, feature_axes=(1,), devices=Devices())
+    moments = jax.jit(jax.vmap(of_batch, (0, None)))(jnp.asarray(x), jnp.zeros(8))
     stats = average_moments({"norm": {"moments": (moments,)}})["norm"]
     # Five standard errors of 32,000 variances, each of which has 2 / (size - 1).
     tolerance = 5 * np.sqrt(2 / (size - 1) / 32_000)

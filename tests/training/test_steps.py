@@ -222,10 +222,8 @@ def test_population_statistics_leave_the_parameters_alone(bn: Arm) -> None:
 def test_population_statistics_do_not_depend_on_the_running_ones(bn: Arm) -> None:
     step = jax.jit(bn.population_step)
     other = jax.tree.map(lambda leaf: leaf + 3, bn.state.batch_stats)
-    chex.assert_trees_all_equal(
-        step(bn.state, DATA, INDICES),
-        step(bn.state._replace(batch_stats=other), DATA, INDICES),
-    )
+    changed = step(bn.state._replace(batch_stats=other), DATA, INDICES)
+    assert_close(changed, step(bn.state, DATA, INDICES))
 
 
 def test_a_network_without_statistics_gets_its_variables_back() -> None:

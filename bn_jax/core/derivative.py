@@ -1,0 +1,154 @@
+"""Normalization by the batch's own moments, with its closed-form derivative."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Inexact
+
+from bn_jax.core.axes import expand_to_rank, other_axes
+from bn_jax.core.devices import Devices, bound, sum_across
+from bn_jax.core.dtypes import wide_dtype
+from bn_jax.core.moments import batch_moments
+from bn_jax.core.normalize import normalize
+from bn_jax.core.types import Moments
+
+
+class Layout(NamedTuple):
+    """What stays the same from batch to batch; hashable.
+
+    Attributes:
+        moment_axes: Canonical axes of x that moments are kept apart along.
+        feature_axes: Those of them that scale and bias have.
+        epsilon: Added to the variance, inside the root.
+        devices: Devices that share moments.
+    """
+
+    moment_axes: tuple[int, ...]
+    feature_axes: tuple[int, ...]
+    epsilon: float
+    devices: Devices
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(5,))
+def normalize_by_batch(
+    x: Inexact[Array, "*shape"],
+    scale: Inexact[Array, "*features"] | None,
+    bias: Inexact[Array, "*features"] | None,
+    shift: Inexact[Array, "*moments"],
+    mask: Bool[Array, "*#shape"] | None,
+    layout: Layout,
+) -> tuple[Inexact[Array, "*shape"], Moments]:
+    """X normalized by its own mean and variance, and these.
+
+    The derivative is the closed form, which saves x and what has a feature's size,
+    and sums across devices once. It is given as a tangent, which JAX transposes, so
+    that forward mode, higher orders and every way of mapping work too.
+
+    Args:
+        x: Activations, zero where the mask is False.
+        scale: Learned factor of each feature; None for 1.
+        bias: Learned offset of each feature; None for 0.
+        shift: A guess of the mean; no result depends on it but for rounding.
+        mask: True at the positions that count.
+        layout: Axes, epsilon and devices.
+    """
+    moments = batch_moments(
+        x,
+        shift,
+        feature_axes=layout.moment_axes,
+        mask=mask,
+        devices=layout.devices,
+    )
+    return _normalize(x, moments, scale, bias, layout), moments
+
+
+@normalize_by_batch.defjvp
+def _normalize_by_batch_jvp(
+    layout: Layout, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    x, scale, *_ = primals
+    # Rematerialized, or a float32 copy of x would be saved for the transpose.
+    tangent = jax.checkpoint(partial(_tangent, layout), prevent_cse=False)
+    with bound(layout.devices):
+        y, moments = normalize_by_batch(*primals, layout)
+        return (y, moments), tangent(x, scale, moments, *tangents[:3])
+
+
+def _tangent(
+    layout: Layout,
+    x: Array,
+    scale: Array | None,
+    moments: Moments,
+    dx: Array,
+    dscale: Array | None,
+    dbias: Array | None,
+) -> tuple[Array, Moments]:
+    """The change of y and of the moments, for changes of x, scale and bias.
+
+    With x_hat = (x - mean) * inv_std, it is `inv_std * scale * dx` plus, for each
+    feature, a multiple of x_hat and a constant. Its transpose therefore has two
+    sums over the batch, of dy and of dy * x_hat: those of the paper's section 3.
+
+    Source: Ioffe & Szegedy (2015), section 3, the six equations of the gradient.
+    """
+    wide = wide_dtype(x.dtype)
+    moment_axes, rank = layout.moment_axes, x.ndim
+
+    def expand(values: Array) -> Array:
+        return expand_to_rank(values, moment_axes, rank)
+
+    def expand_features(values: Array) -> Array:
+        values = expand_to_rank(values.astype(wide), layout.feature_axes, rank)
+        # Features as the moments have them, with 1 for axes of moments alone.
+        return jnp.squeeze(values, other_axes(rank, moment_axes))
+
+    deviation = x.astype(wide) - expand(moments.mean)
+    dx = dx.astype(wide)
+    axes = other_axes(rank, moment_axes)
+    total, product = sum_across(
+        layout.devices,
+        [jnp.sum(dx, axis=axes), jnp.sum(_real_product(deviation, dx), axis=axes)],
+    )
+    divisor = jnp.maximum(moments.num_samples, 1)
+    dmean = total / divisor
+    dvar = 2 * product / divisor
+
+    inv_std = jax.lax.rsqrt(moments.var + layout.epsilon)
+    slope = inv_std if scale is None else inv_std * expand_features(scale)
+    multiple = -slope * dvar * jnp.square(inv_std) / 2
+    constant = -slope * dmean
+    if dscale is not None:
+        multiple = multiple + expand_features(dscale) * inv_std
+    if dbias is not None:
+        constant = constant + expand_features(dbias)
+    dy = expand(slope) * dx + deviation * expand(multiple) + expand(constant)
+    no_change = jnp.zeros_like(moments.num_samples)
+    return dy.astype(x.dtype), Moments(no_change, dmean, dvar)
+
+
+def _normalize(
+    x: Array,
+    moments: Moments,
+    scale: Array | None,
+    bias: Array | None,
+    layout: Layout,
+) -> Array:
+    return normalize(
+        x,
+        moments.mean,
+        moments.var,
+        scale=scale,
+        bias=bias,
+        moment_axes=layout.moment_axes,
+        feature_axes=layout.feature_axes,
+        epsilon=layout.epsilon,
+    )
+
+
+def _real_product(a: Array, b: Array) -> Array:
+    """Real part of conj(a) * b: what the square of an absolute value changes by."""
+    if jnp.iscomplexobj(a):
+        return a.real * b.real + a.imag * b.imag
+    return a * b

@@ -1,0 +1,145 @@
+"""Sums across the devices that share their statistics, in one all-reduce."""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax._src.core import extend_axis_env_nd, get_axis_env
+from jaxtyping import Array, Inexact
+
+
+class Devices(NamedTuple):
+    """Which devices share their statistics; hashable, and by default one alone.
+
+    Attributes:
+        axis_sizes: Name and size of each mapped axis whose devices share them.
+        axis_index_groups: Groups within those axes that share them among themselves.
+        devices_per_group: The same for groups of consecutive devices of one size, in
+            every mode of mapping.
+    """
+
+    axis_sizes: tuple[tuple[str, int], ...] = ()
+    axis_index_groups: tuple[tuple[int, ...], ...] | None = None
+    devices_per_group: int | None = None
+
+    @property
+    def axis_names(self) -> tuple[str, ...]:
+        """Names of the mapped axes."""
+        return tuple(name for name, _ in self.axis_sizes)
+
+
+def make_devices(
+    axis_name: str | Sequence[str] | None,
+    axis_index_groups: Sequence[Sequence[int]] | None,
+) -> Devices:
+    """The devices that two arguments of `jax.lax.psum` describe.
+
+    Args:
+        axis_name: Mapped axis or axes.
+        axis_index_groups: Groups of devices within that axis.
+
+    Raises:
+        NameError: If an axis is not bound by pmap, shard_map or vmap.
+    """
+    if axis_name is None:
+        return Devices()
+    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    sizes = []
+    for name in names:
+        if not _is_bound(name):
+            raise NameError(
+                f"batch_norm: axis_name={name!r} is not bound here ({_bound_axes()}). "
+                "Call it inside pmap, shard_map or vmap with that axis name; under jit "
+                "on sharded arrays statistics are global without one."
+            )
+        sizes.append((name, jax.lax.axis_size(name)))
+    if axis_index_groups is None:
+        return Devices(tuple(sizes))
+    return Devices(tuple(sizes), tuple(tuple(group) for group in axis_index_groups))
+
+
+def number_of_devices(devices: Devices) -> int:
+    """How many devices share their statistics.
+
+    Args:
+        devices: The devices.
+    """
+    if devices.devices_per_group is not None:
+        return devices.devices_per_group
+    if devices.axis_index_groups is not None:
+        return len(devices.axis_index_groups[0])
+    return math.prod(size for _, size in devices.axis_sizes)
+
+
+def bound(devices: Devices) -> AbstractContextManager[None]:
+    """A context in which the axes of the devices are bound.
+
+    They are while a function is mapped. But `jit(vmap(f))` asks for derivative rules
+    only when it is differentiated itself, after the map has been left.
+
+    Args:
+        devices: The devices.
+    """
+    lost = [pair for pair in devices.axis_sizes if not _is_bound(pair[0])]
+    # JAX has no public way to say that an axis is bound.
+    return extend_axis_env_nd(lost) if lost else nullcontext()
+
+
+def sum_across(
+    devices: Devices, values: Sequence[Inexact[Array, "*features"]]
+) -> list[Inexact[Array, "*features"]]:
+    """The sum of each value over the devices, all of them in one all-reduce.
+
+    Args:
+        devices: The devices.
+        values: Arrays of one shape and precision, real or complex.
+
+    Returns:
+        The sums, in the order and the dtypes of the values.
+    """
+    if not devices.axis_sizes:
+        return list(values)
+    parts = [
+        part
+        for value in values
+        for part in ((value.real, value.imag) if jnp.iscomplexobj(value) else (value,))
+    ]
+    summed = iter(_psum(devices, jnp.stack(parts)))
+    return [
+        jax.lax.complex(next(summed), next(summed))
+        if jnp.iscomplexobj(value)
+        else next(summed)
+        for value in values
+    ]
+
+
+def _is_bound(name: str) -> bool:
+    try:
+        jax.lax.axis_size(name)
+    except NameError:
+        return False
+    return True
+
+
+def _bound_axes() -> str:
+    names = [str(name) for name in get_axis_env().axis_sizes]
+    return f"bound are: {', '.join(names)}" if names else "none is"
+
+
+def _psum(devices: Devices, packed: Array) -> Array:
+    if devices.devices_per_group is None:
+        return jax.lax.psum(
+            packed, devices.axis_names, axis_index_groups=devices.axis_index_groups
+        )
+    # Collectives over parts of an axis exist in some modes of mapping only. A sum
+    # over all of it, with a place for each group, exists in all of them.
+    group = jax.lax.axis_index(devices.axis_names) // devices.devices_per_group
+    num_devices = math.prod(size for _, size in devices.axis_sizes)
+    num_groups = num_devices // devices.devices_per_group
+    places = jnp.arange(num_groups) == group
+    places = jnp.expand_dims(places, range(1, packed.ndim + 1))
+    spread = jnp.where(places, packed[None], jnp.zeros((), packed.dtype))
+    return jax.lax.psum(spread, devices.axis_names)[group]

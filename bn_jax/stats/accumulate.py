@@ -1,0 +1,57 @@
+"""Running statistics under gradient accumulation: one step for all microbatches."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Array, PyTree
+
+from bn_jax.core.merge import merge_moments
+from bn_jax.core.running import update_batch_stats
+from bn_jax.core.types import Moments
+from bn_jax.stats.collections import map_layers
+
+
+def accumulate_batch_stats(
+    batch_stats: PyTree,
+    moments: PyTree,
+    *,
+    momentum: float | None = 0.99,
+    variance_correction: int = 0,
+    debias: bool = False,
+    skip_nonfinite: bool = False,
+) -> PyTree:
+    """Running statistics as the one large batch would have left them.
+
+    Updating in every microbatch would take as many steps of the moving average as
+    there are microbatches, each with a variance that lacks the spread between them.
+    What each microbatch is normalized by stays its own.
+
+    Args:
+        batch_stats: The collection before the optimizer's step.
+        moments: `batch_moments` of all microbatches, stacked along a leading axis, as
+            a `lax.scan` over them returns it. The layers sow it where that collection
+            is mutable; let them leave the running statistics alone
+            (`update_running_average=False`), or drop what they return.
+        momentum: As for `batch_norm`, and so are the others.
+        variance_correction: See there.
+        debias: See there.
+        skip_nonfinite: See there.
+
+    Returns:
+        The collection after one step; a layer that is called several times takes
+        one step a call.
+    """
+
+    def update(calls: tuple[Moments, ...], old: Mapping[str, Array]) -> Any:
+        for call in calls:
+            old = update_batch_stats(
+                old,
+                merge_moments(call),
+                momentum=momentum,
+                variance_correction=variance_correction,
+                debias=debias,
+                skip_nonfinite=skip_nonfinite,
+            )
+        return old
+
+    return map_layers(update, moments, batch_stats)
