@@ -30,6 +30,7 @@ check: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/pip install -q -e '.[benchmark]' -c constraints.txt
 	$(BIN)/python benchmarks/mnist_step.py
+	$(BIN)/python benchmarks/batch_norm.py
 
 # One installation at a time, each a step on the way to the next.
 $(VENV)/.created:

@@ -1,8 +1,9 @@
 """Trains what a configuration describes.
 
-python train.py --config=configs/mnist_mlp.py:bn --workdir=runs/bn
-python train.py --config=configs/mnist_mlp.py:bn --workdir=runs/short \
-        --config.num_steps=2000
+Usage:
+    python train.py --config=configs/mnist_mlp.py:bn --workdir=runs/bn
+
+Any setting may be changed: `--config.num_steps=2000`.
 """
 
 import sys
@@ -21,17 +22,26 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of this run, and of no other.", required=True
 )
+flags.register_validator("workdir", bool, "the name of a folder is needed.")
 
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
-    """Absl's own parser; settings that do not exist end without a traceback."""
+    """Absl's parser; what is wrong with a setting is said in a line."""
     try:
-        return app.parse_flags_with_usage(list(arguments))
+        words = flags.FLAGS(list(arguments))
+    except flags.Error as error:
+        # An error in a configuration file comes with its traceback.
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        sys.exit(f"train.py: {lines[-1].strip()}")
     except (AttributeError, KeyError) as error:
-        hint = str(error.args[0]).replace("\n", " ")
+        cause: object = error
+        while isinstance(cause, BaseException):
+            cause = cause.args[0]
+        hint = str(cause).replace("\n", " ")
         sys.exit(f"train.py: there is no such setting in the configuration: {hint}")
-    except ValueError as error:
-        sys.exit(f"train.py: {error}")
+    if len(words) > 1:
+        sys.exit(f"train.py: {words[1]!r} is no flag; settings are --config.NAME=VALUE")
+    return words
 
 
 def main(_: Sequence[str]) -> None:

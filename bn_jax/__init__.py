@@ -1,5 +1,6 @@
 """Batch Normalization for JAX and Flax."""
 
+from bn_jax import nnx as nnx
 from bn_jax.core.batch_norm import batch_norm as batch_norm
 from bn_jax.core.types import Moments as Moments
 from bn_jax.layers.linen import BatchNorm as BatchNorm

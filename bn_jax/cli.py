@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _figure1(options.workdir, options.seeds, overrides)
         else:
             _prepare(options.data_dir)
-    except UserError as error:
+    except (UserError, OSError) as error:
         sys.exit(f"bn-jax {options.verb}: {error}")
 
 

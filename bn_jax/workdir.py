@@ -50,7 +50,8 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        _replace(workdir / "config.json", _content(config))
+        content = json.dumps(_content(config), indent=2) + "\n"
+        _replace(workdir / "config.json", content)
     except OSError as error:
         raise _unusable(workdir, error) from error
 
@@ -65,14 +66,16 @@ def read_summary(workdir: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def write_summary(workdir: Path, summary: Mapping[str, Any]) -> None:
-    """Writes `summary.json` at once, never half of it.
+def write_summary(workdir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes `summary.json`, never half of it, and returns what it holds.
 
     Args:
         workdir: The run's folder.
         summary: JSON-ready.
     """
-    _replace(workdir / "summary.json", _content(summary))
+    content = _content(summary)
+    _replace(workdir / "summary.json", json.dumps(content, indent=2) + "\n")
+    return content
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -94,10 +97,10 @@ def _content(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"format_version": FORMAT_VERSION, **values}
 
 
-def _replace(path: Path, content: Mapping[str, Any]) -> None:
+def _replace(path: Path, text: str) -> None:
     """Writes a file whole: whoever reads it meanwhile sees the old one."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.write_text(text)
     partial.replace(path)
 
 
@@ -106,6 +109,18 @@ def _unusable(workdir: Path, error: Exception) -> UserError:
         f"workdir {workdir}: it cannot be used ({error}). Choose a --workdir that can "
         "be written."
     )
+
+
+def drop_metrics_after(workdir: Path, step: int) -> None:
+    """Leaves those lines of `metrics.jsonl` that belong to the first steps.
+
+    Args:
+        workdir: The run's folder.
+        step: Last step whose line is kept; with 0 the file is empty, or made.
+    """
+    kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+    lines = "".join(json.dumps(line) + "\n" for line in kept)
+    _replace(workdir / "metrics.jsonl", lines)
 
 
 def _check_same(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -36,20 +36,28 @@ def load_config(
 
 
 def _override(config: ConfigDict, key: str, text: str) -> None:
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
     *parents, last = key.split(".")
     try:
         node: Any = config
         for parent in parents:
             node = node[parent]
-        # Raises for an unknown name; assignment would say less.
-        node[last]
-        node[last] = value
+        # The look-up raises for an unknown name, and says which one is near.
+        is_unset_text = node[last] is None and node.get_type(last) is str
+        if is_unset_text and text == "None":
+            return
+        node[last] = text if is_unset_text else _value(text)
     except KeyError as error:
         hint = str(error.args[0]).replace("\n", " ")
         raise UserError(f"--config.{key}: there is no such setting: {hint}") from error
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise UserError(f"--config.{key}={text}: {error}") from error
+
+
+def _value(text: str) -> Any:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    if value is None:
+        raise TypeError("None is no value for this setting.")
+    return value

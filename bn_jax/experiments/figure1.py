@@ -33,6 +33,11 @@ def figure1(
     """
     if seeds < 1:
         raise UserError(f"figure1: --seeds must be at least 1, and is {seeds}.")
+    if overrides and "seed" in overrides:
+        raise UserError(
+            "figure1: it trains the seeds 0, 1, 2, ...; --seeds says how many. Leave "
+            "--config.seed out."
+        )
     jobs: dict[str, list[Job]] = {arm: [] for arm in _ARMS}
     for seed in range(seeds):
         for arm in _ARMS:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Inexact
 
 from bn_jax.core.axes import canonical_axes
 from bn_jax.core.batch_norm import batch_norm_with_moments
-from bn_jax.core.dtypes import wide_dtype
+from bn_jax.layers.precision import errors_naming, unrounded
 
 
 class ImmutableBatchStatsError(flax.errors.ModifyScopeVariableError):
@@ -151,13 +151,10 @@ class BatchNorm(nn.Module):
         if self.use_bias:
             bias = self.param("bias", self.bias_init, features, self.param_dtype)
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
-        # Half precision is kept as it is; what is wider or an integer is not rounded
-        # before it is averaged.
-        keeps = x.dtype == dtype
         initializing = self.is_initializing()
-        try:
+        with errors_naming(_where(self)):
             y, batch_stats, moments = batch_norm_with_moments(
-                x if keeps else x.astype(wide_dtype(x.dtype, dtype)),
+                unrounded(x, dtype),
                 scale,
                 bias,
                 stats,
@@ -175,8 +172,6 @@ class BatchNorm(nn.Module):
                 skip_nonfinite=self.skip_nonfinite,
                 allow_single_value=initializing,
             )
-        except (ValueError, NameError) as error:
-            raise type(error)(f"{_where(self)}: {error}") from error
         if moments is not None and not initializing:
             if self.update_running_average is not False:
                 self._store(batch_stats)

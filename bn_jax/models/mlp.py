@@ -45,7 +45,15 @@ class MLP(nn.Module):
 
         Returns:
             Unnormalized log-probabilities (logits).
+
+        Raises:
+            ValueError: If there is no hidden layer, or one without units.
         """
+        if not self.hidden_features or min(self.hidden_features) < 1:
+            raise ValueError(
+                "MLP: hidden_features must name at least one hidden layer, of at least "
+                f"one unit each; they are {tuple(self.hidden_features)}."
+            )
         kernel_init = initializers.normal(self.kernel_stddev)
         h = jnp.reshape(images, (images.shape[0], -1))
         for index, features in enumerate(self.hidden_features):

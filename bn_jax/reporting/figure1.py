@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -30,6 +31,12 @@ def draw_figure1(arms: Mapping[str, Sequence[Run]], paths: Sequence[Path]) -> No
         arms: Runs of "bn" and of "baseline", one a seed, evaluated at the same steps.
         paths: Files to write; their endings choose the format.
     """
+    # Without a salt of their own, the ids in an svg are new in every drawing.
+    with matplotlib.rc_context({"svg.hashsalt": "bn_jax"}):
+        _draw(arms, paths)
+
+
+def _draw(arms: Mapping[str, Sequence[Run]], paths: Sequence[Path]) -> None:
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     curves, *panels = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
     _draw_accuracy(curves, arms)

@@ -5,7 +5,6 @@ nothing of any of them.
 """
 
 import json
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -100,8 +99,7 @@ def train(
             "bn_jax": bn_jax.__version__,
         },
     }
-    write_summary(workdir, summary)
-    return summary
+    return write_summary(workdir, summary)
 
 
 class _Measured(NamedTuple):
@@ -134,7 +132,11 @@ def _build(config: _Settings) -> _Run:
     tx = make_optimizer(**config.optimizer)
     example = preprocess(data.train_images[:1])
     init = jax.jit(partial(init_state, model, tx))
-    initial_state = init(key=jax.random.key(config.seed), example=example)
+    try:
+        initial_state = init(key=jax.random.key(config.seed), example=example)
+    except ValueError as error:
+        # What a layer refuses is a setting of the model or its normalization.
+        raise UserError(f"config: {error}") from error
 
     train_examples = _on_device(data.train_images, data.train_labels)
     images, labels, is_example = padded_batches(
@@ -247,15 +249,18 @@ def _report(
     """Waits until the device is through with a stretch, and writes what it measured."""
     jax.block_until_ready(losses[-1])
     if measured is not None:
-        train_loss = float(np.mean(np.concatenate(losses)))
-        if not math.isfinite(train_loss):
-            raise UserError(
-                f"the training loss is {train_loss} in the steps up to {step}; a lower "
-                "learning rate may keep it finite."
-            )
-        probed = {name: value.tolist() for name, value in measured.probed.items()}
-        tested = mean_metrics(measured.sums)
-        writer.write(step, {"train_loss": train_loss, **tested, **probed})
+        values = {
+            "train_loss": float(np.mean(np.concatenate(losses))),
+            **mean_metrics(measured.sums),
+            **{name: value.tolist() for name, value in measured.probed.items()},
+        }
+        for name, value in values.items():
+            if not np.all(np.isfinite(value)):
+                raise UserError(
+                    f"{name} is {value} after step {step}; a lower learning rate may "
+                    "keep it finite."
+                )
+        writer.write(step, values)
     writer.advance(step)
     pace.advance(step)
 

@@ -29,5 +29,7 @@ class Pace:
     @property
     def steps_per_second(self) -> float:
         """Steps per second so far; 0 before any."""
+        if len(self._marks) < 2:
+            return 0.0
         (step, seconds), (last_step, last_seconds) = self._marks[-2:]
         return (last_step - step) / (last_seconds - seconds)

@@ -10,7 +10,7 @@ from absl import logging
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from bn_jax.workdir import read_metrics
+from bn_jax.workdir import drop_metrics_after
 
 _SECONDS_BETWEEN_LOG_LINES = 5.0
 
@@ -36,10 +36,8 @@ class MetricsWriter:
         self._first_step = first_step
         self._num_steps = num_steps
         self._show_progress = show_progress
-        kept = [line for line in read_metrics(workdir) if line["step"] <= first_step]
-        self._file = (workdir / "metrics.jsonl").open("w")
-        for line in kept:
-            self._write_line(line)
+        drop_metrics_after(workdir, first_step)
+        self._file = (workdir / "metrics.jsonl").open("a")
         self._tensorboard = SummaryWriter(str(workdir), purge_step=first_step + 1)
         self._bar = tqdm(
             initial=first_step,
@@ -72,7 +70,9 @@ class MetricsWriter:
             step: Steps taken before it.
             values: What was measured, by name.
         """
-        self._write_line({"step": step, **values})
+        line = json.dumps({"step": step, **values}, allow_nan=False)
+        self._file.write(line + "\n")
+        self._file.flush()
         for name, value in values.items():
             if isinstance(value, Sequence):
                 scalars = {f"{name}/{i}": single for i, single in enumerate(value)}
@@ -91,10 +91,6 @@ class MetricsWriter:
             step: Steps taken.
         """
         self._bar.update(step - self._bar.n)
-
-    def _write_line(self, line: Mapping[str, object]) -> None:
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
 
     def _log(self, step: int, values: Mapping[str, float | Sequence[float]]) -> None:
         now = time.monotonic()

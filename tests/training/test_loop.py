@@ -409,7 +409,7 @@ def test_a_loss_that_stops_being_finite_ends_the_run(
     tmp_path: Path, idx_dir: Path, arm: str
 ) -> None:
     config = tiny_config(idx_dir, arm=arm, optimizer__learning_rate=3e38)
-    expected = "the training loss is (nan|inf) in the steps up to 10; a lower learning"
+    expected = "train_loss is (nan|inf) after step 10; a lower learning"
     with pytest.raises(UserError, match=expected):
         train(config, tmp_path, show_progress=False)
     assert read_metrics(tmp_path) == []

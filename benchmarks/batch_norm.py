@@ -1,0 +1,309 @@
+"""Batch Normalization in training mode: ours against the other libraries.
+
+    make bench
+
+Forward, and forward with backward, of one layer: output and new running statistics,
+gradients for x, scale and bias. All libraries take turns in one process, round after
+round; what is compared are ratios to `flax.linen.BatchNorm` with its default formula,
+round by round, and their medians. Beside each stands the relative error of the
+variance that it normalizes by, on an input with a large mean: 1e4 standard deviations
+in float32, 30 in bfloat16, whose numbers end there.
+
+The jitted libraries start from running statistics like those of the data, as they are
+after a few steps of training; so does ours, whose second pass is for the first steps.
+PyTorch gets its channels-last layout.
+
+Writes `results/batch_norm-<device>.json`.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import flax
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+
+import bn_jax
+from bn_jax.reporting.machine import describe_machine
+
+SHAPES = ((64, 56, 56, 64), (32, 28, 28, 192), (4096, 1024), (60, 100))
+_REFERENCE = "flax"
+# Values that one timing works through at least, so that it takes milliseconds.
+_WORK = 2_000_000
+
+# Takes x, scale, bias, running mean and variance; returns y and what is kept.
+Layer = Callable[..., tuple[Any, Any]]
+
+
+def main() -> None:
+    """Times all libraries on all shapes, prints a table and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
+    device = jax.devices()[0]
+    record: dict[str, Any] = {
+        "command": f"python benchmarks/batch_norm.py --rounds={rounds}",
+        "machine": describe_machine(),
+        "device": device.device_kind,
+        "versions": {
+            library.__name__: library.__version__
+            for library in (bn_jax, jax, flax, hk, eqx, torch)
+        },
+        "reference": _REFERENCE,
+    }
+    for dtype in ("float32", "bfloat16"):
+        record[dtype] = _measure(dtype, rounds)
+        print(_table(dtype, record[dtype]), flush=True)
+    folder = Path(__file__).parents[1] / "results"
+    name = device.device_kind.lower().replace(" ", "-")
+    (folder / f"batch_norm-{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _measure(dtype: str, rounds: int) -> dict[str, Any]:
+    """Ratios to the reference for each shape, their geometric means, and errors."""
+    ratios: dict[str, dict[str, list[float]]] = {"forward": {}, "forward+backward": {}}
+    milliseconds: dict[str, dict[str, list[float]]] = {key: {} for key in ratios}
+    for shape in SHAPES:
+        calls = {
+            "forward": _forward_calls(shape, dtype),
+            "forward+backward": _backward_calls(shape, dtype),
+        }
+        for what, by_name in calls.items():
+            times = _time(by_name, max(1, _WORK // int(np.prod(shape))), rounds)
+            base = times[_REFERENCE]
+            for name, values in times.items():
+                ratio = float(np.median(values / base))
+                ratios[what].setdefault(name, []).append(ratio)
+                median = float(np.median(values)) * 1e3
+                milliseconds[what].setdefault(name, []).append(median)
+    return {
+        "shapes": SHAPES,
+        "time_over_reference": ratios,
+        "geometric_mean": {
+            what: {
+                name: float(np.exp(np.mean(np.log(values))))
+                for name, values in by_name.items()
+            }
+            for what, by_name in ratios.items()
+        },
+        "milliseconds": milliseconds,
+        "relative_error_of_variance": _errors(dtype),
+    }
+
+
+def _time(
+    calls: dict[str, Callable[[], None]], repeats: int, rounds: int
+) -> dict[str, np.ndarray]:
+    """Seconds of one call of each, in each round."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            for _ in range(repeats):
+                call()
+            times[name].append((time.perf_counter() - start) / repeats)
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def _jax_layers() -> dict[str, Layer]:
+    """Every JAX library behind the same call."""
+
+    def of_linen(*, use_fast_variance: bool) -> Layer:
+        def call(x: Any, scale: Any, bias: Any, mean: Any, var: Any) -> Any:
+            layer = nn.BatchNorm(
+                use_running_average=False,
+                dtype=x.dtype,
+                use_fast_variance=use_fast_variance,
+            )
+            variables = {
+                "params": {"scale": scale, "bias": bias},
+                "batch_stats": {"mean": mean, "var": var},
+            }
+            return layer.apply(variables, x, mutable=["batch_stats"])
+
+        return call
+
+    def of_nnx(x: Any, scale: Any, bias: Any, mean: Any, var: Any) -> Any:
+        layer = nnx.BatchNorm(x.shape[-1], dtype=x.dtype, rngs=nnx.Rngs(0))
+        layer.scale[...], layer.bias[...] = scale, bias
+        layer.mean[...], layer.var[...] = mean, var
+        y = layer(x, use_running_average=False)
+        return y, (layer.mean[...], layer.var[...])
+
+    def of_haiku(x: Any, scale: Any, bias: Any, mean: Any, var: Any) -> Any:
+        def function(x: Any) -> Any:
+            return hk.BatchNorm(True, True, 0.99)(x, is_training=True)
+
+        shape = (1,) * (x.ndim - 1) + x.shape[-1:]
+        average = {"hidden": mean.reshape(shape), "average": mean.reshape(shape)}
+        other = {"hidden": var.reshape(shape), "average": var.reshape(shape)}
+        counter = {"counter": jnp.zeros((), jnp.int32)}
+        state = {
+            "batch_norm/~/mean_ema": {**average, **counter},
+            "batch_norm/~/var_ema": {**other, **counter},
+        }
+        params = {
+            "batch_norm": {"scale": scale.reshape(shape), "offset": bias.reshape(shape)}
+        }
+        return hk.transform_with_state(function).apply(params, state, None, x)
+
+    def of_equinox(x: Any, scale: Any, bias: Any, mean: Any, var: Any) -> Any:
+        del mean, var
+        layer, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(
+            x.shape[-1], axis_name="batch", mode="batch", dtype=x.dtype
+        )
+        layer = eqx.tree_at(
+            lambda module: (module.weight, module.bias), layer, (scale, bias)
+        )
+        # Channels first within an example, and a mapped axis for the batch.
+        return jax.vmap(
+            layer, axis_name="batch", in_axes=(0, None), out_axes=(0, None)
+        )(jnp.moveaxis(x, -1, 1), state)
+
+    def of_ours(x: Any, scale: Any, bias: Any, mean: Any, var: Any) -> Any:
+        return bn_jax.batch_norm(x, scale, bias, {"mean": mean, "var": var})
+
+    return {
+        "bn_jax": of_ours,
+        "flax": of_linen(use_fast_variance=True),
+        "flax, stable": of_linen(use_fast_variance=False),
+        "flax.nnx": of_nnx,
+        "haiku": of_haiku,
+        "equinox": of_equinox,
+    }
+
+
+def _arrays(shape: tuple[int, ...], dtype: str) -> tuple[Any, ...]:
+    """x, scale, bias, and running statistics near those of x."""
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(0.5, 1.0, shape), dtype)
+    scale, bias = (random.normal(size=shape[-1]).astype(np.float32) for _ in "ab")
+    mean = (0.5 + 0.1 * random.normal(size=shape[-1])).astype(np.float32)
+    return x, jnp.asarray(scale), jnp.asarray(bias), jnp.asarray(mean), mean * 0 + 1
+
+
+def _forward_calls(shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
+    arrays = _arrays(shape, dtype)
+
+    def call(function: Any) -> Callable[[], None]:
+        return lambda: jax.block_until_ready(function(*arrays))
+
+    calls = {name: call(jax.jit(layer)) for name, layer in _jax_layers().items()}
+    x, parameters, running = _torch_arrays(arrays)
+
+    def of_torch() -> None:
+        with torch.no_grad():
+            torch.nn.functional.batch_norm(x, *running, *parameters, training=True)
+        _wait_for_torch()
+
+    return {**calls, "pytorch": of_torch}
+
+
+def _backward_calls(shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
+    arrays = _arrays(shape, dtype)
+    dy = jnp.asarray(np.random.default_rng(1).normal(size=shape), dtype)
+
+    def call(layer: Layer) -> Callable[[], None]:
+        @jax.jit
+        def function(
+            x: Any, scale: Any, bias: Any, mean: Any, var: Any, dy: Any
+        ) -> Any:
+            def forward(*inputs: Any) -> Any:
+                return layer(*inputs, mean, var)
+
+            y, pullback, kept = jax.vjp(forward, x, scale, bias, has_aux=True)
+            cotangent = jnp.moveaxis(dy, -1, 1) if y.shape != dy.shape else dy
+            return pullback(cotangent.astype(y.dtype)), kept
+
+        return lambda: jax.block_until_ready(function(*arrays, dy))
+
+    calls = {name: call(layer) for name, layer in _jax_layers().items()}
+    x, parameters, running = _torch_arrays(arrays)
+    cotangent = _to_torch(dy)
+    inputs = [x.requires_grad_(), *(p.requires_grad_() for p in parameters)]
+
+    def of_torch() -> None:
+        y = torch.nn.functional.batch_norm(x, *running, *parameters, training=True)
+        torch.autograd.grad(y, inputs, cotangent)
+        _wait_for_torch()
+
+    return {**calls, "pytorch": of_torch}
+
+
+def _to_torch(array: Any) -> torch.Tensor:
+    """Channels-last memory under PyTorch's order of axes, on its fastest device."""
+    tensor = torch.from_numpy(np.array(array, np.float32))
+    if array.dtype == jnp.bfloat16:
+        tensor = tensor.bfloat16()
+    tensor = tensor.to("cuda" if torch.cuda.is_available() else "cpu")
+    # A view: the memory stays as it is.
+    return tensor.movedim(-1, 1) if tensor.ndim > 2 else tensor
+
+
+def _torch_arrays(
+    arrays: tuple[Any, ...],
+) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    x, scale, bias, mean, var = map(_to_torch, map(jnp.asarray, arrays))
+    return x, [scale, bias], [mean, var]
+
+
+def _wait_for_torch() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _errors(dtype: str) -> dict[str, float]:
+    """Relative error of the variance that each library normalizes by."""
+    mean = 1e4 if dtype == "float32" else 30.0
+    x = jnp.asarray(np.random.default_rng(2).normal(mean, 1.0, (4096, 8)), dtype)
+    exact = np.asarray(x, np.float64)
+    ones, zeros = jnp.ones(8), jnp.zeros(8)
+    outputs = {
+        name: jax.jit(layer)(x, ones, zeros, zeros, ones)[0]
+        for name, layer in _jax_layers().items()
+    }
+    tensor, parameters, running = _torch_arrays((x, ones, zeros, zeros, ones))
+    outputs["pytorch"] = (
+        torch.nn.functional.batch_norm(tensor, *running, *parameters, training=True)
+        .float()
+        .cpu()
+    )
+    errors = {}
+    for name, output in outputs.items():
+        y = np.asarray(output, np.float64)
+        # y is x over the root of variance and epsilon: its own variance tells them.
+        slope = (exact - exact.mean(0)) * (y - y.mean(0))
+        used = (exact.var(0) / slope.mean(0)) ** 2 - 1e-5
+        errors[name] = float(np.max(np.abs(used / exact.var(0) - 1)))
+    return errors
+
+
+def _table(dtype: str, results: dict[str, Any]) -> str:
+    lines = [
+        f"{dtype}: time over {_REFERENCE}'s; shapes {', '.join(map(str, SHAPES))}",
+        f"{'':14}{'forward':>34}{'forward+backward':>34}{'variance error':>18}",
+    ]
+    for name, error in results["relative_error_of_variance"].items():
+        cells = []
+        for what in ("forward", "forward+backward"):
+            values = results["time_over_reference"][what][name]
+            mean = results["geometric_mean"][what][name]
+            cells.append(" ".join(f"{v:5.2f}" for v in values) + f"  ={mean:5.2f}")
+        lines.append(f"{name:14}{cells[0]:>34}{cells[1]:>34}{error:>18.1e}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
