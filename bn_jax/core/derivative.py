@@ -104,7 +104,10 @@ def _tangent(
         # Features as the moments have them, with 1 for axes of moments alone.
         return jnp.squeeze(values, other_axes(rank, moment_axes))
 
+    # The same twice, written differently: one is used in a sum of this function, the
+    # other in one of its transpose. Sharing them would store an array of x's size.
     deviation = x.astype(wide) - expand(moments.mean)
+    same_deviation = x.astype(wide) + expand(-moments.mean)
     dx = dx.astype(wide)
     axes = other_axes(rank, moment_axes)
     total, product = sum_across(
@@ -123,7 +126,7 @@ def _tangent(
         multiple = multiple + expand_features(dscale) * inv_std
     if dbias is not None:
         constant = constant + expand_features(dbias)
-    dy = expand(slope) * dx + deviation * expand(multiple) + expand(constant)
+    dy = expand(slope) * dx + same_deviation * expand(multiple) + expand(constant)
     no_change = jnp.zeros_like(moments.num_samples)
     return dy.astype(x.dtype), Moments(no_change, dmean, dvar)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax._src.core import extend_axis_env_nd, get_axis_env
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Bool, Inexact
 
 
 class Devices(NamedTuple):
@@ -114,6 +114,21 @@ def sum_across(
         else next(summed)
         for value in values
     ]
+
+
+def all_devices_agree(devices: Devices, flag: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Whether the flag holds on all devices that take part in one all-reduce.
+
+    Devices must enter the same branches, or an all-reduce in one waits for ever.
+
+    Args:
+        devices: The devices.
+        flag: The same on all devices that share statistics.
+    """
+    if devices.devices_per_group is None:
+        return flag
+    # Groups of consecutive devices are summed by one all-reduce over the whole axis.
+    return jax.lax.psum((~flag).astype(jnp.int32), devices.axis_names) == 0
 
 
 def _is_bound(name: str) -> bool:

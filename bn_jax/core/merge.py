@@ -24,7 +24,7 @@ def merge_moments(moments: Moments) -> Moments:
     divisor = jnp.maximum(num_samples, 1)
     reference = moments.mean[0]
     # A part without values has a mean of 0, which may be far from the others.
-    weights = moments.num_samples / divisor
+    weights = moments.num_samples / divisor[None]
     mean = reference + jnp.sum(weights * (moments.mean - reference[None]), axis=0)
     spread = moments.var + abs_squared(moments.mean - mean[None])
     return Moments(num_samples, mean, jnp.sum(weights * spread, axis=0))

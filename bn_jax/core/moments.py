@@ -7,7 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
 from bn_jax.core.axes import expand_to_rank, other_axes
-from bn_jax.core.devices import Devices, number_of_devices, sum_across
+from bn_jax.core.devices import (
+    Devices,
+    all_devices_agree,
+    number_of_devices,
+    sum_across,
+)
 from bn_jax.core.dtypes import wide_dtype
 from bn_jax.core.types import Moments
 
@@ -62,7 +67,8 @@ def batch_moments(
     is_close = (distance <= _FAR * first.var) & jnp.isfinite(first.var)
     # A feature that equals the shift everywhere has no variance.
     is_close |= (distance == 0) | (first.num_samples == 0)
-    return jax.lax.cond(jnp.all(is_close), lambda: first, lambda: around(first.mean))
+    is_done = all_devices_agree(devices, jnp.all(is_close))
+    return jax.lax.cond(is_done, lambda: first, lambda: around(first.mean))
 
 
 def _moments_around(

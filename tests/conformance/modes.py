@@ -1,0 +1,86 @@
+"""The ways to spread one batch over devices, behind one call, for the tests.
+
+A body sees the examples of its device and runs under the axis name that it is given,
+`AXIS` where the mode maps, None under jit on sharded arrays. What it returns comes
+back with a leading axis of devices.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXIS = "devices"
+MAPPED = ("pmap", "shard_map", "shard_map_unchecked", "vmap")
+MODES = ("jit", *MAPPED)
+
+
+def make_mesh(num_devices: int) -> Mesh:
+    return jax.make_mesh(
+        (num_devices,),
+        (AXIS,),
+        axis_types=(AxisType.Auto,),
+        devices=jax.devices()[:num_devices],
+    )
+
+
+def over_devices(
+    mode: str, num_devices: int, body: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Maps `body(axis_name, params, *arrays)` over slices of the arrays."""
+
+    def mapped(params: Any, *arrays: Any) -> Any:
+        def of_device(params: Any, *local: Any) -> Any:
+            return body(AXIS, params, *local)
+
+        if mode == "jit":
+            return jax.tree.map(lambda leaf: leaf[None], body(None, params, *arrays))
+        if mode in ("pmap", "vmap"):
+            split = [split_devices(array, num_devices) for array in arrays]
+            in_axes = (None, *[0] * len(arrays))
+            if mode == "vmap":
+                return jax.vmap(of_device, in_axes=in_axes, axis_name=AXIS)(
+                    params, *split
+                )
+            return jax.pmap(
+                of_device,
+                in_axes=in_axes,
+                axis_name=AXIS,
+                devices=jax.devices()[:num_devices],
+            )(params, *split)
+
+        def of_shard(params: Any, *local: Any) -> Any:
+            results = of_device(params, *local)
+            return jax.tree.map(lambda leaf: leaf[None], results)
+
+        return jax.shard_map(
+            of_shard,
+            mesh=make_mesh(num_devices),
+            in_specs=(P(), *[P(AXIS)] * len(arrays)),
+            out_specs=P(AXIS),
+            check_vma=mode == "shard_map",
+        )(params, *arrays)
+
+    return mapped
+
+
+def split_devices(array: jax.Array, num_devices: int) -> jax.Array:
+    return jnp.reshape(array, (num_devices, -1, *array.shape[1:]))
+
+
+def join_devices(array: jax.Array) -> np.ndarray:
+    array = np.asarray(array)
+    return array.reshape(-1, *array.shape[2:])
+
+
+def place(mode: str, num_devices: int, params: Any, *arrays: Any) -> tuple[Any, ...]:
+    """The arguments, where the mode wants them to be."""
+    if mode == "vmap":
+        return params, *arrays
+    mesh = make_mesh(num_devices)
+    sharded = jax.device_put(arrays, NamedSharding(mesh, P(AXIS)))
+    return jax.device_put(params, NamedSharding(mesh, P())), *sharded

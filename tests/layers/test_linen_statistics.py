@@ -1,0 +1,149 @@
+"""The statistics' options in the Linen layer, and what it says when it cannot."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from flax.errors import ModifyScopeVariableError
+
+import bn_jax
+from bn_jax.layers.linen import ImmutableBatchStatsError
+
+KEY = jax.random.key(0)
+OPTIONS = [
+    {"debias": True},
+    {"momentum": None},
+    {"variance_correction": 1},
+    {"skip_nonfinite": True},
+    {"group_size": 2},
+]
+
+
+def normal(*shape, seed=0):
+    values = np.random.default_rng(seed).normal(3, 2, shape)
+    return jnp.asarray(values, jnp.float32)
+
+
+class Nested(nn.Module):
+    """A layer at the path block/norm."""
+
+    norm: nn.Module
+
+    @nn.compact
+    def __call__(self, x):
+        class Block(nn.Module):
+            @nn.compact
+            def __call__(block, x):  # noqa: N805, `self` is the outer module.
+                return self.norm.clone(name="norm", parent=block)(x)
+
+        return Block(name="block")(x)
+
+
+def init(layer, x):
+    return layer.init(KEY, x, use_running_average=True)
+
+
+def train(layer, variables, x):
+    y, updates = layer.apply(
+        variables, x, use_running_average=False, mutable=["batch_stats"]
+    )
+    return y, updates["batch_stats"]
+
+
+def initial(**more):
+    return {"mean": jnp.zeros(3), "var": jnp.ones(3)} | more
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_options_reach_the_operator(options):
+    x, layer = normal(6, 3), bn_jax.BatchNorm(**options)
+    stats = initial()
+    if options.keys() & {"debias", "momentum"}:
+        stats["count"] = jnp.zeros(())
+    variables = init(layer, x)
+    chex.assert_trees_all_equal(variables["batch_stats"], stats)
+    expected = bn_jax.batch_norm(x, jnp.ones(3), jnp.zeros(3), stats, **options)
+    chex.assert_trees_all_close(train(layer, variables, x), expected, rtol=1e-6)
+
+
+def test_without_an_update_statistics_need_not_be_mutable():
+    x = normal(6, 3)
+    layer = bn_jax.BatchNorm(use_running_average=False, update_running_average=False)
+    y = layer.apply(layer.init(KEY, x), x)
+    np.testing.assert_allclose(y, oracles.batch_norm(x), rtol=1e-5, atol=1e-5)
+
+
+def test_an_update_in_inference_moves_the_statistics():
+    x = normal(6, 3)
+    layer = bn_jax.BatchNorm(
+        use_running_average=True, update_running_average=True, momentum=0.0
+    )
+    y, updates = layer.apply(layer.init(KEY, x), x, mutable=["batch_stats"])
+    np.testing.assert_allclose(y, x / np.sqrt(1 + 1e-5), rtol=1e-5)
+    _, mean, _ = oracles.moments(x)
+    np.testing.assert_allclose(updates["batch_stats"]["mean"], mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_traced_flag_does_what_a_static_one_does(flag):
+    x, layer = normal(6, 3), bn_jax.BatchNorm()
+    variables = init(layer, x)
+
+    def apply(flag):
+        return layer.apply(variables, x, flag, mutable=["batch_stats"])
+
+    y, updates = jax.jit(apply)(flag)
+    expected, static = apply(flag)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(
+        updates["batch_stats"], static["batch_stats"], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("options", [{"debias": True}, {"momentum": None}], ids=str)
+def test_a_checkpoint_without_a_count_is_evaluated(options):
+    x, layer = normal(6, 3), bn_jax.BatchNorm(**options)
+    variables = init(bn_jax.BatchNorm(), x)
+    y = layer.apply(variables, x, use_running_average=True)
+    np.testing.assert_allclose(y, x / np.sqrt(1 + 1e-5), rtol=1e-5)
+
+
+def test_a_checkpoint_without_a_count_is_trained_on_as_far_advanced():
+    x, layer = normal(6, 3), bn_jax.BatchNorm(debias=True)
+    variables = init(bn_jax.BatchNorm(), x)
+    _, stats = train(layer, variables, x)
+    assert stats.pop("count") == jnp.inf
+    _, expected = train(bn_jax.BatchNorm(), variables, x)
+    chex.assert_trees_all_close(stats, expected, rtol=1e-6)
+
+
+def test_a_cumulative_average_starts_anew_without_a_count():
+    x, layer = normal(6, 3), bn_jax.BatchNorm(momentum=None)
+    _, stats = train(layer, init(bn_jax.BatchNorm(), x), x)
+    _, mean, var = oracles.moments(x)
+    np.testing.assert_allclose(stats["mean"], mean, rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], var, rtol=1e-5)
+    assert stats["count"] == 1
+
+
+def test_immutable_statistics_are_refused_in_words_that_name_the_layer():
+    model = Nested(bn_jax.BatchNorm(use_running_average=False))
+    variables = model.init(KEY, normal(6, 3))
+    with pytest.raises(ImmutableBatchStatsError) as error:
+        model.apply(variables, normal(6, 3))
+    assert isinstance(error.value, ModifyScopeVariableError)
+    assert str(error.value).startswith("block/norm: ")
+    for way_out in ("mutable=['batch_stats']", "use_running_average=True"):
+        assert way_out in str(error.value)
+    assert "update_running_average=False" in str(error.value)
+
+
+def test_statistics_of_another_length_are_refused_with_the_path():
+    model = Nested(bn_jax.BatchNorm(use_running_average=True))
+    variables = model.init(KEY, normal(6, 3))
+    stats = {"block": {"norm": {"mean": jnp.zeros(4), "var": jnp.ones(4)}}}
+    with pytest.raises(ValueError, match=r"^block/norm: .* mean must have the shape"):
+        model.apply(variables | {"batch_stats": stats}, normal(6, 3))

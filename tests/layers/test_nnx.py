@@ -1,0 +1,273 @@
+import inspect
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from flax import nnx
+
+import bn_jax
+
+KEY = jax.random.key(0)
+OPTIONS = [
+    {"debias": True},
+    {"momentum": None},
+    {"variance_correction": 1},
+    {"skip_nonfinite": True},
+    {"group_size": 2},
+]
+
+
+def normal(*shape, mean=1.0, seed=0):
+    values = np.random.default_rng(seed).normal(mean, 2, shape)
+    return jnp.asarray(values, jnp.float32)
+
+
+def make(num_features=3, *, layer=bn_jax.nnx.BatchNorm, **settings):
+    return layer(num_features, rngs=nnx.Rngs(0), **({"momentum": 0.5} | settings))
+
+
+def stats_of(layer):
+    state = nnx.state(layer, nnx.BatchStat)
+    return {name: variable[...] for name, variable in state.items()}
+
+
+def assert_one_step(layer, *batches):
+    """Compares running statistics with one step of the oracle on each batch."""
+    mean, var = np.zeros(3), np.ones(3)
+    for x in batches:
+        _, batch_mean, batch_var = oracles.moments(x)
+        mean = oracles.moving_average(mean, batch_mean, 0.5)
+        var = oracles.moving_average(var, batch_var, 0.5)
+    np.testing.assert_allclose(layer.mean[...], mean, rtol=1e-5)
+    np.testing.assert_allclose(layer.var[...], var, rtol=1e-5)
+
+
+def assert_like_linen(x, mask=None, num_features=3, **settings):
+    """Compares results and statistics of both modes with the Linen layer's."""
+    ours, linen = (
+        make(num_features, **settings),
+        bn_jax.BatchNorm(**({"momentum": 0.5} | settings)),
+    )
+    variables = linen.init(KEY, x, use_running_average=True)
+    y, updates = linen.apply(
+        variables, x, use_running_average=False, mask=mask, mutable=["batch_stats"]
+    )
+    chex.assert_trees_all_close(ours(x, mask=mask), y, rtol=1e-6, atol=1e-6)
+    chex.assert_trees_all_close(stats_of(ours), updates["batch_stats"], rtol=1e-6)
+    expected = linen.apply(variables | updates, x, use_running_average=True)
+    np.testing.assert_allclose(ours(x, True), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_arguments_are_those_of_flax_and_ours_come_behind():
+    ours, theirs = (
+        [(p.name, p.kind, p.default) for p in inspect.signature(of).parameters.values()]
+        for of in (bn_jax.nnx.BatchNorm.__init__, nnx.BatchNorm.__init__)
+    )
+    assert ours[: len(theirs)] == theirs
+
+
+@pytest.mark.parametrize("fields", [{}, {"use_bias": False}, {"use_scale": False}])
+def test_results_and_state_are_those_of_flax(fields):
+    x, results = normal(60, 3), []
+    init = {
+        "scale_init": nnx.initializers.normal(),
+        "bias_init": nnx.initializers.normal(),
+    }
+    for of in (bn_jax.nnx.BatchNorm, nnx.BatchNorm):
+        layer = make(layer=of, **init, **fields)
+        y = layer(x), layer(x, use_running_average=True)
+        results.append((y, nnx.to_pure_dict(nnx.state(layer))))
+    chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [None, jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("x_dtype", [jnp.float32, jnp.bfloat16, jnp.int32])
+def test_dtypes_of_the_result_are_those_of_flax(x_dtype, dtype, param_dtype):
+    def shapes(of):
+        layer = make(layer=of, dtype=dtype, param_dtype=param_dtype)
+        return layer(jnp.ones((4, 3), x_dtype)), layer.mean[...], layer.var[...]
+
+    ours, theirs = (
+        nnx.eval_shape(lambda of=of: shapes(of))
+        for of in (bn_jax.nnx.BatchNorm, nnx.BatchNorm)
+    )
+    assert ours[0].dtype == theirs[0].dtype
+    chex.assert_type(ours[1:], jnp.float32)
+
+
+@pytest.mark.parametrize("options", [{}, *OPTIONS], ids=str)
+def test_options_do_what_they_do_in_linen(options):
+    assert_like_linen(normal(6, 3), **options)
+
+
+@pytest.mark.parametrize(
+    ("axis", "num_features"), [(1, 3), (-1, 5), ((1, 3), (3, 5)), ([-1, 1], (3, 5))]
+)
+def test_features_may_lie_on_any_axes(axis, num_features):
+    axis_for_linen = tuple(axis) if isinstance(axis, list) else axis
+    x = normal(6, 3, 4, 5)
+    layer = make(num_features, axis=axis)
+    y = layer(x)
+    expected = oracles.batch_norm(x, axis=axis)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    assert_like_linen(x, num_features=num_features, axis=axis_for_linen)
+
+
+def test_masks_hide_positions():
+    x = normal(10, 3)
+    mask = jnp.asarray(np.random.default_rng(1).random((10, 1)) < 0.6)
+    assert_like_linen(jnp.where(mask, x, jnp.nan), mask=mask)
+
+
+def test_train_and_eval_and_view_switch_the_mode():
+    x, layer = normal(6, 3), make()
+    layer.eval()
+    np.testing.assert_allclose(layer(x), x / np.sqrt(1 + 1e-5), rtol=1e-5)
+    chex.assert_trees_all_equal(stats_of(layer), stats_of(make()))
+    viewed = nnx.view(layer, use_running_average=False)
+    assert (layer.use_running_average, viewed.use_running_average) == (True, False)
+    layer.train()
+    np.testing.assert_allclose(layer(x), oracles.batch_norm(x), rtol=1e-5, atol=1e-5)
+    assert_one_step(layer, x)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_a_dtype_of_half_precision_rounds_the_result_only(dtype):
+    x = jnp.asarray(np.random.default_rng(0).normal(50, 1, (64, 3)), jnp.float32)
+    layer = make(dtype=dtype, momentum=0.0)
+    half_unit = 0.501 * float(jnp.finfo(dtype).eps)
+    expected = oracles.batch_norm(x)
+    for y in (layer(x), layer(x, use_running_average=True)):
+        np.testing.assert_allclose(np.float64(y), expected, rtol=half_unit, atol=2e-5)
+    _, mean, var = oracles.moments(x)
+    np.testing.assert_allclose(layer.mean[...], mean, rtol=1e-6)
+    np.testing.assert_allclose(layer.var[...], var, rtol=1e-5)
+
+
+@pytest.mark.parametrize("transform", [nnx.jit, nnx.remat])
+def test_jit_and_remat_update_the_statistics_once(transform):
+    x, layer = normal(6, 3), make(axis=[1])
+    y = transform(lambda layer, x: layer(x))(layer, x)
+    np.testing.assert_allclose(y, oracles.batch_norm(x), rtol=1e-5, atol=1e-5)
+    assert_one_step(layer, x)
+
+
+def test_gradients_update_the_statistics_once():
+    x, dy, layer = normal(6, 3), normal(6, 3, seed=1), make()
+    gradient = nnx.grad(lambda layer, x: jnp.vdot(layer(x), dy))(layer, x)
+    _, dscale, dbias = oracles.batch_norm_gradients(x, dy)
+    np.testing.assert_allclose(gradient["scale"][...], dscale, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(gradient["bias"][...], dbias, rtol=1e-5, atol=1e-5)
+    assert_one_step(layer, x)
+
+
+def test_scan_takes_one_step_for_each_batch():
+    x, layer = normal(5, 6, 3), make()
+    scan = nnx.scan(
+        lambda layer, x: (layer, layer(x)),
+        in_axes=(nnx.Carry, 0),
+        out_axes=(nnx.Carry, 0),
+    )
+    layer, y = scan(layer, x)
+    expected = [oracles.batch_norm(batch) for batch in x]
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    assert_one_step(layer, *x)
+
+
+def test_vmap_with_an_axis_name_is_like_one_flat_batch():
+    x, layer = normal(4, 6, 3), make(axis_name=["batch"])
+    mapped = nnx.vmap(
+        lambda layer, x: layer(x), in_axes=(None, 0), out_axes=0, axis_name="batch"
+    )
+    flat = np.reshape(x, (24, 3))
+    expected = oracles.batch_norm(flat).reshape(x.shape)
+    np.testing.assert_allclose(mapped(layer, x), expected, rtol=1e-5, atol=1e-5)
+    assert_one_step(layer, flat)
+
+
+def test_split_and_merge_keep_everything():
+    x, layer = (
+        normal(6, 3),
+        make(debias=True, axis_index_groups=[[0, 1]], axis_name="a"),
+    )
+    layer.axis_name = layer.axis_index_groups = None
+    layer(x)
+    graphdef, state = nnx.split(layer)
+    copy = nnx.merge(graphdef, state)
+    chex.assert_trees_all_equal(stats_of(copy), stats_of(layer))
+    # Evaluated, because training shifts by the running mean, which has moved on.
+    chex.assert_trees_all_equal(copy(x, True), layer(x, True))
+    assert hash(graphdef) == hash(nnx.graphdef(layer))
+
+
+def test_an_abstract_layer_has_shapes_only():
+    layer = nnx.eval_shape(lambda: make((3, 5), axis=(1, 2), momentum=None))
+    shapes = jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(layer)))
+    assert shapes.pop("count") == ()
+    assert shapes == dict.fromkeys(("mean", "var", "scale", "bias"), (3, 5))
+
+
+@pytest.mark.parametrize("options", [{}, {"debias": True}], ids=str)
+def test_a_state_of_flax_loads(options):
+    x, theirs, ours = normal(60, 3), make(layer=nnx.BatchNorm), make(**options)
+    theirs(x)
+    nnx.update(ours, nnx.state(theirs))
+    expected = theirs(x, use_running_average=True)
+    actual = ours(x, use_running_average=True)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("update", [True, False])
+@pytest.mark.parametrize("use", [True, False])
+def test_use_and_update_are_independent(use, update):
+    x = normal(6, 3)
+    layer = make(use_running_average=use, update_running_average=update)
+    y = layer(x)
+    expected = x / np.sqrt(1 + 1e-5) if use else oracles.batch_norm(x)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    assert_one_step(layer, *([x] if update else []))
+
+
+def test_a_traced_flag_chooses_the_mode():
+    x, layer = normal(6, 3), make()
+    apply = nnx.jit(lambda layer, x, flag: layer(x, flag))
+    np.testing.assert_allclose(apply(layer, x, True), x, rtol=1e-4)
+    y = apply(layer, x, False)
+    np.testing.assert_allclose(y, oracles.batch_norm(x), rtol=1e-5, atol=1e-5)
+    assert_one_step(layer, x)
+
+
+def test_metadata_reaches_the_parameters():
+    metadata = {"scale_metadata": {"tag": "s"}, "bias_metadata": {"tag": "b"}}
+    layer = make(**metadata)
+    assert (layer.scale.tag, layer.bias.tag) == ("s", "b")
+
+
+def test_a_flag_that_is_never_given_is_refused():
+    with pytest.raises(ValueError, match=r"^BatchNorm: use_running_average must be"):
+        make(use_running_average=None)(normal(6, 3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_features": 4}, r"must have the shape \(3,\)"),
+        ({"momentum": 1.0}, "momentum must lie in"),
+        ({"momentum": None, "debias": True}, "Leave one of them out"),
+        ({"group_size": 4}, "group_size=4 must divide"),
+    ],
+)
+def test_errors_begin_with_the_class(settings, message):
+    with pytest.raises(ValueError, match=f"^BatchNorm: batch_norm: .*{message}"):
+        make(**settings)(normal(6, 3))
+
+
+def test_training_needs_the_mapped_axis():
+    with pytest.raises(
+        NameError, match=r"^BatchNorm: .* axis_name='batch' is not bound"
+    ):
+        make(axis_name="batch")(normal(6, 3))

@@ -1,0 +1,123 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracles
+import pytest
+
+import bn_jax
+
+KEY = jax.random.key(0)
+MUTABLE = ["batch_moments"]
+
+
+class Model(nn.Module):
+    calls: int = 1
+
+    @nn.compact
+    def __call__(self, x, mask=None):
+        h = nn.Dense(4, name="dense")(x)
+        norm = bn_jax.BatchNorm(
+            use_running_average=False, update_running_average=False, name="norm"
+        )
+        for call in range(self.calls):
+            y = norm(h + call, mask=mask)
+        return y
+
+
+def microbatches(*shape):
+    values = np.random.default_rng(0).normal(3, 2, shape)
+    return jnp.asarray(values + np.arange(shape[0])[:, None, None], jnp.float32)
+
+
+def accumulated(model, variables, x, mask=None, **settings):
+    """Running statistics after one step over all microbatches, in a scan."""
+
+    def body(carry, inputs):
+        _, updates = model.apply(variables, *inputs, mutable=MUTABLE)
+        return carry, updates["batch_moments"]
+
+    _, moments = jax.lax.scan(body, None, (x, mask))
+    old = variables["batch_stats"]
+    return bn_jax.accumulate_batch_stats(old, moments, **settings)["norm"]
+
+
+def preactivations(variables, x):
+    dense = variables["params"]["dense"]
+    kernel, bias = (np.float64(dense[name]) for name in ("kernel", "bias"))
+    return (np.float64(x) @ kernel + bias).reshape(-1, 4)
+
+
+def assert_stats(stats, *batches, momentum, mask=None):
+    mean, var = np.zeros(4), np.ones(4)
+    for h in batches:
+        _, batch_mean, batch_var = oracles.moments(h, mask=mask)
+        mean = oracles.moving_average(mean, batch_mean, momentum)
+        var = oracles.moving_average(var, batch_var, momentum)
+    np.testing.assert_allclose(stats["mean"], mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(stats["var"], var, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.99])
+def test_microbatches_take_one_step_like_the_large_batch(momentum):
+    x, model = microbatches(5, 6, 3), Model()
+    variables = model.init(KEY, x[0])
+    stats = accumulated(model, variables, x, momentum=momentum)
+    assert_stats(stats, preactivations(variables, x), momentum=momentum)
+
+
+def test_a_layer_called_twice_takes_one_step_a_call():
+    x, model = microbatches(5, 6, 3), Model(calls=2)
+    variables = model.init(KEY, x[0])
+    stats = accumulated(model, variables, x, momentum=0.5)
+    h = preactivations(variables, x)
+    assert_stats(stats, h, h + 1, momentum=0.5)
+
+
+def test_microbatches_with_more_valid_examples_weigh_more():
+    x, model = microbatches(4, 6, 3), Model()
+    mask = np.arange(6)[None, :, None] < np.array([6, 3, 0, 1])[:, None, None]
+    variables = model.init(KEY, x[0])
+    stats = accumulated(model, variables, x, jnp.asarray(mask), momentum=0.5)
+    h = preactivations(variables, x)
+    assert_stats(stats, h, momentum=0.5, mask=mask.reshape(-1, 1))
+
+
+def test_the_correction_counts_all_microbatches():
+    x, model = microbatches(2, 2, 3), Model()
+    variables = model.init(KEY, x[0])
+    stats = accumulated(model, variables, x, momentum=0.0, variance_correction=1)
+    var = preactivations(variables, x).var(axis=0, ddof=1)
+    np.testing.assert_allclose(stats["var"], var, rtol=1e-5)
+
+
+def test_a_cumulative_average_counts_one_step():
+    x, model = microbatches(5, 6, 3), Model()
+    variables = model.init(KEY, x[0])
+    variables["batch_stats"]["norm"]["count"] = jnp.zeros(())
+    stats = accumulated(model, variables, x, momentum=None)
+    assert stats["count"].item() == 1
+    assert_stats(stats, preactivations(variables, x), momentum=0.0)
+
+
+def test_an_optimizer_step_over_microbatches_keeps_exact_statistics():
+    x, model, optimizer = microbatches(5, 6, 3), Model(), optax.sgd(0.1)
+    variables = model.init(KEY, x[0])
+    params = variables["params"]
+
+    def loss(params, x):
+        y, updates = model.apply(variables | {"params": params}, x, mutable=MUTABLE)
+        return jnp.mean(jnp.tanh(y - 1)), updates["batch_moments"]
+
+    def body(total, x):
+        gradient, moments = jax.grad(loss, has_aux=True)(params, x)
+        return jax.tree.map(jnp.add, total, gradient), moments
+
+    total, moments = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, params), x)
+    mean = jax.tree.map(lambda leaf: leaf / len(x), total)
+    updates, _ = optimizer.update(mean, optimizer.init(params), params)
+    new = optax.apply_updates(params, updates)
+    stats = bn_jax.accumulate_batch_stats(variables["batch_stats"], moments)
+    assert_stats(stats["norm"], preactivations(variables, x), momentum=0.99)
+    assert loss(new, x[0])[0] < loss(params, x[0])[0]

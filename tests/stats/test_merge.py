@@ -1,0 +1,63 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+import bn_jax
+
+
+def kept_apart(mean=0.0):
+    """Eight devices' batches, and the statistics that each of them kept."""
+    x = (
+        np.random.default_rng(0).normal(mean, 1, (8, 6, 3))
+        + np.arange(8)[:, None, None]
+    )
+    moments = [oracles.moments(device) for device in x]
+    _, means, variances = (np.stack(leaf) for leaf in zip(*moments, strict=True))
+    stats = {"mean": jnp.float32(means), "var": jnp.float32(variances)}
+    return x.reshape(48, 3), {"block": {"norm": stats}}
+
+
+def test_the_variance_of_the_means_is_part_of_the_pooled_one():
+    kept = {"mean": jnp.array([[0.0], [2.0]]), "var": jnp.array([[1.0], [1.0]])}
+    pooled = bn_jax.merge_batch_stats(kept)
+    expected = {"mean": jnp.array([1.0]), "var": jnp.array([2.0])}
+    chex.assert_trees_all_close(pooled, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+def test_pooled_statistics_are_those_of_all_examples(mean):
+    x, kept = kept_apart(mean)
+    pooled = bn_jax.merge_batch_stats(kept)["block"]["norm"]
+    _, mean, var = oracles.moments(x)
+    np.testing.assert_allclose(pooled["mean"], mean, rtol=1e-5)
+    # The kept means are rounded to 1e-3 where they are as large as 1e4.
+    np.testing.assert_allclose(pooled["var"], var, rtol=1e-5 if mean[0] < 100 else 1e-3)
+
+
+@pytest.mark.parametrize("make_map", [jax.vmap, jax.pmap])
+def test_pooling_inside_a_map_is_like_pooling_outside(make_map):
+    _, kept = kept_apart()
+    merge = make_map(
+        lambda stats: bn_jax.merge_batch_stats(stats, axis_name="devices"),
+        axis_name="devices",
+    )
+    inside = jax.tree.map(np.asarray, merge(kept))
+    outside = bn_jax.merge_batch_stats(kept)
+    for device in (0, 7):
+        of_device = jax.tree.map(lambda leaf, i=device: leaf[i], inside)
+        chex.assert_trees_all_close(of_device, outside, rtol=1e-6)
+
+
+def test_a_count_is_averaged_and_dtypes_stay():
+    kept = {"mean": jnp.zeros((2, 3), jnp.bfloat16), "var": jnp.ones((2, 3))}
+    pooled = bn_jax.merge_batch_stats(kept | {"count": jnp.array([3.0, 5.0])})
+    assert pooled["count"].item() == 4
+    chex.assert_type([pooled["mean"], pooled["var"]], [jnp.bfloat16, jnp.float32])
+
+
+def test_a_tree_without_layers_is_refused():
+    with pytest.raises(ValueError, match="expected a batch_stats collection"):
+        bn_jax.merge_batch_stats({"dense": {"kernel": jnp.ones((2, 3))}})

@@ -1,0 +1,41 @@
+import re
+from pathlib import Path
+
+import pytest
+
+_COMPARISON = Path(__file__).parents[1] / "docs" / "comparison.md"
+
+
+def _links():
+    return re.findall(r"\[([^\]]+)\]\(([^)]+)\)", _COMPARISON.read_text())
+
+
+def _rows():
+    lines = _COMPARISON.read_text().splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    return rows[0], rows[1:]
+
+
+@pytest.mark.parametrize("path", sorted({path for _, path in _links()}))
+def test_every_file_that_the_comparison_links_to_is_there(path):
+    assert (_COMPARISON.parent / path).is_file()
+
+
+def test_every_test_that_the_comparison_names_is_in_the_file_it_links_to():
+    missing = [
+        (name, path)
+        for name, path in _links()
+        if f"def {name}(" not in (_COMPARISON.parent / path).read_text()
+    ]
+    assert missing == []
+
+
+def test_every_row_of_the_comparison_has_a_mark_for_every_library():
+    header, rows = _rows()
+    assert len(rows) > 30
+    assert [row for row in rows if len(row) != len(header)] == []
+
+
+def test_whatever_the_comparison_claims_for_bn_jax_is_tested():
+    _, rows = _rows()
+    assert [row for row in rows if row[-1] != "no" and "](" not in row[-1]] == []
