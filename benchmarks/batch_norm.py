@@ -102,17 +102,28 @@ def _measure(dtype: str, rounds: int) -> dict[str, Any]:
 
 
 def _time(
-    calls: dict[str, Callable[[], None]], repeats: int, rounds: int
+    calls: dict[str, Callable[[], Any]], repeats: int, rounds: int
 ) -> dict[str, np.ndarray]:
-    """Seconds of one call of each, in each round."""
+    """Seconds of one call of each, in each round.
+
+    Repeated calls follow each other as in a training loop: dispatched one after the
+    other, and waited for at the end.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
-        call()
+        _wait(call())
+    # In an order of its own each round: a library leaves memory and threads behind
+    # that the next one has to bear with, PyTorch's spinning threads above all.
+    shuffle = np.random.default_rng(0).permutation
     for _ in range(rounds):
-        for name, call in calls.items():
+        for name in shuffle(list(calls)):
+            call = calls[name]
+            # Not timed: what was left behind goes away here.
+            _wait(call())
             start = time.perf_counter()
             for _ in range(repeats):
-                call()
+                result = call()
+            _wait(result)
             times[name].append((time.perf_counter() - start) / repeats)
     return {name: np.array(values) for name, values in times.items()}
 
@@ -197,16 +208,17 @@ def _arrays(shape: tuple[int, ...], dtype: str) -> tuple[Any, ...]:
 def _forward_calls(shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
     arrays = _arrays(shape, dtype)
 
-    def call(function: Any) -> Callable[[], None]:
-        return lambda: jax.block_until_ready(function(*arrays))
+    def call(function: Any) -> Callable[[], Any]:
+        return lambda: function(*arrays)
 
     calls = {name: call(jax.jit(layer)) for name, layer in _jax_layers().items()}
     x, parameters, running = _torch_arrays(arrays)
 
-    def of_torch() -> None:
+    def of_torch() -> Any:
         with torch.no_grad():
-            torch.nn.functional.batch_norm(x, *running, *parameters, training=True)
-        _wait_for_torch()
+            return torch.nn.functional.batch_norm(
+                x, *running, *parameters, training=True
+            )
 
     return {**calls, "pytorch": of_torch}
 
@@ -215,7 +227,7 @@ def _backward_calls(shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
     arrays = _arrays(shape, dtype)
     dy = jnp.asarray(np.random.default_rng(1).normal(size=shape), dtype)
 
-    def call(layer: Layer) -> Callable[[], None]:
+    def call(layer: Layer) -> Callable[[], Any]:
         @jax.jit
         def function(
             x: Any, scale: Any, bias: Any, mean: Any, var: Any, dy: Any
@@ -227,17 +239,16 @@ def _backward_calls(shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
             cotangent = jnp.moveaxis(dy, -1, 1) if y.shape != dy.shape else dy
             return pullback(cotangent.astype(y.dtype)), kept
 
-        return lambda: jax.block_until_ready(function(*arrays, dy))
+        return lambda: function(*arrays, dy)
 
     calls = {name: call(layer) for name, layer in _jax_layers().items()}
     x, parameters, running = _torch_arrays(arrays)
     cotangent = _to_torch(dy)
     inputs = [x.requires_grad_(), *(p.requires_grad_() for p in parameters)]
 
-    def of_torch() -> None:
+    def of_torch() -> Any:
         y = torch.nn.functional.batch_norm(x, *running, *parameters, training=True)
-        torch.autograd.grad(y, inputs, cotangent)
-        _wait_for_torch()
+        return torch.autograd.grad(y, inputs, cotangent)
 
     return {**calls, "pytorch": of_torch}
 
@@ -259,7 +270,8 @@ def _torch_arrays(
     return x, [scale, bias], [mean, var]
 
 
-def _wait_for_torch() -> None:
+def _wait(result: Any) -> None:
+    jax.block_until_ready(result)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -15,16 +15,18 @@ def parts_of(*arrays):
     return Moments(*(jnp.asarray(np.stack(leaf), jnp.float32) for leaf in leaves))
 
 
-def assert_close(moments, x):
+def assert_close(moments, x, rtol=1e-5):
     for got, want in zip(moments, oracles.moments(x), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-5)
+        np.testing.assert_allclose(got, want, rtol=rtol)
 
 
 @pytest.mark.parametrize("mean", [0.0, 5.0, 1e4])
 @pytest.mark.parametrize("cuts", [[30], [1, 2, 50], [10, 20, 30, 40]])
 def test_moments_of_parts_merge_into_those_of_the_whole(cuts, mean):
     x = np.random.default_rng(0).normal(mean, 1, (60, 4))
-    assert_close(merge_moments(parts_of(*np.split(x, cuts))), x)
+    # A part's mean of 1e4 is known to 5e-4 in float32, and so is its distance.
+    rtol = 2e-4 if mean == 1e4 else 1e-5
+    assert_close(merge_moments(parts_of(*np.split(x, cuts))), x, rtol)
 
 
 def test_parts_without_a_value_add_nothing():
