@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -32,3 +33,31 @@ def test_every_path_in_the_map_of_the_code_is_there():
 
     assert "bn_jax/core/" in paths
     assert [path for path in paths if not (_README.parent / path).exists()] == []
+
+
+def test_the_numbers_of_the_figure_are_those_of_its_committed_runs():
+    record = json.loads((_README.parent / "results/figure1.json").read_text())
+    text = _README.read_text()
+
+    for arm, label in (("baseline", "without BN"), ("bn", "with BN")):
+        values = record["arms"][arm]
+        ninety, final = values["steps_to_90_percent"], values["final_test_accuracy"]
+        row = re.search(rf"^\| {label} \| (.*) \|$", text, re.M)[1].split(" | ")
+        assert row[0] == f"{ninety['mean']:.0f} ± {ninety['std']:.0f}"
+        assert row[2] == f"{100 * final['mean']:.2f} ± {100 * final['std']:.2f} %"
+    ratio = record["steps_to_90_percent_baseline_over_bn"]
+    assert f"takes {ratio:.1f} times the steps" in text
+    assert ratio >= 3
+
+
+def test_the_ratios_of_speed_are_those_of_the_committed_benchmarks():
+    folder = _README.parent / "results"
+    steps = json.loads((folder / "mnist_step.json").read_text())["arms"]
+    layer = json.loads((folder / "batch_norm-cpu.json").read_text())["float32"]
+    text = _README.read_text()
+
+    for arm in ("bn", "baseline"):
+        for ratio in list(steps[arm]["steps_per_second_over_torch"].values())[::2]:
+            assert f"{ratio:.2f}" in text
+    for what in ("forward", "forward+backward"):
+        assert f"{layer['geometric_mean'][what]['bn_jax']:.2f} of it" in text
