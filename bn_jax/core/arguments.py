@@ -99,6 +99,11 @@ def check_settings(
             "batch_norm: axis_index_groups needs axis_name, the mapped axis that the "
             "groups divide."
         )
+    if group_size is not None and (not isinstance(group_size, int) or group_size < 1):
+        raise ValueError(
+            "batch_norm: group_size must be a whole number of examples, at least 1; "
+            f"it is {group_size!r}."
+        )
     if group_size is not None and axis_index_groups is not None:
         raise ValueError(
             "batch_norm: group_size and axis_index_groups both say which examples "

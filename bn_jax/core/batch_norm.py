@@ -68,7 +68,8 @@ def batch_norm(
         bias: Learned offset of each feature, beta in the paper; None for 0.
         batch_stats: Running statistics `{"mean", "var"}`, one value a feature each,
             as Flax keeps them in its `batch_stats` collection; with `debias` or
-            `momentum=None` also `count`, the number of batches behind them, a float.
+            `momentum=None` also `count`, the number of batches behind them, a float
+            for all features together.
             Devices that share statistics must hold the same.
         use_running_average: Normalize by `batch_stats` (inference), not by the
             batch's own statistics (training). May be traced.
@@ -89,7 +90,8 @@ def batch_norm(
         group_size: Consecutive examples (along axis 0, and over all devices in the
             order of the mapped axis) that share statistics; the whole batch by
             default. Smaller than a device's batch it makes ghost batches, larger it
-            joins devices; the result is the same on any number of devices.
+            joins devices, at the price of two more small all-reduces; the result is
+            the same on any number of devices.
         variance_correction: 0 for running averages of the biased variance (Flax), 1
             of the unbiased one, m / (m - 1) times it (Algorithm 2, PyTorch).
         debias: Whether the running statistics forget their initial values at the
@@ -105,7 +107,8 @@ def batch_norm(
     Raises:
         ValueError: If an axis does not exist; an array of features or the mask does
             not fit x; a setting lies outside its range or needs another one; groups
-            do not fit the batch; or there is one value a feature only.
+            do not fit the batch; or there is but one value a feature where the
+            batch's statistics may be needed (a traced flag may be False).
 
     >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
     >>> running = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
@@ -205,7 +208,7 @@ def batch_norm_with_moments(
     moments = None
     if use_running_average is not True or update_running_average is not False:
         devices = make_devices(axis_name, axis_index_groups)
-        if mask is None and use_running_average is not True and not allow_single_value:
+        if mask is None and not allow_single_value:
             check_number_of_values(
                 x, feature_axes, devices=devices, group_size=group_size
             )

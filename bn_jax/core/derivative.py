@@ -43,8 +43,9 @@ def normalize_by_batch(
     """X normalized by its own mean and variance, and these.
 
     The derivative is the closed form, which saves x and what has a feature's size,
-    and sums across devices once. It is given as a tangent, which JAX transposes, so
-    that forward mode, higher orders and every way of mapping work too.
+    and sums across devices once in each direction. It is given as a tangent, which
+    JAX transposes, so that forward mode, higher orders and every way of mapping work
+    too.
 
     Args:
         x: Activations, zero where the mask is False.
@@ -118,7 +119,12 @@ def _tangent(
     dmean = total / divisor
     dvar = 2 * product / divisor
 
-    inv_std = jax.lax.rsqrt(moments.var + layout.epsilon)
+    # Without a value, and with an epsilon of 0, there is no inverse to multiply by.
+    inv_std = jnp.where(
+        moments.num_samples > 0,
+        jax.lax.rsqrt(moments.var + layout.epsilon),
+        jnp.zeros_like(moments.var),
+    )
     slope = inv_std if scale is None else inv_std * expand_features(scale)
     multiple = -slope * dvar * jnp.square(inv_std) / 2
     constant = -slope * dmean

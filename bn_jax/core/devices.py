@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax._src.core import extend_axis_env_nd, get_axis_env
 from jaxtyping import Array, Bool, Inexact
 
 
@@ -43,6 +42,7 @@ def make_devices(
 
     Raises:
         NameError: If an axis is not bound by pmap, shard_map or vmap.
+        ValueError: If the groups differ in size.
     """
     if axis_name is None:
         return Devices()
@@ -58,6 +58,11 @@ def make_devices(
         sizes.append((name, jax.lax.axis_size(name)))
     if axis_index_groups is None:
         return Devices(tuple(sizes))
+    if len({len(group) for group in axis_index_groups}) != 1:
+        raise ValueError(
+            "batch_norm: axis_index_groups must be groups of one size, and are "
+            f"{axis_index_groups}."
+        )
     return Devices(tuple(sizes), tuple(tuple(group) for group in axis_index_groups))
 
 
@@ -84,8 +89,12 @@ def bound(devices: Devices) -> AbstractContextManager[None]:
         devices: The devices.
     """
     lost = [pair for pair in devices.axis_sizes if not _is_bound(pair[0])]
+    if not lost:
+        return nullcontext()
     # JAX has no public way to say that an axis is bound.
-    return extend_axis_env_nd(lost) if lost else nullcontext()
+    from jax._src.core import extend_axis_env_nd
+
+    return extend_axis_env_nd(lost)
 
 
 def sum_across(
@@ -140,15 +149,29 @@ def _is_bound(name: str) -> bool:
 
 
 def _bound_axes() -> str:
-    names = [str(name) for name in get_axis_env().axis_sizes]
+    try:
+        # Nor is there a public way to ask which are.
+        from jax._src.core import get_axis_env
+
+        names = [str(name) for name in get_axis_env().axis_sizes]
+    except (ImportError, AttributeError):
+        return "JAX does not tell which are"
     return f"bound are: {', '.join(names)}" if names else "none is"
 
 
 def _psum(devices: Devices, packed: Array) -> Array:
     if devices.devices_per_group is None:
-        return jax.lax.psum(
-            packed, devices.axis_names, axis_index_groups=devices.axis_index_groups
-        )
+        try:
+            return jax.lax.psum(
+                packed, devices.axis_names, axis_index_groups=devices.axis_index_groups
+            )
+        except (NotImplementedError, ValueError) as error:
+            raise ValueError(
+                f"batch_norm: JAX cannot sum over {devices.axis_names} with "
+                f"axis_index_groups={devices.axis_index_groups} here ({error}) For "
+                "groups use group_size, which every way of mapping takes; for an axis "
+                "of vmap together with one of a mesh, shard_map(check_vma=False)."
+            ) from error
     # Collectives over parts of an axis exist in some modes of mapping only. A sum
     # over all of it, with a place for each group, exists in all of them.
     group = jax.lax.axis_index(devices.axis_names) // devices.devices_per_group

@@ -1,5 +1,6 @@
 """Number of values, mean and variance of each feature of a batch."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -90,15 +91,21 @@ def _moments_around(
     # it twice; like this each is part of its sum.
     deviation = x - expand_to_rank(shift, feature_axes, x.ndim)
     same_deviation = x + expand_to_rank(-shift, feature_axes, x.ndim)
-    sums = [total(deviation), total(abs_squared(same_deviation))]
+    # Sums of many values overflow before their mean does. A power of two near one
+    # over the root of their number costs no bit.
+    positions = x.size // max(shift.size, 1) * number_of_devices(devices)
+    unit = 2.0 ** -math.ceil(math.log2(max(positions, 1)) / 2)
+    sums = [
+        total(deviation * unit * unit),
+        total(abs_squared(same_deviation * unit)),
+    ]
     if mask is None:
         sums = sum_across(devices, sums)
-        positions = x.size // max(shift.size, 1) * number_of_devices(devices)
         num_samples = jnp.full(shift.shape, positions, sums[1].dtype)
     else:
         counted = jnp.broadcast_to(mask, x.shape).astype(sums[1].dtype)
         *sums, num_samples = sum_across(devices, [*sums, total(counted)])
-    divisor = jnp.maximum(num_samples, 1)
+    divisor = jnp.maximum(num_samples, 1) * unit**2
     offset = sums[0] / divisor
     var = jnp.maximum(sums[1] / divisor - abs_squared(offset), 0)
     mean = jnp.where(num_samples > 0, shift + offset, jnp.zeros((), x.dtype))

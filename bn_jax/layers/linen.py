@@ -39,7 +39,7 @@ class ImmutableBatchStatsError(flax.errors.ModifyScopeVariableError):
 
 
 class BatchNorm(nn.Module):
-    """Drop-in for `flax.linen.BatchNorm`: same fields, call, variables and defaults.
+    """Drop-in for `flax.linen.BatchNorm`: its fields, call, variables and defaults.
 
     A Flax checkpoint loads unchanged: `params` hold `scale` and `bias`,
     `batch_stats` hold `mean` and `var`. What differs is what Flax gets wrong: the

@@ -9,21 +9,23 @@ from bn_jax.core.types import BatchStats, Moments
 
 
 def map_layers(
-    function: Callable[..., BatchStats], moments: PyTree, *others: PyTree
+    function: Callable[[tuple[Moments, ...], BatchStats], BatchStats],
+    moments: PyTree,
+    batch_stats: PyTree,
 ) -> PyTree:
-    """A collection of statistics, made from the moments that each layer has sown.
+    """A collection of statistics, made anew for the layers that have sown moments.
 
     Args:
-        function: Takes the moments of a layer's calls, a tuple, and what the other
-            collections hold for that layer.
+        function: Takes the moments of a layer's calls and its old statistics.
         moments: A `batch_moments` collection.
-        *others: Collections with the same layers.
+        batch_stats: The old collection; layers that are not in the other, frozen
+            ones for example, keep what it holds for them.
     """
     if _is_layer(moments):
-        return function(moments["moments"], *others)
+        return function(moments["moments"], batch_stats)
     return {
-        name: map_layers(function, child, *(other[name] for other in others))
-        for name, child in moments.items()
+        name: map_layers(function, moments[name], old) if name in moments else old
+        for name, old in batch_stats.items()
     }
 
 

@@ -49,6 +49,11 @@ def _merge(node: Any) -> Any:
         )
     if not {"mean", "var"} <= set(node):
         return {name: _merge(child) for name, child in node.items()}
+    if set(node) - {"mean", "var", "count"}:
+        raise ValueError(
+            "merge_batch_stats: a layer's statistics are 'mean', 'var' and 'count'; "
+            f"found {sorted(node)}."
+        )
     mean, var = node["mean"], node["var"]
     merged = merge_moments(Moments(jnp.ones_like(var), mean, var))
     pooled: BatchStats = {"mean": merged.mean, "var": merged.var}

@@ -46,10 +46,11 @@ def population_statistics(
             "population_statistics: there must be at least one batch, and there is "
             "none; a generator that was used before is empty."
         )
-    return average_moments(jax.tree.map(lambda *leaves: jnp.stack(leaves), *moments))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *moments)
+    return average_moments(stacked, variables["batch_stats"])
 
 
-def average_moments(moments: PyTree) -> PyTree:
+def average_moments(moments: PyTree, batch_stats: PyTree) -> PyTree:
     """Population statistics from the moments of several batches.
 
     The part of `population_statistics` after the network has run, for callers that
@@ -58,14 +59,15 @@ def average_moments(moments: PyTree) -> PyTree:
     Args:
         moments: A `batch_moments` collection, stacked along a leading axis of
             batches.
+        batch_stats: The model's collection, for layers that have sown nothing.
 
     Returns:
-        A `batch_stats` collection without that axis. The calls of a layer that is
-        called more than once count as further batches, those whose mask left nothing
-        do not.
+        A `batch_stats` collection without the axis of batches. The calls of a layer
+        that is called more than once count as further batches, those whose mask left
+        nothing do not.
     """
 
-    def average(calls: tuple[Moments, ...]) -> BatchStats:
+    def average(calls: tuple[Moments, ...], _: BatchStats) -> BatchStats:
         merged = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *calls)
         # Without a value, because of a mask, a feature's moments are 0.
         num_batches = jnp.sum(merged.num_samples > 0, axis=0, dtype=merged.var.dtype)
@@ -75,7 +77,7 @@ def average_moments(moments: PyTree) -> PyTree:
             "var": jnp.sum(unbiased_variance(merged), axis=0) / divisor,
         }
 
-    return map_layers(average, moments)
+    return map_layers(average, moments, batch_stats)
 
 
 def _moments_of(result: tuple[Any, Mapping[str, Any]]) -> PyTree:

@@ -132,10 +132,16 @@ def _build(config: _Settings) -> _Run:
     tx = make_optimizer(**config.optimizer)
     example = preprocess(data.train_images[:1])
     init = jax.jit(partial(init_state, model, tx))
+    train_step = make_train_step(model, tx, preprocess=preprocess)
+    batch = _on_device(
+        data.train_images[: config.batch_size], data.train_labels[: config.batch_size]
+    )
     try:
         initial_state = init(key=jax.random.key(config.seed), example=example)
+        jax.eval_shape(train_step, initial_state, batch)
     except ValueError as error:
-        # What a layer refuses is a setting of the model or its normalization.
+        # What a layer refuses is a setting of the model, of its normalization or of
+        # the size of a batch.
         raise UserError(f"config: {error}") from error
 
     train_examples = _on_device(data.train_images, data.train_labels)
@@ -143,7 +149,6 @@ def _build(config: _Settings) -> _Run:
         data.test_images, data.test_labels, config.evaluation.batch_size
     )
     test_batches = PaddedBatches(_on_device(images, labels), jnp.asarray(is_example))
-    train_step = make_train_step(model, tx, preprocess=preprocess)
     train_chunk = jax.jit(make_train_chunk(train_step))
     population_step = jax.jit(make_population_step(model, preprocess=preprocess))
     eval_step = jax.jit(make_eval_step(model, preprocess=preprocess))

@@ -141,7 +141,8 @@ def make_population_step(
             )
             return updates["batch_moments"]
 
-        batch_stats = average_moments(jax.lax.map(moments, indices))
+        sown = jax.lax.map(moments, indices)
+        batch_stats = average_moments(sown, state.batch_stats)
         return {"params": state.params, "batch_stats": batch_stats}
 
     return population_step

@@ -81,3 +81,34 @@ def test_an_axis_name_that_is_not_bound_is_refused(initial_stats):
         NameError, match=r"axis_name='devices' is not bound here \(none is\)"
     ):
         batch_norm(X, None, None, initial_stats(3), axis_name="devices")
+
+
+@pytest.mark.parametrize("group_size", [0, -1, 4.0])
+@pytest.mark.usefixtures("unchecked_types")
+def test_a_group_size_that_is_no_number_of_examples_is_refused(
+    group_size, initial_stats
+):
+    with pytest.raises(ValueError, match="group_size must be a whole number"):
+        batch_norm(X, None, None, initial_stats(3), group_size=group_size)
+
+
+def test_groups_of_devices_that_differ_in_size_are_refused(initial_stats):
+    def function(x):
+        groups = [[0, 1], [2]]
+        return batch_norm(
+            x, None, None, initial_stats(3), axis_name="d", axis_index_groups=groups
+        )
+
+    with pytest.raises(ValueError, match="must be groups of one size"):
+        jax.vmap(function, axis_name="d")(jnp.ones((3, 2, 3)))
+
+
+def test_groups_of_devices_under_vmap_are_refused_with_the_way_out(initial_stats):
+    def function(x):
+        groups = [[0, 1], [2, 3]]
+        return batch_norm(
+            x, None, None, initial_stats(3), axis_name="d", axis_index_groups=groups
+        )
+
+    with pytest.raises(ValueError, match="use group_size"):
+        jax.vmap(function, axis_name="d")(jnp.ones((4, 2, 3)))

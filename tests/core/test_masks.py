@@ -165,3 +165,15 @@ def test_examples_that_only_fill_the_batch_change_nothing(initial_stats):
     y, stats = compiled(padded, None, None, initial_stats(3), mask=mask)
     alone = compiled(jnp.asarray(x), None, None, initial_stats(3))
     chex.assert_trees_all_close((y[:7], stats), alone, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_to_average_gives_no_gradient_even_without_an_epsilon():
+    stats = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
+
+    def loss(x, scale, bias):
+        mask = jnp.zeros((3, 1), bool)
+        y, _ = batch_norm(x, scale, bias, stats, mask=mask, epsilon=0.0)
+        return jnp.sum(y**2)
+
+    gradients = jax.grad(loss, (0, 1, 2))(jnp.ones((3, 2)), jnp.ones(2), jnp.ones(2))
+    chex.assert_trees_all_equal(gradients, jax.tree.map(jnp.zeros_like, gradients))

@@ -205,3 +205,9 @@ def test_a_variance_that_float32_can_hold_is_found_where_squares_overflow():
     _, mean, var = oracles.moments(x)
     np.testing.assert_allclose(moments.mean, mean, rtol=1e-6)
     np.testing.assert_allclose(moments.var, var, rtol=1e-5)
+
+
+def test_sums_that_would_overflow_do_not():
+    x = (1e18 * normal(4096, 2)).astype(np.float32)
+    _, _, var = oracles.moments(x)
+    np.testing.assert_allclose(compiled(jnp.asarray(x)).var, var, rtol=1e-5)

@@ -181,7 +181,7 @@ def test_the_variance_is_unbiased(size):
     x = np.random.default_rng(0).normal(size=(4000, size, 8)).astype(np.float32)
     of_batch = partial(batch_moments, feature_axes=(1,), devices=Devices())
     moments = jax.jit(jax.vmap(of_batch, (0, None)))(jnp.asarray(x), jnp.zeros(8))
-    stats = average_moments({"norm": {"moments": (moments,)}})["norm"]
+    stats = average_moments({"norm": {"moments": (moments,)}}, {"norm": {}})["norm"]
     # Five standard errors of 32,000 variances, each of which has 2 / (size - 1).
     tolerance = 5 * np.sqrt(2 / (size - 1) / 32_000)
     np.testing.assert_allclose(np.mean(stats["var"]), 1, atol=tolerance)
@@ -222,3 +222,22 @@ def test_a_model_in_inference_mode_is_refused(two_layers):
     infer = partial(model.apply, train=False, mutable=["batch_stats", "batch_moments"])
     with pytest.raises(ValueError, match="run the model in training mode"):
         bn_jax.population_statistics(infer, variables, batches)
+
+
+def test_a_layer_that_sows_nothing_keeps_its_statistics():
+    class HalfFrozen(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = bn_jax.BatchNorm(use_running_average=True, name="frozen")(x)
+            return bn_jax.BatchNorm(use_running_average=False, name="live")(x)
+
+    x = jnp.asarray(np.random.default_rng(0).normal(3, 2, (6, 2)), jnp.float32)
+    model = HalfFrozen()
+    variables = model.init(jax.random.key(0), x)
+    in_training = partial(model.apply, mutable=["batch_stats", "batch_moments"])
+    statistics = bn_jax.population_statistics(in_training, variables, [x])
+    chex.assert_trees_all_equal(
+        statistics["frozen"], variables["batch_stats"]["frozen"]
+    )
+    # The frozen layer divides by the root of 1 + 1e-5.
+    np.testing.assert_allclose(statistics["live"]["mean"], x.mean(0), rtol=1e-4)
