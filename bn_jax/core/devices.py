@@ -166,7 +166,7 @@ def _psum(devices: Devices, packed: Array) -> Array:
                 packed, devices.axis_names, axis_index_groups=devices.axis_index_groups
             )
         except (NotImplementedError, ValueError) as error:
-            raise ValueError(
+            raise type(error)(
                 f"batch_norm: JAX cannot sum over {devices.axis_names} with "
                 f"axis_index_groups={devices.axis_index_groups} here ({error}) For "
                 "groups use group_size, which every way of mapping takes; for an axis "

@@ -38,5 +38,5 @@ def errors_naming(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, NameError) as error:
+    except (ValueError, NameError, NotImplementedError) as error:
         raise type(error)(f"{where}: {error}") from error

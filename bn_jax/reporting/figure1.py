@@ -72,7 +72,7 @@ def figure1_record(arms: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
             name: [run.steps_to(accuracy) for run in runs]
             for name, accuracy in _ACCURACIES.items()
         }
-        for name in ("final_test_accuracy", "steps_per_second", "wall_seconds"):
+        for name in ("final_test_accuracy", "steps_per_second"):
             values[name] = [run.summary[name] for run in runs]
         record["arms"][arm] = {
             "seeds": [run.config["seed"] for run in runs],
