@@ -70,7 +70,7 @@ def batch_norm(
             as Flax keeps them in its `batch_stats` collection; with `debias` or
             `momentum=None` also `count`, the number of batches behind them, a float
             for all features together.
-            Devices that share statistics must hold the same.
+            Devices that share statistics must hold the same; with `group_size` all.
         use_running_average: Normalize by `batch_stats` (inference), not by the
             batch's own statistics (training). May be traced.
         update_running_average: Whether the batch moves `batch_stats`; by default
@@ -90,8 +90,8 @@ def batch_norm(
         group_size: Consecutive examples (along axis 0, and over all devices in the
             order of the mapped axis) that share statistics; the whole batch by
             default. Smaller than a device's batch it makes ghost batches, larger it
-            joins devices, at the price of two more small all-reduces; the result is
-            the same on any number of devices.
+            joins devices, whose mapped axis then sums all groups in one all-reduce;
+            the result is the same on any number of devices.
         variance_correction: 0 for running averages of the biased variance (Flax), 1
             of the unbiased one, m / (m - 1) times it (Algorithm 2, PyTorch).
         debias: Whether the running statistics forget their initial values at the
@@ -218,7 +218,7 @@ def batch_norm_with_moments(
             by_batch, moments = normalize_by_batch(x, scale, bias, shift, mask, layout)
         else:
             by_batch, moments = _normalize_by_group(
-                x, scale, bias, shift, mask, layout, group_size
+                x, scale, bias, shift, mask=mask, layout=layout, group_size=group_size
             )
         y = _select(use_running_average, by_running, by_batch)
         updated = update_batch_stats(
@@ -243,22 +243,24 @@ def _normalize_by_group(
     scale: Array | None,
     bias: Array | None,
     shift: Array,
+    *,
     mask: Array | None,
     layout: Layout,
     group_size: int,
 ) -> tuple[Array, Moments]:
     """X normalized group by group, and the moments of the average group."""
-    num_groups, devices = plan_groups(group_size, x.shape[0], layout.devices)
+    groups = plan_groups(group_size, x.shape[0], layout.devices)
+    known_groups = groups.on_device * groups.sharing.num_groups
     features = tuple(axis + 1 for axis in layout.feature_axes)
     y, moments = normalize_by_batch(
-        split_groups(x, num_groups),
+        split_groups(x, groups.on_device),
         scale,
         bias,
-        jnp.broadcast_to(shift, (num_groups, *shift.shape)),
-        None if mask is None else split_groups(mask, num_groups),
-        Layout((0, *features), features, layout.epsilon, devices),
+        jnp.broadcast_to(shift, (known_groups, *shift.shape)),
+        None if mask is None else split_groups(mask, groups.on_device),
+        Layout((0, *features), features, layout.epsilon, groups.sharing),
     )
-    return y.reshape(x.shape), average_group(moments, layout.devices)
+    return y.reshape(x.shape), average_group(moments, groups.apart)
 
 
 def _as_static(flag: Any) -> Any:

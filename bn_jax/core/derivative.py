@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
 from bn_jax.core.axes import expand_to_rank, other_axes
-from bn_jax.core.devices import Devices, bound, sum_across
+from bn_jax.core.devices import Devices, bound, own_group, sum_across
 from bn_jax.core.dtypes import wide_dtype
 from bn_jax.core.moments import batch_moments
 from bn_jax.core.normalize import normalize
@@ -51,7 +51,8 @@ def normalize_by_batch(
         x: Activations, zero where the mask is False.
         scale: Learned factor of each feature; None for 1.
         bias: Learned offset of each feature; None for 0.
-        shift: A guess of the mean; no result depends on it but for rounding.
+        shift: A guess of the mean, of the moments' shape; no result depends on it but
+            for rounding.
         mask: True at the positions that count.
         layout: Axes, epsilon and devices.
     """
@@ -62,7 +63,17 @@ def normalize_by_batch(
         mask=mask,
         devices=layout.devices,
     )
-    return _normalize(x, moments, scale, bias, layout), moments
+    y = normalize(
+        x,
+        own_group(layout.devices, moments.mean),
+        own_group(layout.devices, moments.var),
+        scale=scale,
+        bias=bias,
+        moment_axes=layout.moment_axes,
+        feature_axes=layout.feature_axes,
+        epsilon=layout.epsilon,
+    )
+    return y, moments
 
 
 @normalize_by_batch.defjvp
@@ -98,7 +109,7 @@ def _tangent(
     moment_axes, rank = layout.moment_axes, x.ndim
 
     def expand(values: Array) -> Array:
-        return expand_to_rank(values, moment_axes, rank)
+        return expand_to_rank(own_group(layout.devices, values), moment_axes, rank)
 
     def expand_features(values: Array) -> Array:
         values = expand_to_rank(values.astype(wide), layout.feature_axes, rank)
@@ -135,25 +146,6 @@ def _tangent(
     dy = expand(slope) * dx + same_deviation * expand(multiple) + expand(constant)
     no_change = jnp.zeros_like(moments.num_samples)
     return dy.astype(x.dtype), Moments(no_change, dmean, dvar)
-
-
-def _normalize(
-    x: Array,
-    moments: Moments,
-    scale: Array | None,
-    bias: Array | None,
-    layout: Layout,
-) -> Array:
-    return normalize(
-        x,
-        moments.mean,
-        moments.var,
-        scale=scale,
-        bias=bias,
-        moment_axes=layout.moment_axes,
-        feature_axes=layout.feature_axes,
-        epsilon=layout.epsilon,
-    )
 
 
 def _real_product(a: Array, b: Array) -> Array:

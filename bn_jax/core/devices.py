@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Inexact
+from jaxtyping import Array, Inexact, Shaped
 
 
 class Devices(NamedTuple):
@@ -17,7 +17,8 @@ class Devices(NamedTuple):
         axis_sizes: Name and size of each mapped axis whose devices share them.
         axis_index_groups: Groups within those axes that share them among themselves.
         devices_per_group: The same for groups of consecutive devices of one size, in
-            every mode of mapping.
+            every mode of mapping. Values that are summed then have a leading axis of
+            size 1, their sums one of all groups, which every device knows.
     """
 
     axis_sizes: tuple[tuple[str, int], ...] = ()
@@ -28,6 +29,13 @@ class Devices(NamedTuple):
     def axis_names(self) -> tuple[str, ...]:
         """Names of the mapped axes."""
         return tuple(name for name, _ in self.axis_sizes)
+
+    @property
+    def num_groups(self) -> int:
+        """Of how many groups of consecutive devices every device knows the sums."""
+        if self.devices_per_group is None:
+            return 1
+        return math.prod(size for _, size in self.axis_sizes) // self.devices_per_group
 
 
 def make_devices(
@@ -99,7 +107,7 @@ def bound(devices: Devices) -> AbstractContextManager[None]:
 
 def sum_across(
     devices: Devices, values: Sequence[Inexact[Array, "*features"]]
-) -> list[Inexact[Array, "*features"]]:
+) -> list[Inexact[Array, "*sums"]]:
     """The sum of each value over the devices, all of them in one all-reduce.
 
     Args:
@@ -107,7 +115,8 @@ def sum_across(
         values: Arrays of one shape and precision, real or complex.
 
     Returns:
-        The sums, in the order and the dtypes of the values.
+        The sums, in the order and the dtypes of the values; of groups of consecutive
+        devices those of all groups, along the leading axis.
     """
     if not devices.axis_sizes:
         return list(values)
@@ -125,19 +134,19 @@ def sum_across(
     ]
 
 
-def all_devices_agree(devices: Devices, flag: Bool[Array, ""]) -> Bool[Array, ""]:
-    """Whether the flag holds on all devices that take part in one all-reduce.
-
-    Devices must enter the same branches, or an all-reduce in one waits for ever.
+def own_group(
+    devices: Devices, sums: Shaped[Array, "*sums"]
+) -> Shaped[Array, "*own"]:
+    """What belongs to the group of this device, with a leading axis of size 1.
 
     Args:
         devices: The devices.
-        flag: The same on all devices that share statistics.
+        sums: What follows from sums over them, which is all theirs where they do not
+            form groups of consecutive ones.
     """
     if devices.devices_per_group is None:
-        return flag
-    # Groups of consecutive devices are summed by one all-reduce over the whole axis.
-    return jax.lax.psum((~flag).astype(jnp.int32), devices.axis_names) == 0
+        return sums
+    return jax.lax.dynamic_slice_in_dim(sums, _group_index(devices), 1)
 
 
 def _is_bound(name: str) -> bool:
@@ -174,10 +183,11 @@ def _psum(devices: Devices, packed: Array) -> Array:
             ) from error
     # Collectives over parts of an axis exist in some modes of mapping only. A sum
     # over all of it, with a place for each group, exists in all of them.
-    group = jax.lax.axis_index(devices.axis_names) // devices.devices_per_group
-    num_devices = math.prod(size for _, size in devices.axis_sizes)
-    num_groups = num_devices // devices.devices_per_group
-    places = jnp.arange(num_groups) == group
-    places = jnp.expand_dims(places, range(1, packed.ndim + 1))
-    spread = jnp.where(places, packed[None], jnp.zeros((), packed.dtype))
-    return jax.lax.psum(spread, devices.axis_names)[group]
+    places = jnp.arange(devices.num_groups) == _group_index(devices)
+    places = jnp.expand_dims(places, (0, *range(2, packed.ndim)))
+    spread = jnp.where(places, packed, jnp.zeros((), packed.dtype))
+    return jax.lax.psum(spread, devices.axis_names)
+
+
+def _group_index(devices: Devices) -> Array:
+    return jax.lax.axis_index(devices.axis_names) // devices.devices_per_group

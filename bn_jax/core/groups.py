@@ -1,5 +1,7 @@
 """Normalization batches of a stated size, however many devices there are."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
@@ -7,9 +9,21 @@ from bn_jax.core.devices import Devices, number_of_devices, sum_across
 from bn_jax.core.types import Moments
 
 
-def plan_groups(
-    group_size: int, batch_size: int, devices: Devices
-) -> tuple[int, Devices]:
+class Groups(NamedTuple):
+    """How a batch is cut into groups.
+
+    Attributes:
+        on_device: Number of groups that a device's examples are cut into.
+        sharing: Devices that share the statistics of a group.
+        apart: Devices whose groups another one does not know.
+    """
+
+    on_device: int
+    sharing: Devices
+    apart: Devices
+
+
+def plan_groups(group_size: int, batch_size: int, devices: Devices) -> Groups:
     """How to make groups of `group_size` consecutive examples of the whole batch.
 
     Args:
@@ -17,19 +31,15 @@ def plan_groups(
         batch_size: Examples on this device.
         devices: All devices that the batch is spread over.
 
-    Returns:
-        Number of groups that this device's examples are cut into, and the devices
-        that share the statistics of a group.
-
     Raises:
         ValueError: If groups of that size would straddle devices.
     """
     whole = batch_size * number_of_devices(devices)
     if group_size >= 1 and batch_size % group_size == 0:
-        return max(batch_size // group_size, 1), Devices()
+        return Groups(max(batch_size // group_size, 1), Devices(), devices)
     if group_size >= 1 and whole % group_size == 0 and group_size % batch_size == 0:
         per_group = group_size // batch_size
-        return 1, devices._replace(devices_per_group=per_group)
+        return Groups(1, devices._replace(devices_per_group=per_group), Devices())
     fitting = [
         size
         for size in range(1, whole + 1)
@@ -63,8 +73,8 @@ def average_group(moments: Moments, devices: Devices) -> Moments:
     of their means is not part of it.
 
     Args:
-        moments: Moments with a leading axis of this device's groups.
-        devices: All devices that the batch is spread over.
+        moments: Moments with a leading axis of the groups that this device knows.
+        devices: Devices that know others.
 
     Returns:
         Moments without that axis, the same on all devices. Groups without a value

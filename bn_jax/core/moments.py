@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,8 @@ from jaxtyping import Array, Bool, Float, Inexact
 from bn_jax.core.axes import expand_to_rank, other_axes
 from bn_jax.core.devices import (
     Devices,
-    all_devices_agree,
     number_of_devices,
+    own_group,
     sum_across,
 )
 from bn_jax.core.dtypes import wide_dtype
@@ -40,16 +41,18 @@ def batch_moments(
 
     Args:
         x: Activations, zero where the mask is False.
-        shift: A guess of the mean, the same on all devices that share moments; it
-            may be off by 1e8 standard deviations before the results feel it.
+        shift: A guess of the mean, of the moments' shape and the same on all devices
+            that take part in one all-reduce; it may be off by 1e8 standard deviations
+            before the results feel it.
         feature_axes: Canonical axes that are not averaged over.
         mask: True at the positions that count; all of them by default.
         devices: Devices that share the moments. Sums and counts are added up, so
             that devices may hold different numbers of valid positions, or none.
 
     Returns:
-        Moments of the shape of the feature axes, in float32 or wider. With no value
-        to average (an empty batch, or a mask that leaves nothing) all three are 0.
+        Moments of the shape of the feature axes, in float32 or wider; where devices
+        form groups, with all groups along the first. With no value to average (an
+        empty batch, or a mask that leaves nothing) all three are 0.
 
     >>> x = jnp.array([[1.0, 2.0], [3.0, 6.0]])
     >>> batch_moments(x, jnp.zeros(2), feature_axes=(1,), devices=Devices()).var
@@ -60,21 +63,23 @@ def batch_moments(
     shift = jnp.where(jnp.isfinite(shift), shift, jnp.zeros((), shift.dtype))
     shift = shift.astype(x.dtype)
 
-    def around(shift: Array) -> Moments:
-        return _moments_around(x, shift, feature_axes, mask, devices)
-
+    around = partial(
+        _moments_around, x, feature_axes=feature_axes, mask=mask, devices=devices
+    )
     first = around(shift)
     distance = abs_squared(first.mean - shift)
     is_close = (distance <= _FAR * first.var) & jnp.isfinite(first.var)
     # A feature that equals the shift everywhere has no variance.
     is_close |= (distance == 0) | (first.num_samples == 0)
-    is_done = all_devices_agree(devices, jnp.all(is_close))
-    return jax.lax.cond(is_done, lambda: first, lambda: around(first.mean))
+    # Devices must enter the same branch, or an all-reduce in one waits for ever: all
+    # know the moments of all groups that are summed together.
+    return jax.lax.cond(jnp.all(is_close), lambda: first, lambda: around(first.mean))
 
 
 def _moments_around(
     x: Inexact[Array, "*shape"],
     shift: Inexact[Array, "*features"],
+    *,
     feature_axes: Sequence[int],
     mask: Bool[Array, "*#shape"] | None,
     devices: Devices,
@@ -89,11 +94,12 @@ def _moments_around(
     # The second difference adds the negative instead of subtracting. Were both the
     # same expression, XLA would compute it once, store an array of x's size and read
     # it twice; like this each is part of its sum.
-    deviation = x - expand_to_rank(shift, feature_axes, x.ndim)
-    same_deviation = x + expand_to_rank(-shift, feature_axes, x.ndim)
+    own_shift = own_group(devices, shift)
+    deviation = x - expand_to_rank(own_shift, feature_axes, x.ndim)
+    same_deviation = x + expand_to_rank(-own_shift, feature_axes, x.ndim)
     # Sums of many values overflow before their mean does. A power of two near one
     # over the root of their number costs no bit.
-    positions = x.size // max(shift.size, 1) * number_of_devices(devices)
+    positions = x.size // max(own_shift.size, 1) * number_of_devices(devices)
     unit = 2.0 ** -math.ceil(math.log2(max(positions, 1)) / 2)
     sums = [
         total(deviation * unit * unit),

@@ -125,6 +125,19 @@ def test_groups_are_the_same_on_eight_devices(over_devices, group_size, masked):
         assert_grouped((y.reshape(x.shape), of_device), x, group_size, mask)
 
 
+def test_devices_go_on_together_when_one_group_is_far_from_the_shift(over_devices):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 3)), jnp.float32)
+    x = x.at[4:8].add(1e3)
+    mapped = over_devices(lambda x: step(x, axis_name="devices", group_size=4))
+    y, stats = mapped(x.reshape(8, 2, 3))
+    of_device = {name: value[-1] for name, value in stats.items()}
+    # float32 holds a value near 1000 to 3e-5 of a standard deviation.
+    expected = [oracles.batch_norm(group) for (group,) in chunks(4, x)]
+    np.testing.assert_allclose(y.reshape(16, 3), np.concatenate(expected), atol=1e-4)
+    var = np.mean([oracles.moments(group)[2] for (group,) in chunks(4, x)], axis=0)
+    np.testing.assert_allclose(of_device["var"], var, rtol=1e-4)
+
+
 def test_gradients_are_the_same_on_eight_devices(over_devices):
     x, dy = normal(16, 5, 3), normal(16, 5, 3, seed=1)
     settings = {"axis_name": "devices", "group_size": 8}
