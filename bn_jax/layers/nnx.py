@@ -12,11 +12,16 @@ from flax.typing import Dtype, Initializer, PromoteDtypeFn
 from jax.nn import initializers
 from jaxtyping import Array, Bool, Inexact
 
+from bn_jax.core.arguments import check_settings
 from bn_jax.core.batch_norm import batch_norm_with_moments
 from bn_jax.layers.precision import errors_naming, unrounded
 
 # Flax writes `zeros_init()`, which gives the same function.
 _zeros, _ones = initializers.zeros, initializers.ones
+
+
+class BatchMoments(nnx.Intermediate):
+    """Moments of the batches that a layer was called with, a tuple of `Moments`."""
 
 
 class BatchNorm(nnx.Module):
@@ -25,6 +30,10 @@ class BatchNorm(nnx.Module):
     A state of Flax's layer loads unchanged. What differs is what Flax gets wrong, as
     for `bn_jax.BatchNorm`, and that input and statistics are not rounded to `dtype`
     before the normalization; only the result is.
+
+    Under `nnx.capture(..., BatchMoments)` the layer also sows its `Moments` as
+    `moments`, a tuple with one entry a call; `bn_jax.nnx.population_statistics` and
+    `bn_jax.nnx.accumulate_batch_stats` read them.
 
     Source: Ioffe & Szegedy (2015), Algorithms 1 and 2.
 
@@ -107,10 +116,14 @@ class BatchNorm(nnx.Module):
             variance_correction: 0 for running averages of the biased variance, 1 of
                 the unbiased one.
             debias: Whether the running statistics forget their initial values at the
-                first batch. After loading statistics without a count, set `count` to
-                infinity, or the first batch replaces them.
+                first batch. Statistics without a count, as Flax has them, are
+                loaded by `bn_jax.nnx.with_counts`, or the first batch replaces them.
             skip_nonfinite: Whether a batch whose mean or variance is not finite
                 leaves the running statistics alone.
+
+        Raises:
+            ValueError: If a setting lies outside its range or contradicts another
+                one; what depends on the input is checked in the call.
         """
         is_one = not isinstance(num_features, Sequence)
         features = (num_features,) if is_one else tuple(num_features)
@@ -151,6 +164,7 @@ class BatchNorm(nnx.Module):
         self.variance_correction = variance_correction
         self.debias = debias
         self.skip_nonfinite = skip_nonfinite
+        self._check_settings()
 
     def __call__(
         self,
@@ -212,21 +226,50 @@ class BatchNorm(nnx.Module):
                 debias=self.debias,
                 skip_nonfinite=self.skip_nonfinite,
             )
-        # Without moments nothing has changed, and inference writes nothing. As in Flax
-        # no gradient flows through what is kept for later.
-        if moments is not None and self.update_running_average is not False:
+        # Without moments nothing has changed, and inference writes nothing.
+        if moments is None:
+            return y.astype(dtype)
+        # Outside of nnx.capture sow would add to the layer's state.
+        if hasattr(self, "__captures__"):
+            self.sow(BatchMoments, "moments", moments)
+        # As in Flax no gradient flows through what is kept for later.
+        if self.update_running_average is not False:
             for name, variable in variables.items():
                 variable.set_value(jax.lax.stop_gradient(batch_stats[name]))
         return y.astype(dtype)
 
-    def set_view(self, use_running_average: bool | None = None) -> None:
+    def set_view(
+        self,
+        use_running_average: bool | None = None,
+        update_running_average: bool | None = None,
+    ) -> None:
         """Sets what `nnx.view` may change.
 
         Args:
             use_running_average: See the constructor; None leaves it as it is.
+            update_running_average: Likewise.
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average
+        if update_running_average is not None:
+            self.update_running_average = update_running_average
+
+    def _check_settings(self) -> None:
+        """Refuses early what no input could make right."""
+        # Axes that count from the end are known for an input only.
+        axes = (self.axis,) if isinstance(self.axis, int) else self.axis
+        with errors_naming(type(self).__name__):
+            check_settings(
+                nnx.to_pure_dict(nnx.state(self, nnx.BatchStat)),
+                axes,
+                momentum=self.momentum,
+                epsilon=self.epsilon,
+                axis_name=self.axis_name,
+                axis_index_groups=self.axis_index_groups,
+                group_size=self.group_size,
+                variance_correction=self.variance_correction,
+                debias=self.debias,
+            )
 
     def _result_dtype(self, *arrays: Array | None) -> Dtype:
         """Dtype of Flax's result for input, mean, var, scale and bias."""

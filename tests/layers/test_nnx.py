@@ -148,47 +148,6 @@ def test_a_dtype_of_half_precision_rounds_the_result_only(dtype):
     np.testing.assert_allclose(layer.var[...], var, rtol=1e-5)
 
 
-@pytest.mark.parametrize("transform", [nnx.jit, nnx.remat])
-def test_jit_and_remat_update_the_statistics_once(transform):
-    x, layer = normal(6, 3), make(axis=[1])
-    y = transform(lambda layer, x: layer(x))(layer, x)
-    np.testing.assert_allclose(y, oracles.batch_norm(x), rtol=1e-5, atol=1e-5)
-    assert_one_step(layer, x)
-
-
-def test_gradients_update_the_statistics_once():
-    x, dy, layer = normal(6, 3), normal(6, 3, seed=1), make()
-    gradient = nnx.grad(lambda layer, x: jnp.vdot(layer(x), dy))(layer, x)
-    _, dscale, dbias = oracles.batch_norm_gradients(x, dy)
-    np.testing.assert_allclose(gradient["scale"][...], dscale, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(gradient["bias"][...], dbias, rtol=1e-5, atol=1e-5)
-    assert_one_step(layer, x)
-
-
-def test_scan_takes_one_step_for_each_batch():
-    x, layer = normal(5, 6, 3), make()
-    scan = nnx.scan(
-        lambda layer, x: (layer, layer(x)),
-        in_axes=(nnx.Carry, 0),
-        out_axes=(nnx.Carry, 0),
-    )
-    layer, y = scan(layer, x)
-    expected = [oracles.batch_norm(batch) for batch in x]
-    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
-    assert_one_step(layer, *x)
-
-
-def test_vmap_with_an_axis_name_is_like_one_flat_batch():
-    x, layer = normal(4, 6, 3), make(axis_name=["batch"])
-    mapped = nnx.vmap(
-        lambda layer, x: layer(x), in_axes=(None, 0), out_axes=0, axis_name="batch"
-    )
-    flat = np.reshape(x, (24, 3))
-    expected = oracles.batch_norm(flat).reshape(x.shape)
-    np.testing.assert_allclose(mapped(layer, x), expected, rtol=1e-5, atol=1e-5)
-    assert_one_step(layer, flat)
-
-
 def test_split_and_merge_keep_everything():
     x, layer = (
         normal(6, 3),
@@ -256,8 +215,6 @@ def test_a_flag_that_is_never_given_is_refused():
     ("settings", "message"),
     [
         ({"num_features": 4}, r"must have the shape \(3,\)"),
-        ({"momentum": 1.0}, "momentum must lie in"),
-        ({"momentum": None, "debias": True}, "Leave one of them out"),
         ({"group_size": 4}, "group_size=4 must divide"),
     ],
 )
@@ -271,3 +228,40 @@ def test_training_needs_the_mapped_axis():
         NameError, match=r"^BatchNorm: .* axis_name='batch' is not bound"
     ):
         make(axis_name="batch")(normal(6, 3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\)"),
+        ({"momentum": -0.1}, r"momentum must lie in \[0, 1\)"),
+        ({"epsilon": -1e-5}, "epsilon must not be negative"),
+        ({"group_size": 0}, "group_size must be a whole number"),
+        ({"group_size": 2, "axis": 0}, "which is a feature axis"),
+        ({"group_size": 2, "axis_index_groups": [[0]]}, "needs axis_name"),
+        ({"axis_index_groups": [[0, 1]]}, "axis_index_groups needs axis_name"),
+        ({"variance_correction": 2}, "variance_correction must be 0"),
+        ({"momentum": None, "debias": True}, "Leave one of them out"),
+    ],
+)
+def test_the_constructor_refuses_what_no_input_could_make_right(settings, message):
+    with pytest.raises(ValueError, match=f"^BatchNorm: batch_norm: .*{message}"):
+        bn_jax.nnx.BatchNorm(3, rngs=nnx.Rngs(0), **settings)
+
+
+def test_the_message_of_the_constructor_is_that_of_the_operator():
+    messages = []
+    for call in (
+        lambda: bn_jax.nnx.BatchNorm(3, momentum=1.5, rngs=nnx.Rngs(0)),
+        lambda: bn_jax.batch_norm(
+            jnp.ones((4, 3)),
+            None,
+            None,
+            {"mean": jnp.zeros(3), "var": jnp.ones(3)},
+            momentum=1.5,
+        ),
+    ):
+        with pytest.raises(ValueError, match="momentum") as error:
+            call()
+        messages.append(str(error.value).removeprefix("BatchNorm: "))
+    assert messages[0] == messages[1]
