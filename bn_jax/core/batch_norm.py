@@ -1,6 +1,7 @@
 """Batch Normalization as a pure function, composed from the rest of the core."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -15,7 +16,12 @@ from bn_jax.core.arguments import (
 from bn_jax.core.axes import canonical_axes
 from bn_jax.core.derivative import Layout, normalize_by_batch
 from bn_jax.core.devices import make_devices
-from bn_jax.core.groups import average_group, plan_groups, split_groups
+from bn_jax.core.groups import (
+    average_group,
+    plan_groups,
+    split_groups,
+    with_automatic_sharding,
+)
 from bn_jax.core.normalize import normalize
 from bn_jax.core.running import update_batch_stats
 from bn_jax.core.types import BatchStats, Moments
@@ -217,8 +223,11 @@ def batch_norm_with_moments(
         if group_size is None:
             by_batch, moments = normalize_by_batch(x, scale, bias, shift, mask, layout)
         else:
-            by_batch, moments = _normalize_by_group(
-                x, scale, bias, shift, mask=mask, layout=layout, group_size=group_size
+            by_group = partial(
+                _normalize_by_group, layout=layout, group_size=group_size
+            )
+            by_batch, moments = with_automatic_sharding(by_group, x, feature_axes)(
+                x, scale, bias, shift, mask=mask
             )
         y = _select(use_running_average, by_running, by_batch)
         updated = update_batch_stats(

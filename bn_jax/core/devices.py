@@ -134,9 +134,7 @@ def sum_across(
     ]
 
 
-def own_group(
-    devices: Devices, sums: Shaped[Array, "*sums"]
-) -> Shaped[Array, "*own"]:
+def own_group(devices: Devices, sums: Shaped[Array, "*sums"]) -> Shaped[Array, "*own"]:
     """What belongs to the group of this device, with a leading axis of size 1.
 
     Args:
@@ -190,4 +188,4 @@ def _psum(devices: Devices, packed: Array) -> Array:
 
 
 def _group_index(devices: Devices) -> Array:
-    return jax.lax.axis_index(devices.axis_names) // devices.devices_per_group
+    return jax.lax.axis_index(devices.axis_names) // number_of_devices(devices)

@@ -153,19 +153,39 @@ def test_gradients_are_the_same_on_eight_devices(over_devices):
     )
 
 
-# Explicit axes cannot be reshaped into groups of several devices, JAX says.
-@pytest.mark.parametrize(
-    ("axis_type", "group_size"),
-    [(AxisType.Auto, 2), (AxisType.Auto, 8), (AxisType.Explicit, 2)],
+every_axis_type = pytest.mark.parametrize(
+    "axis_type", [AxisType.Auto, AxisType.Explicit]
 )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("group_size", [2, 8, 16])
+@every_axis_type
 def test_groups_of_sharded_arrays_are_those_of_one_device(
-    make_mesh, axis_type, group_size
+    make_mesh, axis_type, group_size, masked
 ):
-    x = normal(16, 5, 3)
-    sharding = NamedSharding(make_mesh(axis_type, devices=8), P("devices"))
+    x = normal(16, 5, 4)
+    mask = jax.random.bernoulli(jax.random.key(1), 0.8, (16, 5, 1)) if masked else None
+    mesh = make_mesh(axis_type, devices=4, features=2)
+    sharding = NamedSharding(mesh, P("devices", None, "features"))
     sharded = jax.device_put(x, sharding)
-    results = jax.jit(lambda x: step(x, group_size=group_size))(sharded)
-    assert_grouped(results, x, group_size)
+    results = jax.jit(lambda x: step(x, mask=mask, group_size=group_size))(sharded)
+    assert results[0].sharding.is_equivalent_to(sharding, ndim=3)
+    assert_grouped(results, x, group_size, mask)
+
+
+@every_axis_type
+def test_gradients_of_groups_of_sharded_arrays_are_those_of_each(make_mesh, axis_type):
+    x, dy = normal(16, 5, 3), normal(16, 5, 3, seed=1)
+    sharding = NamedSharding(make_mesh(axis_type, devices=8), P("devices"))
+
+    def pull_back(x, dy):
+        return jax.vjp(lambda x: step(x, group_size=8)[0], x)[1](dy)[0]
+
+    actual = jax.jit(pull_back)(*jax.device_put((x, dy), sharding))
+    expected = [oracles.batch_norm_gradients(*pair)[0] for pair in chunks(8, x, dy)]
+    # dy is as large as 15, and its mean is taken out.
+    np.testing.assert_allclose(actual, np.concatenate(expected), rtol=1e-4, atol=5e-5)
 
 
 def test_statistics_leave_shard_map_replicated(make_mesh):
