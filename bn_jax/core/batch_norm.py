@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Inexact
@@ -194,7 +195,7 @@ def batch_norm_with_moments(
         mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
         # Before any arithmetic: multiplying by zero would keep a NaN, in the value or
         # in the derivative.
-        x = jnp.where(mask, x, jnp.zeros((), x.dtype))
+        x = _zero_where_masked(x, mask)
     use_running_average = _as_static(use_running_average)
     if update_running_average is None:
         update_running_average = _not(use_running_average)
@@ -243,7 +244,7 @@ def batch_norm_with_moments(
                 update_running_average, value, batch_stats[name]
             )
     if mask is not None:
-        y = jnp.where(mask, y, jnp.zeros((), y.dtype))
+        y = _zero_where_masked(y, mask)
     return BatchNormResult(y, new_batch_stats, moments)
 
 
@@ -270,6 +271,12 @@ def _normalize_by_group(
         Layout((0, *features), features, layout.epsilon, groups.sharing),
     )
     return y.reshape(x.shape), average_group(moments, groups.apart)
+
+
+# Rematerialized, or zeros of x's size would be saved for the transpose.
+@partial(jax.checkpoint, prevent_cse=False)
+def _zero_where_masked(x: Array, mask: Array) -> Array:
+    return jnp.where(mask, x, jnp.zeros((), x.dtype))
 
 
 def _as_static(flag: Any) -> Any:
