@@ -1,7 +1,7 @@
 """What other libraries compute, in a few lines each: faults to test against.
 
 Each function is the recipe of the library that its docstring names, for features on
-the last axis, and is wrong on the inputs of `test_faults.py`.
+the last axis, and is wrong on the inputs of the tests beside it.
 """
 
 import jax
@@ -43,6 +43,28 @@ def mean_of_means(x, mask):
     return mean, square - mean**2
 
 
+def keras_moments(x, mask):
+    """Keras under a mask: weighted sums over the weight and 1e-7, so 0 of nothing."""
+    weights = jnp.broadcast_to(mask, x.shape).astype(x.dtype)
+    total = jnp.sum(weights, axis=0) + 1e-7
+    mean = jnp.sum(weights * x, axis=0) / total
+    return mean, jnp.sum(weights * jnp.square(x - mean), axis=0) / total
+
+
+def keras_clipped_moments(x):
+    """Keras without a mask: in float32, and clipped to the range of x's dtype."""
+    wide, limits = x.astype(jnp.float32), jnp.finfo(x.dtype)
+    moments = jnp.mean(wide, axis=0), jnp.var(wide, axis=0)
+    return tuple(jnp.clip(m, limits.min, limits.max).astype(x.dtype) for m in moments)
+
+
+def haiku_synchronized_moments(x, axis_name):
+    """dm-haiku with `cross_replica_axis`: reduces over it in `init` as in `apply`."""
+    mean = jax.lax.pmean(jnp.mean(x, axis=0), axis_name)
+    square = jax.lax.pmean(jnp.mean(jnp.square(x), axis=0), axis_name)
+    return mean, square - jnp.square(mean)
+
+
 def masked_after_arithmetic(x, scale, bias, mask):
     """flax: padding takes part in the arithmetic, and sums select afterwards."""
     mean = jnp.mean(x, axis=0, where=mask)
@@ -58,6 +80,17 @@ def averaged_statistics(stats):
 def moving_average(old, new, keep=0.99):
     """flax, Haiku, Keras: no correction of the start, and NaN stays for ever."""
     return keep * old + (1 - keep) * new
+
+
+def updated_by_side_effect(x, running, keep=0.99):
+    """PyTorch: each run of the layer moves `running`, a checkpoint's second one too."""
+    mean, var = equinox_moments(x)
+
+    def update(mean):
+        running["mean"] = moving_average(running["mean"], np.asarray(mean), keep)
+
+    jax.debug.callback(update, mean)
+    return standardize(x, mean, var)
 
 
 def equinox_debiased_variance(var, steps, keep=0.99):

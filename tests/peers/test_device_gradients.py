@@ -1,0 +1,56 @@
+"""Gradients of devices: which recipe has the right scale."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conformance.modes import AXIS, over_devices
+from peers.calls import is_close, train
+
+ROWS = jnp.array([[0.0], [1.0], [2.0], [5.0]])
+TARGETS = jnp.array([[1.0], [0.0], [0.0], [1.0]])
+DSCALE, DBIAS = 0.450935, -0.529360
+
+
+def gradients_of_devices(mode, mean_inside, mean_outside):
+    """Gradients of scale and bias on each of two devices, in one of four forms."""
+
+    def body(axis, params, x, targets):
+        def loss(params):
+            y, _ = train(x, params["scale"], params["bias"], axis_name=axis)
+            local = jnp.mean(jnp.square(jnp.tanh(y) - targets))
+            return jax.lax.pmean(local, axis) if mean_inside else local
+
+        gradients = jax.grad(loss)(params)
+        return jax.lax.pmean(gradients, AXIS) if mean_outside else gradients
+
+    params = {"scale": jnp.ones(1), "bias": jnp.zeros(1)}
+    gradients = jax.jit(over_devices(mode, 2, body))(params, ROWS, TARGETS)
+    return np.ravel(gradients["scale"]), np.ravel(gradients["bias"])
+
+
+@pytest.mark.parametrize("mode", ["pmap", "shard_map", "shard_map_unchecked", "vmap"])
+def test_gradients_of_the_portable_recipe_have_the_right_scale(mode):
+    dscale, dbias = gradients_of_devices(mode, True, True)
+    assert is_close(dscale, DSCALE)
+    assert is_close(dbias, DBIAS)
+
+
+@pytest.mark.parametrize("mode", ["pmap", "shard_map_unchecked"])
+def test_gradients_of_a_pmap_loop_have_the_right_scale(mode):
+    dscale, dbias = gradients_of_devices(mode, False, True)
+    assert is_close(dscale, DSCALE)
+    assert is_close(dbias, DBIAS)
+
+
+def test_gradients_of_a_pmap_loop_are_twice_too_large_in_default_shard_map():
+    dscale, dbias = gradients_of_devices("shard_map", False, True)
+    assert is_close(dscale, 2 * DSCALE)
+    assert is_close(dbias, 2 * DBIAS)
+
+
+def test_gradients_that_pmap_does_not_reduce_differ_between_devices():
+    dscale, dbias = gradients_of_devices("pmap", True, False)
+    assert is_close(dscale, [0.920526, -0.018656])
+    assert is_close(dbias, [-1.047086, -0.011634])
+    assert is_close(np.mean(dscale), DSCALE)
