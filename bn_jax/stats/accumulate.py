@@ -1,8 +1,11 @@
 """Running statistics under gradient accumulation: one step for all microbatches."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from bn_jax.core.merge import merge_moments
@@ -26,6 +29,10 @@ def accumulate_batch_stats(
     there are microbatches, each with a variance that lacks the spread between them.
     What each microbatch is normalized by stays its own.
 
+    Layers that `nn.scan` or `nn.vmap` stacked along leading axes are each their own:
+    `count`, one number a layer, tells these axes from those of features. Without a
+    count `skip_nonfinite` takes all layers of a stack, or none.
+
     Args:
         batch_stats: The collection before the optimizer's step.
         moments: `batch_moments` of all microbatches, stacked along a leading axis, as
@@ -43,15 +50,17 @@ def accumulate_batch_stats(
     """
 
     def update(calls: tuple[Moments, ...], old: Mapping[str, Array]) -> Any:
+        step = partial(
+            update_batch_stats,
+            momentum=momentum,
+            variance_correction=variance_correction,
+            debias=debias,
+            skip_nonfinite=skip_nonfinite,
+        )
+        for _ in range(jnp.ndim(old["count"]) if "count" in old else 0):
+            step = jax.vmap(step)
         for call in calls:
-            old = update_batch_stats(
-                old,
-                merge_moments(call),
-                momentum=momentum,
-                variance_correction=variance_correction,
-                debias=debias,
-                skip_nonfinite=skip_nonfinite,
-            )
+            old = step(old, merge_moments(call))
         return old
 
     return map_layers(update, moments, batch_stats)

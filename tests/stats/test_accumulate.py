@@ -101,6 +101,78 @@ def test_a_cumulative_average_counts_one_step():
     assert_stats(stats, preactivations(variables, x), momentum=0.0)
 
 
+class Norm(nn.Module):
+    @nn.compact
+    def __call__(self, x, mask=None):
+        return bn_jax.BatchNorm(
+            use_running_average=False, update_running_average=False, name="norm"
+        )(x, mask=mask)
+
+
+# Two layers of four features, stacked along the first axis of x and of all variables.
+Stacked = nn.vmap(
+    Norm,
+    variable_axes={"params": 0, "batch_stats": 0, "batch_moments": 0},
+    split_rngs={"params": True},
+)
+MEAN, VAR, COUNT = np.array([[0.5], [-1]]), np.array([[2.0], [3]]), np.array([0.0, 3])
+
+
+def accumulated_stacked(x, mask=None, **settings):
+    """Statistics of the two layers after microbatches `(k, 2, batch, 4)`."""
+    stats = {
+        "mean": jnp.asarray(np.tile(MEAN, 4), jnp.float32),
+        "var": jnp.asarray(np.tile(VAR, 4), jnp.float32),
+        "count": jnp.asarray(COUNT, jnp.float32),
+    }
+    model = Stacked()
+    variables = model.init(KEY, x[0]) | {"batch_stats": {"norm": stats}}
+    return accumulated(model, variables, x, mask, **settings)
+
+
+def assert_stacked(stats, layer, values, weight, mask=None):
+    """Compares with `1 - weight` of the old statistics and `weight` of the values'."""
+    _, mean, var = oracles.moments(values, mask=mask)
+    kept = 1 - weight
+    expected = kept * MEAN[layer] + weight * mean, kept * VAR[layer] + weight * var
+    for name, value in zip(("mean", "var"), expected, strict=True):
+        np.testing.assert_allclose(stats[name][layer], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights"),
+    [
+        ({"momentum": 0.9}, (0.1, 0.1)),
+        ({"momentum": None}, (1.0, 1 / 4)),
+        ({"momentum": 0.9, "debias": True}, (1.0, 0.1 / (1 - 0.9**4))),
+    ],
+)
+def test_stacked_layers_take_one_step_each(settings, weights):
+    x = jnp.asarray(np.random.default_rng(0).normal(3, 2, (5, 2, 6, 4)), jnp.float32)
+    stats = accumulated_stacked(x, **settings)
+    np.testing.assert_array_equal(stats["count"], COUNT + 1)
+    for layer, weight in enumerate(weights):
+        assert_stacked(stats, layer, x[:, layer], weight)
+
+
+def test_a_stacked_layer_that_is_not_finite_holds_up_no_other():
+    x = jnp.asarray(np.random.default_rng(0).normal(3, 2, (5, 2, 6, 4)), jnp.float32)
+    spoiled = x.at[2, 1, 0, 3].set(jnp.nan)
+    stats = accumulated_stacked(spoiled, momentum=0.9, skip_nonfinite=True)
+    np.testing.assert_array_equal(stats["count"], COUNT + np.array([1, 0]))
+    assert_stacked(stats, 0, x[:, 0], 0.1)
+    assert_stacked(stats, 1, x[:, 1], 0.0)
+
+
+def test_a_stacked_layer_without_a_value_takes_no_step():
+    x = jnp.asarray(np.random.default_rng(0).normal(3, 2, (5, 2, 6, 4)), jnp.float32)
+    mask = jnp.broadcast_to(jnp.array([False, True])[None, :, None, None], (5, 2, 6, 1))
+    stats = accumulated_stacked(x, mask, momentum=None)
+    np.testing.assert_array_equal(stats["count"], COUNT + np.array([0, 1]))
+    assert_stacked(stats, 0, x[:, 0], 0.0)
+    assert_stacked(stats, 1, x[:, 1], 1 / 4)
+
+
 def test_an_optimizer_step_over_microbatches_keeps_exact_statistics():
     x, model, optimizer = microbatches(5, 6, 3), Model(), optax.sgd(0.1)
     variables = model.init(KEY, x[0])
