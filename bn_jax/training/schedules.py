@@ -1,0 +1,124 @@
+"""Learning rates that change with the step, by name."""
+
+import math
+
+import optax
+
+from bn_jax.errors import UserError
+
+_NAMES = ("constant", "step", "exponential", "cosine")
+
+
+def make_schedule(
+    name: str,
+    *,
+    learning_rate: float,
+    num_steps: int,
+    warmup_steps: int,
+    decay_every_steps: int,
+    decay_factor: float,
+    final_fraction: float,
+) -> optax.Schedule:
+    """The learning rate of each step, counted from 0.
+
+    Every schedule rises in a line from 0 to the full rate in its first
+    `warmup_steps`, and decays from there; what it decays by is counted from the end
+    of the warm-up. A warm-up makes step 0 one without effect. Settings that a
+    schedule does not use are ignored, and may be anything.
+
+    Args:
+        name: "constant" keeps the full rate; "step" multiplies it by `decay_factor`
+            every `decay_every_steps`, at once; "exponential" does so continuously;
+            "cosine" follows half a cosine down to `final_fraction` of it.
+        learning_rate: The full rate.
+        num_steps: Steps of the whole run; "cosine" ends there.
+        warmup_steps: Steps of the linear rise; 0 for none.
+        decay_every_steps: Steps in which the rate falls by `decay_factor`; used by
+            "step" and "exponential".
+        decay_factor: What is left of the rate after those steps, in (0, 1]; used by
+            the same two.
+        final_fraction: What is left of the rate at the end, in [0, 1]; used by
+            "cosine".
+
+    Returns:
+        Function of the step that returns the rate.
+
+    Raises:
+        UserError: If there is no schedule of that name, or a setting that it uses
+            lies outside its range.
+
+    >>> schedule = make_schedule(
+    ...     "cosine",
+    ...     learning_rate=0.5,
+    ...     num_steps=100,
+    ...     warmup_steps=20,
+    ...     decay_every_steps=0,
+    ...     decay_factor=0.0,
+    ...     final_fraction=0.0,
+    ... )
+    >>> [round(float(schedule(step)), 4) for step in (0, 10, 20, 60, 100)]
+    [0.0, 0.25, 0.5, 0.25, 0.0]
+    """
+    if name not in _NAMES:
+        raise UserError(
+            f"schedule.name: there is no schedule {name!r}; there are "
+            f"{', '.join(_NAMES)}."
+        )
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise UserError(
+            "optimizer.learning_rate must be a finite number above 0, and is "
+            f"{learning_rate}."
+        )
+    if not 0 <= warmup_steps <= num_steps:
+        raise UserError(
+            f"schedule.warmup_steps must lie in 0 to the {num_steps} steps of the run, "
+            f"and is {warmup_steps}."
+        )
+    if name in ("step", "exponential"):
+        _check_decay(decay_every_steps, decay_factor)
+    if name == "cosine":
+        _check_cosine(num_steps, warmup_steps, final_fraction)
+
+    match name:
+        case "constant":
+            decay = optax.constant_schedule(learning_rate)
+        case "cosine":
+            decay = optax.cosine_decay_schedule(
+                learning_rate, num_steps - warmup_steps, alpha=final_fraction
+            )
+        case _:
+            decay = optax.exponential_decay(
+                learning_rate,
+                decay_every_steps,
+                decay_factor,
+                staircase=name == "step",
+            )
+    if warmup_steps == 0:
+        return decay
+    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.join_schedules([warmup, decay], [warmup_steps])
+
+
+def _check_decay(decay_every_steps: int, decay_factor: float) -> None:
+    if decay_every_steps < 1:
+        raise UserError(
+            f"schedule.decay_every_steps must be at least 1, and is "
+            f"{decay_every_steps}."
+        )
+    if not 0 < decay_factor <= 1:
+        raise UserError(
+            "schedule.decay_factor must lie above 0 and be at most 1, and is "
+            f"{decay_factor}."
+        )
+
+
+def _check_cosine(num_steps: int, warmup_steps: int, final_fraction: float) -> None:
+    if warmup_steps == num_steps:
+        raise UserError(
+            f"schedule.warmup_steps: a warm-up of all {num_steps} steps leaves none "
+            "for the cosine; fewer would, or schedule.name 'constant'."
+        )
+    if not 0 <= final_fraction <= 1:
+        raise UserError(
+            f"schedule.final_fraction must lie in 0 to 1, and is {final_fraction}."
+        )
