@@ -1,20 +1,27 @@
-"""Trains what a configuration describes.
+"""Trains what a configuration describes, in one process or as one of several.
 
 Usage:
     python train.py --config=configs/mnist_mlp.py:bn --workdir=runs/bn
 
 Any setting may be changed: `--config.num_steps=2000`.
+
+Exit codes: 0 complete; 1 something to mend, said in one line; 3 another process ended,
+or JAX's runtime failed; 143 and 130 stopped by SIGTERM and SIGINT, the state saved.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from logging import INFO
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from bn_jax.errors import UserError
+from bn_jax.training.compilation import keep_compiled_code
 from bn_jax.training.loop import train
+from bn_jax.training.processes import join_processes
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File that describes the run, `file.py` or `file.py:argument`."
@@ -23,6 +30,21 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of this run, and of no other.", required=True
 )
 flags.register_validator("workdir", bool, "the name of a folder is needed.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "host:port of process 0; found by itself on clusters."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
+_PROFILE = flags.DEFINE_string(
+    "profile_steps", None, "a:b writes a trace of steps a to b to workdir/profile."
+)
+_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    "~/.cache/bn_jax/compiled",
+    "Folder that keeps compiled programs between runs; empty for none.",
+)
+
+_RUNTIME_FAILED = 3
 
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -52,9 +74,32 @@ def main(_: Sequence[str]) -> None:
     if logging.get_verbosity() == logging.WARNING:
         logging.set_verbosity(logging.INFO)
     try:
-        train(_CONFIG.value, _WORKDIR.value)
+        join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        keep_compiled_code(_CACHE.value)
+        train(_CONFIG.value, _WORKDIR.value, profile_steps=_profile_steps())
     except (UserError, OSError) as error:
-        sys.exit(f"train.py: {error}")
+        _end(f"train.py: {error}", code=1)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        _end(f"train.py: another process has ended, or: {error}", code=_RUNTIME_FAILED)
+
+
+def _profile_steps() -> tuple[int, int] | None:
+    if _PROFILE.value is None:
+        return None
+    first, colon, last = _PROFILE.value.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal()):
+        raise UserError(f"--profile_steps must be a:b, and is {_PROFILE.value!r}.")
+    return int(first), int(last)
+
+
+def _end(message: str, *, code: int) -> None:
+    """Ends this process now: JAX would wait for processes that are gone."""
+    print(message, file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,53 @@ It holds `config.json`, `metrics.jsonl` (one evaluation a line), `summary.json` 
 the run is complete), `checkpoints/` and TensorBoard's event files.
 """
 
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from absl import logging
 
 from bn_jax.errors import UserError
 
 FORMAT_VERSION = 1
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """A context in which no other run can use the folder.
+
+    The system itself drops the lock when the process ends, in whatever way.
+
+    Args:
+        workdir: The folder; made if it is not there.
+
+    Raises:
+        UserError: If another run is using it, or it cannot be made.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(workdir, os.O_RDONLY)
+    except OSError as error:
+        raise _unusable(workdir, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise UserError(
+            f"workdir {workdir}: another run is using it at this moment. Wait for it, "
+            "or choose another --workdir."
+        ) from error
+    except OSError as error:
+        # Some network file systems have no locks.
+        logging.warning("%s: not locked (%s); use it for one run.", workdir, error)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
@@ -93,6 +132,18 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def drop_metrics_after(workdir: Path, step: int) -> None:
+    """Leaves those lines of `metrics.jsonl` that belong to the first steps.
+
+    Args:
+        workdir: The run's folder.
+        step: Last step whose line is kept; with 0 the file is empty, or made.
+    """
+    kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+    lines = "".join(json.dumps(line) + "\n" for line in kept)
+    _replace(workdir / "metrics.jsonl", lines)
+
+
 def _content(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"format_version": FORMAT_VERSION, **values}
 
@@ -109,18 +160,6 @@ def _unusable(workdir: Path, error: Exception) -> UserError:
         f"workdir {workdir}: it cannot be used ({error}). Choose a --workdir that can "
         "be written."
     )
-
-
-def drop_metrics_after(workdir: Path, step: int) -> None:
-    """Leaves those lines of `metrics.jsonl` that belong to the first steps.
-
-    Args:
-        workdir: The run's folder.
-        step: Last step whose line is kept; with 0 the file is empty, or made.
-    """
-    kept = [line for line in read_metrics(workdir) if line["step"] <= step]
-    lines = "".join(json.dumps(line) + "\n" for line in kept)
-    _replace(workdir / "metrics.jsonl", lines)
 
 
 def _check_same(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

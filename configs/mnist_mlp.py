@@ -29,6 +29,11 @@ def get_config(arm: str = "bn") -> ConfigDict:
     config.num_steps = 50_000
     config.batch_size = 60
 
+    # Parts that a step's examples are computed in, one after the other.
+    config.accumulation_steps = 1
+    # Of activations and gradients; parameters and statistics are float32 always.
+    config.dtype = "float32"
+
     # The MNIST inside the package. A name of tensorflow-datasets, prepared as
     # array_record in data_dir, or a folder of IDX files, take its place.
     config.dataset = ConfigDict()
@@ -58,12 +63,35 @@ def get_config(arm: str = "bn") -> ConfigDict:
         config.norm.name = "batch_norm"
     config.norm.momentum = 0.99
     config.norm.epsilon = 1e-5
+    # Statistics of the examples on all devices, not of each device's own.
+    config.norm.sync = True
 
     # The paper does not state it. At 0.1 both arms learn; it is not the best value of
     # either, and how far they lie apart depends on it.
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.1
+    # None of these in the paper: the rate is constant.
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.decay_scale_and_bias = False
+    config.optimizer.clip_norm = config_dict.placeholder(float)
+    config.schedule = ConfigDict()
+    config.schedule.name = "constant"
+    config.schedule.warmup_steps = 0
+    config.schedule.decay_every_steps = 10_000
+    config.schedule.decay_factor = 0.1
+    config.schedule.final_fraction = 0.0
+    # Fraction of the averaged parameters that a step keeps; None keeps no average.
+    config.ema_decay = config_dict.placeholder(float)
+
+    # "jit", "shard_map" or "pmap", over all devices or the first few.
+    config.parallel = ConfigDict()
+    config.parallel.mode = "jit"
+    config.parallel.num_devices = config_dict.placeholder(int)
+    # What to do when the loss or a gradient is not finite: "raise", or "skip" the step
+    # and give up after so many in a row.
+    config.on_nonfinite = "raise"
+    config.max_nonfinite_steps = 10
 
     # Steps between evaluations: dense at first, where the arms differ most.
     config.evaluation = ConfigDict()
@@ -84,6 +112,8 @@ def get_config(arm: str = "bn") -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 10_000
     config.checkpoint.keep = 1
+    # Steps between log lines, where there is no progress bar.
+    config.log_every = 1_000
     # Training steps in one compiled call.
     config.max_steps_per_dispatch = 50
     return config.lock()

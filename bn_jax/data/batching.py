@@ -45,25 +45,26 @@ def batch_indices(
 
 
 def padded_batches(
-    images: np.ndarray, labels: np.ndarray, batch_size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All images and labels in batches of one size, the last one filled up.
+    num_examples: int, batch_size: int, *, multiple_of: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of all examples in batches of one size, the last one filled up.
 
     Args:
-        images: `(examples, ...)`.
-        labels: `(examples,)`.
+        num_examples: Examples of the data set.
         batch_size: Examples a batch; fewer when there are not that many.
+        multiple_of: The size of a batch is rounded up to a multiple of this.
 
     Returns:
-        Images `(batches, batch, ...)`, labels `(batches, batch)` and booleans of the
-        labels' shape, False where a repeated example only fills up the last batch.
+        Indices `(batches, batch)` and booleans of that shape, False where a repeated
+        example only fills up the last batch.
+
+    >>> padded_batches(3, 2)[0].tolist()
+    [[0, 1], [2, 2]]
     """
-    batch_size = min(batch_size, len(labels))
-    num_batches = -(-len(labels) // batch_size)
-    index = np.arange(num_batches * batch_size)
-    filled = np.minimum(index, len(labels) - 1).reshape(num_batches, batch_size)
-    is_example = (index < len(labels)).reshape(num_batches, batch_size)
-    return images[filled], labels[filled], is_example
+    batch_size = -(-min(batch_size, num_examples) // multiple_of) * multiple_of
+    num_batches = -(-num_examples // batch_size)
+    index = np.arange(num_batches * batch_size).reshape(num_batches, batch_size)
+    return np.minimum(index, num_examples - 1), index < num_examples
 
 
 # Many calls ask for parts of the same epoch.

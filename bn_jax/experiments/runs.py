@@ -77,7 +77,7 @@ def run_on_devices(jobs: Sequence[Job], devices: Sequence[Any]) -> None:
         device = free.get()
         try:
             with jax.default_device(device):
-                _train(job)
+                train(job.config, job.workdir, show_progress=False, devices=[device])
         finally:
             free.put(device)
 

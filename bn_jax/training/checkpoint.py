@@ -1,29 +1,48 @@
-"""Checkpoints of the training state, by Orbax."""
+"""Checkpoints of everything that a run needs to go on, by Orbax, with checksums."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree
 
+from bn_jax.errors import UserError
+from bn_jax.training.manifest import damaged_files, write_manifest
 from bn_jax.training.state import TrainState
+
+FORMAT_VERSION = 1
+_TEMPORARY = "*.orbax-checkpoint-tmp*"
 
 
 class Checkpoints:
     """The checkpoints of one run, in a folder of their own.
 
-    They are written in the background; leaving the context waits for the last.
+    They are written in the background and appear whole or not at all; leaving the
+    context waits for the last. Each has a manifest of checksums, without which a
+    flipped bit would be restored as if nothing were wrong.
     """
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
+    def __init__(
+        self, folder: Path, *, keep: int, config: Mapping[str, Any] | None = None
+    ) -> None:
         """Opens the folder, and makes it if it is not there.
 
         Args:
             folder: Where the checkpoints lie.
             keep: How many of the newest are kept.
+            config: Configuration of the run, JSON-ready, saved with each; None to
+                read only.
         """
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._folder = folder.absolute()
+        self._config = config
+        self._keep = keep
+        self._manager = self._open()
 
     def __enter__(self) -> "Checkpoints":
         """Returns itself."""
@@ -36,27 +55,211 @@ class Checkpoints:
         traceback: TracebackType | None,
     ) -> None:
         """Waits until everything is on disk."""
-        self._manager.close()
+        if error is None:
+            self.wait()
+            self._manager.close()
+            return
+        # Whatever ended the run is what is to be told.
+        try:
+            self._manager.close()
+        except Exception as second:
+            logging.error("%s: the last checkpoint is lost: %s", self._folder, second)
 
     def save(self, state: TrainState, *, step: int) -> None:
         """Begins to write the state, unless that step is there already.
 
         Args:
-            state: State after `step` steps.
+            state: State after `step` steps; it may be given away once this returns.
             step: Names the checkpoint.
+
+        Raises:
+            UserError: If the one before could not be written.
         """
-        if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(state._asdict()))
+        if step in self._manager.all_steps():
+            return
+        # Copied, because the next step overwrites the state while it is written.
+        tree = jax.tree.map(lambda leaf: leaf.copy(), _as_arrays(state))
+        about = {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "config": self._config,
+        }
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(tree), run=ocp.args.JsonSave(about)
+                ),
+            )
+        except (OSError, ValueError) as error:
+            raise self._not_written(error) from error
+
+    def wait(self) -> None:
+        """Waits until everything is on disk.
+
+        Raises:
+            UserError: If the last checkpoint could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._not_written(error) from error
 
     def restore_latest(self, like: TrainState) -> TrainState | None:
-        """The newest state, or None when there is no checkpoint.
+        """The newest state that is intact, or None when there is no checkpoint.
+
+        Newer ones that are damaged are named in a warning and moved aside, to
+        `damaged/` beside the folder, when the checkpoints are not only read.
 
         Args:
             like: A state of the shapes, dtypes and devices to restore to.
+
+        Raises:
+            UserError: If there are checkpoints and none is intact, one is of another
+                model, or of a newer version of this library.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())
-        restored = self._manager.restore(step, args=ocp.args.StandardRestore(target))
-        return TrainState(**restored)
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        damage: dict[int, str] = {}
+        for step in steps:
+            wrong = self._what_is_wrong(step)
+            if not wrong:
+                if damage:
+                    self._move_aside(damage)
+                return self._restore(step, like)
+            damage[step] = wrong
+            logging.warning(
+                "%s: checkpoint %d is damaged: %s.", self._folder, step, wrong
+            )
+        if damage:
+            raise UserError(
+                f"{self._folder}: none of the checkpoints {sorted(damage)} is intact; "
+                f"the newest: {damage[steps[0]]}. Bring one back from a copy, or train "
+                "anew in another --workdir."
+            )
+        return None
+
+    def _open(self) -> ocp.CheckpointManager:
+        can_write = self._config is not None
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep,
+            read_only=not can_write,
+            create=can_write,
+            async_options=ocp.options.AsyncOptions(
+                timeout_secs=120,
+                # Called by the first process, when the files are complete and the
+                # folder still has its temporary name: the manifest is part of what
+                # appears at once.
+                post_finalization_callback=self._write_manifest,
+            ),
+        )
+        names = ("state", "run")
+        return ocp.CheckpointManager(self._folder, item_names=names, options=options)
+
+    def _write_manifest(self) -> None:
+        for folder in self._folder.glob(_TEMPORARY):
+            write_manifest(folder)
+
+    def _what_is_wrong(self, step: int) -> str:
+        """In words, and in those of the first process; empty if the step is intact."""
+        is_damaged, wrong = False, ""
+        if jax.process_index() == 0:
+            wrong = "; ".join(damaged_files(self._folder / str(step)))
+            is_damaged = bool(wrong)
+        if jax.process_count() > 1:
+            is_damaged = bool(
+                multihost_utils.broadcast_one_to_all(np.asarray(is_damaged))
+            )
+        return wrong or ("the first process says which files" if is_damaged else "")
+
+    def _move_aside(self, damaged: Mapping[int, str]) -> None:
+        if self._config is None:
+            return
+        self._manager.close()
+        if jax.process_index() == 0:
+            aside = self._folder.with_name("damaged")
+            aside.mkdir(exist_ok=True)
+            for step in damaged:
+                target = aside / str(step)
+                number = 1
+                while target.exists():
+                    number += 1
+                    target = aside / f"{step}-{number}"
+                (self._folder / str(step)).rename(target)
+                logging.warning("Checkpoint %d now lies in %s.", step, target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("bn_jax: damaged checkpoints aside")
+        self._manager = self._open()
+
+    def _restore(self, step: int, like: TrainState) -> TrainState:
+        about: Any = self._manager.restore(
+            step, args=ocp.args.Composite(run=ocp.args.JsonRestore())
+        )["run"]
+        if about["format_version"] > FORMAT_VERSION:
+            raise UserError(
+                f"{self._folder}: checkpoint {step} has format "
+                f"{about['format_version']}, and this version of bn_jax reads up to "
+                f"{FORMAT_VERSION}; install a newer one."
+            )
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_arrays(like))
+        saved = self._manager.item_metadata(step)["state"]
+        _check_same_leaves(f"{self._folder}: checkpoint {step}", saved, target)
+        arrays: Any = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        )["state"]
+        key = jax.random.wrap_key_data(arrays.pop("key"))
+        return TrainState(**arrays, key=key)
+
+    def _not_written(self, error: Exception) -> UserError:
+        return UserError(
+            f"{self._folder}: a checkpoint could not be written ({error}). Earlier "
+            "ones are as they were; make room, or choose another --workdir."
+        )
+
+
+def _as_arrays(state: TrainState) -> dict[str, Any]:
+    return {**state._asdict(), "key": jax.random.key_data(state.key)}
+
+
+class _Leaf(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: Any
+
+    def __str__(self) -> str:
+        return f"{np.dtype(self.dtype).name}{list(self.shape)}"
+
+
+def _check_same_leaves(who: str, saved: PyTree, wanted: PyTree) -> None:
+    """Raises UserError unless both trees have the same leaves.
+
+    Orbax would cast another dtype without a word.
+    """
+    there, here = _leaves(saved), _leaves(wanted)
+    differing = [
+        f"{name} is {there.get(name, 'missing')} there and "
+        f"{here.get(name, 'missing')} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+    if differing:
+        shown = "; ".join(differing[:5])
+        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise UserError(
+            f"{who} holds another model or optimizer: {shown}{more}. Choose another "
+            "--workdir, or the configuration that it was made with."
+        )
+
+
+def _leaves(tree: PyTree) -> dict[str, _Leaf]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        "/".join(_name_of(key) for key in path): _Leaf(tuple(leaf.shape), leaf.dtype)
+        for path, leaf in leaves
+    }
+
+
+def _name_of(key: Any) -> str:
+    # Orbax writes the fields of a record as the keys of a dictionary.
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)

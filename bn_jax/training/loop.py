@@ -8,61 +8,78 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 import bn_jax
-from bn_jax.data import load_dataset
-from bn_jax.data.batching import batch_indices, padded_batches
-from bn_jax.data.image import binarize
 from bn_jax.errors import UserError
-from bn_jax.models import make_model, make_norm
+from bn_jax.training.build import (
+    Parts,
+    Settings,
+    build_initial_state,
+    build_parts,
+    build_train_step,
+    describe_normalization,
+    read_batches,
+    read_test_batches,
+    settings_to_blame,
+)
+from bn_jax.training.check import check_config
 from bn_jax.training.checkpoint import Checkpoints
 from bn_jax.training.metrics import PredictionSums, mean_metrics
-from bn_jax.training.optim import make_optimizer
+from bn_jax.training.nonfinite import name_of_value
 from bn_jax.training.pace import Pace
+from bn_jax.training.parallel import compile_chunk, make_parallel
 from bn_jax.training.probes import make_probes
-from bn_jax.training.schedule import chunks, evaluation_steps
-from bn_jax.training.state import TrainState, init_state
+from bn_jax.training.processes import is_primary, make_any, wait_for_all
+from bn_jax.training.profile import Profile
+from bn_jax.training.signals import StoppedBySignalError, StopSignals
+from bn_jax.training.state import Tally, TrainState, clear_losses, resume_tally
 from bn_jax.training.steps import (
-    Examples,
-    PaddedBatches,
     make_eval_step,
     make_population_step,
     make_train_chunk,
-    make_train_step,
 )
+from bn_jax.training.stops import chunks, evaluation_steps
 from bn_jax.training.writer import MetricsWriter
 from bn_jax.workdir import (
     check_workdir,
     claim_workdir,
+    locked,
     read_metrics,
     read_summary,
     write_summary,
 )
 
-# A ConfigDict, whose settings no type checker knows.
-_Settings = Any
-
 
 def train(
-    config: ConfigDict, workdir: Path | str, *, show_progress: bool = True
+    config: ConfigDict,
+    workdir: Path | str,
+    *,
+    show_progress: bool = True,
+    profile_steps: tuple[int, int] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
     """Trains what the configuration describes, or goes on where it was left.
+
+    Each of several processes calls it alike, with a folder that all of them see.
 
     Args:
         config: As the files in `configs/` make it.
         workdir: Folder of this run, and of no other.
         show_progress: Whether to show a progress bar, or log lines.
+        profile_steps: First and last step that a trace is written of, to
+            `profile/`, for TensorBoard or Perfetto.
+        devices: Devices to choose from; by default all of all processes.
 
     Returns:
         What `summary.json` holds: `final_test_accuracy` in [0, 1],
@@ -72,129 +89,135 @@ def train(
 
     Raises:
         UserError: If the configuration, the data or the folder is not as it must be,
-            or the loss stops being finite.
+            or the loss or a gradient stops being finite.
+        StoppedBySignalError: After SIGTERM or SIGINT, once the state is saved.
     """
     started = time.monotonic()
     workdir = Path(workdir)
     settings = json.loads(config.to_json())
-    check_workdir(workdir, settings)
-    summary = read_summary(workdir)
-    if summary is not None:
-        logging.info("%s: this run is complete already.", workdir)
-        return summary
-    run = _build(config)
-    claim_workdir(workdir, settings)
-    steps_per_second = _run_steps(config, run, workdir, show_progress)
-    metrics = read_metrics(workdir)
-    passed = [line["step"] for line in metrics if line["test_accuracy"] >= 0.9]
-    summary = {
-        "final_test_accuracy": metrics[-1]["test_accuracy"],
-        "steps_to_90_percent": passed[0] if passed else None,
-        "steps_per_second": steps_per_second,
-        "wall_seconds": time.monotonic() - started,
-        "device": jax.devices()[0].device_kind,
-        "versions": {
-            "jax": jax.__version__,
-            "flax": flax.__version__,
-            "bn_jax": bn_jax.__version__,
-        },
-    }
-    return write_summary(workdir, summary)
+    with StopSignals() as signals, locked(workdir) if is_primary() else nullcontext():
+        check_workdir(workdir, settings)
+        summary = read_summary(workdir)
+        if summary is not None:
+            logging.info("%s: this run is complete already.", workdir)
+            return summary
+        check_config(config)
+        parallel = make_parallel(**dict(config.parallel), devices=devices)
+        run = _build(config, build_parts(config, parallel))
+        if is_primary():
+            claim_workdir(workdir, settings)
+        wait_for_all("the folder is ready")
+        logging.info("%s.", describe_normalization(config, parallel))
+        profile = Profile(workdir, profile_steps)
+        steps_per_second = _run_steps(
+            config, run, workdir, signals, profile, show_progress=show_progress
+        )
+        if is_primary():
+            _summarize(workdir, steps_per_second, time.monotonic() - started)
+        wait_for_all("the run is complete")
+    return read_summary(workdir) or {}
 
 
 class _Measured(NamedTuple):
     """What an evaluation measured, still on the device."""
 
-    sums: PredictionSums
+    sums: Mapping[str, PredictionSums]
     probed: Mapping[str, Array]
 
 
 class _Run(NamedTuple):
-    """The state before the first step, and compiled functions over resident data."""
+    """The state before the first step, and compiled functions over the run's data."""
 
     initial_state: TrainState
-    train_chunk: Callable[[TrainState, int, int], tuple[TrainState, Array]]
+    train_steps: Callable[[TrainState, int, int], tuple[TrainState, Tally]]
     evaluate: Callable[[TrainState, int], _Measured]
+    clear_losses: Callable[[Tally], Tally]
+    any_process: Callable[[int], Array]
+    must_wait: bool
 
 
-def _build(config: _Settings) -> _Run:
-    """Puts the data on the device, and everything together that works on them."""
-    _check_config(config)
-    data = load_dataset(**config.dataset)
-    if config.batch_size > len(data.train_labels):
-        raise UserError(
-            f"config.batch_size: {config.batch_size} examples a step are more than the "
-            f"{len(data.train_labels)} that {data.name} has for training."
-        )
-    preprocess = partial(binarize, threshold=config.binarize_threshold)
-    norm = make_norm(**config.norm)
-    model = make_model(num_classes=data.num_classes, norm=norm, **config.model)
-    tx = make_optimizer(**config.optimizer)
-    example = preprocess(data.train_images[:1])
-    init = jax.jit(partial(init_state, model, tx))
-    train_step = make_train_step(model, tx, preprocess=preprocess)
-    batch = _on_device(
-        data.train_images[: config.batch_size], data.train_labels[: config.batch_size]
+def _build(config: Settings, parts: Parts) -> _Run:
+    """Compiles what the configuration describes, and puts the test set on the devices.
+
+    On several devices of a CPU every call is waited for (see `Parallel.must_wait`).
+    """
+    parallel = parts.parallel
+    settle = jax.block_until_ready if parallel.must_wait else lambda result: result
+    state = build_initial_state(config, parts)
+    train_step = build_train_step(config, parts)
+    if parallel.axis_name is None:
+        # Refusals come before anything is compiled; a mapped step has no axis here.
+        with settings_to_blame():
+            one = jax.tree.map(lambda x: x[0], read_batches(config, parts, 0, 1))
+            jax.eval_shape(train_step, state, one)
+    train_chunk = compile_chunk(parallel, make_train_chunk(train_step))
+    population_step = jax.jit(
+        make_population_step(parts.model, preprocess=parts.preprocess),
+        out_shardings=parallel.replicated,
     )
-    try:
-        initial_state = init(key=jax.random.key(config.seed), example=example)
-        jax.eval_shape(train_step, initial_state, batch)
-    except ValueError as error:
-        # What a layer refuses is a setting of the model, of its normalization or of
-        # the size of a batch.
-        raise UserError(f"config: {error}") from error
-
-    train_examples = _on_device(data.train_images, data.train_labels)
-    images, labels, is_example = padded_batches(
-        data.test_images, data.test_labels, config.evaluation.batch_size
+    eval_step = jax.jit(
+        make_eval_step(parts.model, preprocess=parts.preprocess),
+        out_shardings=parallel.replicated,
     )
-    test_batches = PaddedBatches(_on_device(images, labels), jnp.asarray(is_example))
-    train_chunk = jax.jit(make_train_chunk(train_step))
-    population_step = jax.jit(make_population_step(model, preprocess=preprocess))
-    eval_step = jax.jit(make_eval_step(model, preprocess=preprocess))
-
-    def indices(first_step: int, num_steps: int) -> np.ndarray:
-        return batch_indices(
-            len(data.train_labels),
-            config.batch_size,
-            seed=config.seed,
-            first_step=first_step,
-            num_steps=num_steps,
-        )
+    test_batches = read_test_batches(config, parts)
 
     def with_population_statistics(state: TrainState, step: int) -> PyTree:
         # The minibatches that training comes to next: it has not fitted them yet.
-        ahead = indices(step, config.evaluation.population_batches)
-        return population_step(state, train_examples, ahead)
+        ahead = read_batches(config, parts, step, config.evaluation.population_batches)
+        return settle(population_step(state.variables, ahead))
 
     probe = jax.jit(
         make_probes(
             config.probes,
-            model=model,
-            initial_variables=with_population_statistics(initial_state, 0),
-            inputs=preprocess(data.test_images[: config.evaluation.probe_examples]),
-        )
+            model=parts.model,
+            initial_variables=with_population_statistics(state, 0),
+            inputs=parts.preprocess(
+                parts.data.test_images[: config.evaluation.probe_examples]
+            ),
+        ),
+        out_shardings=parallel.replicated,
     )
 
-    def run_chunk(
+    def train_steps(
         state: TrainState, first_step: int, last_step: int
-    ) -> tuple[TrainState, Array]:
-        chosen = indices(first_step, last_step - first_step)
-        return train_chunk(state, train_examples, chosen)
+    ) -> tuple[TrainState, Tally]:
+        batches = read_batches(config, parts, first_step, last_step - first_step)
+        with settings_to_blame():
+            return settle(train_chunk(state, batches))
 
     def evaluate(state: TrainState, step: int) -> _Measured:
         variables = with_population_statistics(state, step)
-        return _Measured(eval_step(variables, test_batches), probe(variables))
+        sums = {"": settle(eval_step(variables, test_batches))}
+        if state.ema_params:
+            # The averaged network is another one, and so are its statistics.
+            averaged = state._replace(params=state.ema_params)
+            ema_variables = with_population_statistics(averaged, step)
+            sums["ema_"] = settle(eval_step(ema_variables, test_batches))
+        return _Measured(sums, settle(probe(variables)))
 
-    return _Run(initial_state, run_chunk, evaluate)
+    clear = jax.jit(clear_losses, out_shardings=parallel.replicated)
+    return _Run(
+        initial_state=state,
+        train_steps=train_steps,
+        evaluate=evaluate,
+        clear_losses=lambda tally: settle(clear(tally)),
+        any_process=make_any(parallel),
+        must_wait=parallel.must_wait,
+    )
 
 
-def _on_device(images: np.ndarray, labels: np.ndarray) -> Examples:
-    return Examples(jnp.asarray(images), jnp.asarray(labels))
+class _GivenUpError(Exception):
+    """Too many steps in a row had a loss or gradient that was not finite."""
 
 
 def _run_steps(
-    config: _Settings, run: _Run, workdir: Path, show_progress: bool
+    config: Settings,
+    run: _Run,
+    workdir: Path,
+    signals: StopSignals,
+    profile: Profile,
+    *,
+    show_progress: bool,
 ) -> float:
     """Takes the steps that are left, and returns how many of them a second took.
 
@@ -203,95 +226,137 @@ def _run_steps(
     """
     every = config.checkpoint.every_steps
     saved = {*range(every, config.num_steps, every), config.num_steps}
-    # Every checkpoint is evaluated, so that the first line of a run that goes on from
-    # it averages the same training losses.
+    # A checkpoint is an evaluation too: its line is there when the run goes on.
     evaluated = saved | evaluation_steps(config.num_steps, **config.evaluation.schedule)
-    folder = workdir / "checkpoints"
-    with Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints:
+    with (
+        Checkpoints(
+            workdir / "checkpoints",
+            keep=config.checkpoint.keep,
+            config=json.loads(config.to_json()),
+        ) as checkpoints,
+        MetricsWriter(
+            workdir,
+            num_steps=config.num_steps,
+            log_every=config.log_every,
+            show_progress=show_progress,
+            is_silent=not is_primary(),
+        ) as writer,
+        profile,
+    ):
         state = checkpoints.restore_latest(run.initial_state) or run.initial_state
         first_step = int(state.step)
         if first_step:
             logging.info("%s: goes on after step %d.", workdir, first_step)
+        writer.start(first_step)
         pace = Pace(first_step)
-        reports: deque[Callable[[], None]] = deque()
-        losses: list[Array] = []
-        with MetricsWriter(
-            workdir,
-            first_step=first_step,
-            num_steps=config.num_steps,
-            show_progress=show_progress,
-        ) as writer:
-            for start, end in chunks(
-                first_step,
-                config.num_steps,
-                stops=evaluated,
-                max_steps=config.max_steps_per_dispatch,
-            ):
-                state, chunk_losses = run.train_chunk(state, start, end)
-                losses.append(chunk_losses)
-                measured = run.evaluate(state, end) if end in evaluated else None
+        reports: deque[Callable[[], int]] = deque()
+        stretches = chunks(
+            first_step,
+            config.num_steps,
+            stops=evaluated,
+            max_steps=config.max_steps_per_dispatch,
+        )
+        try:
+            for start, end in stretches:
+                profile.advance(start)
+                state, tally = run.train_steps(state, start, end)
+                stop_flag = run.any_process(signals.received)
+                measured = None
+                if end in evaluated:
+                    measured = run.evaluate(state, end)
+                    state = state._replace(tally=run.clear_losses(state.tally))
                 reports.append(
-                    partial(_report, writer, pace, end, tuple(losses), measured)
+                    partial(
+                        _report, writer, pace, profile, end, tally, measured, stop_flag
+                    )
                 )
-                if measured is not None:
-                    losses.clear()
                 # A checkpoint must not know more than the metrics on disk.
-                may_wait = 0 if end in saved else 1
+                may_wait = 0 if end in saved or run.must_wait else 1
+                stop_signal = 0
                 while len(reports) > may_wait:
-                    reports.popleft()()
+                    stop_signal = max(stop_signal, reports.popleft()())
                 if end in saved:
                     checkpoints.save(state, step=end)
+                if stop_signal:
+                    while reports:
+                        reports.popleft()()
+                    checkpoints.save(state, step=end)
+                    checkpoints.wait()
+                    logging.info("Saved after step %d; stopped by a signal.", end)
+                    raise StoppedBySignalError(stop_signal)
+        except _GivenUpError:
+            _give_up(config, state, checkpoints)
     return pace.steps_per_second
 
 
 def _report(
     writer: MetricsWriter,
     pace: Pace,
+    profile: Profile,
     step: int,
-    losses: Sequence[Array],
+    tally: Tally,
     measured: _Measured | None,
-) -> None:
-    """Waits until the device is through with a stretch, and writes what it measured."""
-    jax.block_until_ready(losses[-1])
+    stop_flag: Array,
+) -> int:
+    """Waits until the device is through with a stretch, and writes what it measured.
+
+    Returns the number of the signal that any process has received, or 0.
+    """
+    tally = jax.tree.map(np.asarray, tally)
+    if tally.is_over:
+        raise _GivenUpError
+    loss = float(tally.loss_sum / max(tally.num_losses, 1))
     if measured is not None:
-        values = {
-            "train_loss": float(np.mean(np.concatenate(losses))),
-            **mean_metrics(measured.sums),
-            **{name: value.tolist() for name, value in measured.probed.items()},
-        }
+        values: dict[str, Any] = {"train_loss": loss}
+        for prefix, sums in measured.sums.items():
+            values |= {f"{prefix}{k}": v for k, v in mean_metrics(sums).items()}
+        values |= {k: np.asarray(v).tolist() for k, v in measured.probed.items()}
         for name, value in values.items():
             if not np.all(np.isfinite(value)):
                 raise UserError(
                     f"{name} is {value} after step {step}; a lower learning rate may "
                     "keep it finite."
                 )
+        if tally.num_skipped:
+            values["skipped_steps"] = int(tally.num_skipped)
         writer.write(step, values)
-    writer.advance(step)
+    writer.advance(step, loss)
     pace.advance(step)
+    profile.complete(step)
+    return int(stop_flag)
 
 
-def _check_config(config: _Settings) -> None:
-    """Raises UserError for settings that no run can have."""
-    schedule = config.evaluation.schedule
-    at_least_one = {
-        "num_steps": config.num_steps,
-        "batch_size": config.batch_size,
-        "max_steps_per_dispatch": config.max_steps_per_dispatch,
-        "evaluation.batch_size": config.evaluation.batch_size,
-        "evaluation.population_batches": config.evaluation.population_batches,
-        "evaluation.probe_examples": config.evaluation.probe_examples,
-        "evaluation.schedule.early_every_steps": schedule.early_every_steps,
-        "evaluation.schedule.every_steps": schedule.every_steps,
-        "checkpoint.every_steps": config.checkpoint.every_steps,
-        "checkpoint.keep": config.checkpoint.keep,
+def _give_up(config: Settings, state: TrainState, checkpoints: Checkpoints) -> None:
+    """Saves the last good state, and says what was not finite and where."""
+    tally = jax.tree.map(np.asarray, state.tally)
+    step = int(state.step)
+    what = name_of_value(int(tally.bad_value), state.params)
+    checkpoints.save(state._replace(tally=resume_tally(state.tally)), step=step)
+    checkpoints.wait()
+    times = ""
+    if config.on_nonfinite == "skip":
+        times = f", {config.max_nonfinite_steps} steps in a row"
+    raise UserError(
+        f"{what} is not finite at step {step + 1}{times}. The state after step {step} "
+        "is saved. A lower learning rate, a longer warm-up or "
+        "config.optimizer.clip_norm may keep it finite; config.on_nonfinite='skip' "
+        "leaves such steps out."
+    )
+
+
+def _summarize(workdir: Path, steps_per_second: float, seconds: float) -> None:
+    metrics = read_metrics(workdir)
+    passed = [line["step"] for line in metrics if line["test_accuracy"] >= 0.9]
+    summary = {
+        "final_test_accuracy": metrics[-1]["test_accuracy"],
+        "steps_to_90_percent": passed[0] if passed else None,
+        "steps_per_second": steps_per_second,
+        "wall_seconds": seconds,
+        "device": jax.devices()[0].device_kind,
+        "versions": {
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+            "bn_jax": bn_jax.__version__,
+        },
     }
-    for name, value in at_least_one.items():
-        if value < 1:
-            raise UserError(f"config.{name} must be at least 1, and is {value}.")
-    if config.seed < 0:
-        raise UserError(f"config.seed must not be negative, and is {config.seed}.")
-    if not 0 <= config.binarize_threshold <= 254:
-        raise UserError(
-            "config.binarize_threshold must lie in 0 to 254, so that both values can "
-            f"come up, and is {config.binarize_threshold}."
-        )
+    write_summary(workdir, summary)

@@ -3,9 +3,35 @@
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PyTree, Shaped
+from jaxtyping import Array, Float, Int, PyTree, Shaped
+
+
+class Tally(NamedTuple):
+    """What has been counted while training.
+
+    It is part of the state, so that a run that was interrupted anywhere reports the
+    same figures as one that was not.
+
+    Attributes:
+        loss_sum: Sum of the finite losses since the last evaluation, in nats.
+        num_losses: How many those are.
+        num_skipped: Steps since the first that were undone, because the loss or a
+            gradient was not finite.
+        skipped_in_a_row: How many of them were the latest.
+        bad_value: What was not finite first in the latest of them: 0 for the loss, i
+            for the i-th leaf of the gradients, -1 while all is well.
+        is_over: Whether too many in a row were undone; further steps do nothing.
+    """
+
+    loss_sum: Float[Array, ""]
+    num_losses: Int[Array, ""]
+    num_skipped: Int[Array, ""]
+    skipped_in_a_row: Int[Array, ""]
+    bad_value: Int[Array, ""]
+    is_over: Int[Array, ""]
 
 
 class TrainState(NamedTuple):
@@ -16,12 +42,18 @@ class TrainState(NamedTuple):
         params: Learned parameters.
         batch_stats: Running statistics; empty for a model without them.
         opt_state: State of the optimizer.
+        ema_params: Moving average of the parameters; empty where none is kept.
+        key: Key of the run, from which each step's is derived.
+        tally: What has been counted.
     """
 
     step: Int[Array, ""]
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
+    ema_params: PyTree
+    key: Shaped[Array, ""]
+    tally: Tally
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -35,19 +67,64 @@ def init_state(
     *,
     key: Shaped[Array, ""],
     example: Shaped[Array, "batch ..."],
+    keep_ema: bool = False,
 ) -> TrainState:
     """The state before the first step.
 
     Args:
         model: Called as `model.apply(variables, x, train=...)`.
         tx: The optimizer.
-        key: Key that the initial parameters are drawn from.
+        key: Key that the initial parameters are drawn from, and each step's key.
         example: Input of the shape and dtype that the model will be given.
+        keep_ema: Whether a moving average of the parameters is kept.
     """
     variables = model.init(key, example, train=False)
+    params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
+        params=params,
         batch_stats=variables.get("batch_stats", {}),
-        opt_state=tx.init(variables["params"]),
+        opt_state=tx.init(params),
+        # A copy: what a step overwrites must not be given to it twice.
+        ema_params=jax.tree.map(jnp.copy, params) if keep_ema else {},
+        key=key,
+        tally=new_tally(),
+    )
+
+
+def new_tally() -> Tally:
+    """The tally before the first step."""
+    zero = jnp.zeros((), jnp.int32)
+    return Tally(
+        loss_sum=jnp.zeros(()),
+        num_losses=zero,
+        num_skipped=zero,
+        skipped_in_a_row=zero,
+        bad_value=zero - 1,
+        is_over=zero,
+    )
+
+
+def clear_losses(tally: Tally) -> Tally:
+    """The tally from which the next evaluation's mean loss begins.
+
+    Args:
+        tally: After an evaluation.
+    """
+    return tally._replace(
+        loss_sum=jnp.zeros_like(tally.loss_sum),
+        num_losses=jnp.zeros_like(tally.num_losses),
+    )
+
+
+def resume_tally(tally: Tally) -> Tally:
+    """The tally with which a run goes on after it was given up.
+
+    Args:
+        tally: At the last good state.
+    """
+    return tally._replace(
+        skipped_in_a_row=jnp.zeros_like(tally.skipped_in_a_row),
+        bad_value=jnp.full_like(tally.bad_value, -1),
+        is_over=jnp.zeros_like(tally.is_over),
     )

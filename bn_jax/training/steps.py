@@ -1,6 +1,6 @@
 """Training and evaluation as pure functions, to be compiled by the caller."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from bn_jax.stats.precise import average_moments
 from bn_jax.training.metrics import PredictionSums, cross_entropy, prediction_sums
-from bn_jax.training.state import TrainState
+from bn_jax.training.nonfinite import first_nonfinite, undo_nonfinite
+from bn_jax.training.state import Tally, TrainState
 
 
 class Examples(NamedTuple):
@@ -38,43 +39,96 @@ class PaddedBatches(NamedTuple):
     is_example: Bool[Array, "batches batch"]
 
 
+TrainStep = Callable[[TrainState, Examples], tuple[TrainState, Float[Array, ""]]]
+
+
 def make_train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
     *,
     preprocess: Callable[[Array], Array],
-) -> Callable[[TrainState, Examples], tuple[TrainState, Float[Array, ""]]]:
+    accumulate: Callable[[PyTree, PyTree], PyTree] | None = None,
+    axis_name: str | None = None,
+    ema_decay: float | None = None,
+    max_nonfinite_steps: int = 1,
+) -> TrainStep:
     """A function that takes one step and returns the loss before it.
 
     Args:
         model: Called as `model.apply(variables, x, train=...)`.
         tx: The optimizer.
         preprocess: Turns stored pixels into the model's input.
+        accumulate: Makes the statistics after a step from those before it and the
+            stacked `batch_moments` of its microbatches; None for a step that is
+            always one microbatch.
+        axis_name: Mapped axis that the examples are spread over.
+        ema_decay: Fraction of the average of the parameters that a step keeps; None
+            where there is no average.
+        max_nonfinite_steps: Steps in a row with a loss or gradient that is not
+            finite until the run is over. All of them are undone.
 
     Returns:
-        Function of state and batch; its loss is the mean cross-entropy in nats.
+        Function of the state and of the step's examples in microbatches,
+        `(microbatches, examples, ...)`; its loss is the mean cross-entropy in nats.
     """
 
-    def train_step(
-        state: TrainState, batch: Examples
-    ) -> tuple[TrainState, Float[Array, ""]]:
-        def loss_fn(params: PyTree) -> tuple[Float[Array, ""], PyTree]:
+    def microbatch_grads(state: TrainState, batch: Examples, key: Array) -> Any:
+        def loss_fn(params: PyTree) -> tuple[Float[Array, ""], Mapping[str, PyTree]]:
             logits, updates = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
                 preprocess(batch.images),
                 train=True,
-                mutable=["batch_stats"],
+                mutable=["batch_stats", "batch_moments"],
+                rngs={"dropout": key},
             )
             return jnp.mean(cross_entropy(logits, batch.labels)), updates
 
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, updates), grads = grad_fn(state.params)
+        return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+
+    def train_step(
+        state: TrainState, batch: Examples
+    ) -> tuple[TrainState, Float[Array, ""]]:
+        num_microbatches = batch.labels.shape[0]
+        keys = jax.random.split(
+            _own_key(jax.random.fold_in(state.key, state.step), axis_name),
+            num_microbatches,
+        )
+        batch_stats = state.batch_stats
+        if num_microbatches == 1:
+            one = jax.tree.map(lambda leaf: leaf[0], batch)
+            (loss, updates), grads = microbatch_grads(state, one, keys[0])
+            batch_stats = updates.get("batch_stats", batch_stats)
+        else:
+
+            def add(sums: Any, part: tuple[Examples, Array]) -> tuple[Any, PyTree]:
+                (loss, updates), grads = microbatch_grads(state, *part)
+                moments = updates.get("batch_moments", {})
+                return jax.tree.map(jnp.add, sums, (loss, grads)), moments
+
+            zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+            sums, moments = jax.lax.scan(add, zeros, (batch, keys))
+            loss, grads = jax.tree.map(lambda x: x / num_microbatches, sums)
+            if accumulate is not None and moments:
+                batch_stats = accumulate(batch_stats, moments)
+        if axis_name is not None:
+            loss, grads = jax.lax.pmean((loss, grads), axis_name)
         param_updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        new_state = TrainState(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, param_updates),
-            batch_stats=updates.get("batch_stats", state.batch_stats),
+        params = optax.apply_updates(state.params, param_updates)
+        ema_params = state.ema_params
+        if ema_decay is not None:
+            ema_params = optax.incremental_update(params, ema_params, 1 - ema_decay)
+        new_state = state._replace(
+            params=params,
+            batch_stats=batch_stats,
             opt_state=opt_state,
+            ema_params=ema_params,
+        )
+        new_state = undo_nonfinite(
+            state,
+            new_state,
+            loss=loss,
+            bad_value=first_nonfinite(loss, grads),
+            limit=max_nonfinite_steps,
         )
         return new_state, loss
 
@@ -82,35 +136,29 @@ def make_train_step(
 
 
 def make_train_chunk(
-    train_step: Callable[[TrainState, Examples], tuple[TrainState, Array]],
-) -> Callable[
-    [TrainState, Examples, Int[Array, "steps batch"]],
-    tuple[TrainState, Float[Array, "steps"]],
-]:
-    """A function that takes many steps over data that stay on the device.
+    train_step: TrainStep,
+) -> Callable[[TrainState, Examples], tuple[TrainState, Tally]]:
+    """A function that takes many steps.
 
     Args:
         train_step: As `make_train_step` returns it.
 
     Returns:
-        Function of the state, the whole training set and the indices of each step's
-        examples; it returns the state after the last step and each step's loss.
+        Function of the state and of the examples of each step, `(steps,
+        microbatches, examples, ...)`; it returns the state after the last step, and
+        its tally once more, for whoever gives the state away.
     """
 
-    def train_chunk(
-        state: TrainState, data: Examples, indices: Int[Array, "steps batch"]
-    ) -> tuple[TrainState, Float[Array, "steps"]]:
-        def body(state: TrainState, chosen: Array) -> tuple[TrainState, Array]:
-            return train_step(state, take(data, chosen))
-
-        return jax.lax.scan(body, state, indices)
+    def train_chunk(state: TrainState, batches: Examples) -> tuple[TrainState, Tally]:
+        state, _ = jax.lax.scan(train_step, state, batches)
+        return state, state.tally
 
     return train_chunk
 
 
 def make_population_step(
     model: nn.Module, *, preprocess: Callable[[Array], Array]
-) -> Callable[[TrainState, Examples, Int[Array, "batches batch"]], PyTree]:
+) -> Callable[[PyTree, Examples], PyTree]:
     """A function that gives the variables to evaluate with.
 
     They are the parameters, and population statistics computed anew from training
@@ -122,28 +170,30 @@ def make_population_step(
         preprocess: Turns stored pixels into the model's input.
 
     Returns:
-        Function of the state, the whole training set and the indices of each
-        batch's examples. A model without statistics gets its variables back.
+        Function of the variables and of training batches, `(steps, microbatches,
+        examples, ...)`: each microbatch is one batch, as in training. A model
+        without statistics gets its variables back.
     """
 
-    def population_step(
-        state: TrainState, data: Examples, indices: Int[Array, "batches batch"]
-    ) -> PyTree:
-        if not state.batch_stats:
-            return state.variables
+    def population_step(variables: PyTree, batches: Examples) -> PyTree:
+        if not variables["batch_stats"]:
+            return variables
 
-        def moments(chosen: Array) -> PyTree:
+        def moments(images: Array) -> PyTree:
             _, updates = model.apply(
-                state.variables,
-                preprocess(take(data, chosen).images),
+                variables,
+                preprocess(images),
                 train=True,
                 mutable=["batch_stats", "batch_moments"],
+                # The same noise at every evaluation.
+                rngs={"dropout": jax.random.key(0)},
             )
             return updates["batch_moments"]
 
-        sown = jax.lax.map(moments, indices)
-        batch_stats = average_moments(sown, state.batch_stats)
-        return {"params": state.params, "batch_stats": batch_stats}
+        images = batches.images.reshape(-1, *batches.images.shape[2:])
+        sown = jax.lax.map(moments, images)
+        batch_stats = average_moments(sown, variables["batch_stats"])
+        return {"params": variables["params"], "batch_stats": batch_stats}
 
     return population_step
 
@@ -172,11 +222,8 @@ def make_eval_step(
     return eval_step
 
 
-def take(data: Examples, chosen: Int[Array, "batch"]) -> Examples:
-    """The chosen examples, in that order.
-
-    Args:
-        data: Examples along one axis.
-        chosen: Indices, all of which exist.
-    """
-    return jax.tree.map(lambda leaf: leaf.at[chosen].get(mode="clip"), data)
+def _own_key(key: Array, axis_name: str | None) -> Array:
+    """A key of this device's examples, where each device is asked for its own."""
+    if axis_name is None:
+        return key
+    return jax.random.fold_in(key, jax.lax.axis_index(axis_name))

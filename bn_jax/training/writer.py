@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 
@@ -12,41 +13,64 @@ from tqdm import tqdm
 
 from bn_jax.workdir import drop_metrics_after
 
-_SECONDS_BETWEEN_LOG_LINES = 5.0
-
 
 class MetricsWriter:
     """Writes each evaluation to `metrics.jsonl` and to TensorBoard, and shows it.
 
     On a terminal there is a progress bar with step, loss, accuracy, steps per second
-    and time left; elsewhere a log line every few seconds.
+    and time left; elsewhere a log line every so many steps.
     """
 
     def __init__(
-        self, workdir: Path, *, first_step: int, num_steps: int, show_progress: bool
+        self,
+        workdir: Path,
+        *,
+        num_steps: int,
+        log_every: int,
+        show_progress: bool,
+        is_silent: bool = False,
     ) -> None:
-        """Opens the files; lines of steps after `first_step` are dropped.
+        """Knows where to write; nothing is touched before `start`.
 
         Args:
             workdir: The run's folder.
-            first_step: Steps that were taken before; 0 for a new run.
             num_steps: Steps that the run takes in all.
+            log_every: Steps between log lines.
             show_progress: Whether to show anything.
+            is_silent: Whether to write and show nothing, because another process
+                does.
         """
-        self._first_step = first_step
+        self._workdir = workdir
         self._num_steps = num_steps
+        self._log_every = log_every
         self._show_progress = show_progress
-        drop_metrics_after(workdir, first_step)
-        self._file = (workdir / "metrics.jsonl").open("a")
-        self._tensorboard = SummaryWriter(str(workdir), purge_step=first_step + 1)
-        self._bar = tqdm(
+        self._is_silent = is_silent
+        self._open = ExitStack()
+
+    def start(self, first_step: int) -> None:
+        """Opens the files; lines of steps after `first_step` are dropped.
+
+        Args:
+            first_step: Steps that were taken before; 0 for a new run.
+        """
+        if self._is_silent:
+            return
+        self._started_at = self._logged_at = first_step
+        self._started = time.monotonic()
+        self._shown: dict[str, float] = {}
+        drop_metrics_after(self._workdir, first_step)
+        path = self._workdir / "metrics.jsonl"
+        self._file = self._open.enter_context(path.open("a"))
+        writer = SummaryWriter(str(self._workdir), purge_step=first_step + 1)
+        self._tensorboard = self._open.enter_context(closing(writer))
+        bar = tqdm(
             initial=first_step,
-            total=num_steps,
+            total=self._num_steps,
             unit="step",
             # None: only on a terminal.
-            disable=None if show_progress else True,
+            disable=None if self._show_progress else True,
         )
-        self._started = self._logged = time.monotonic()
+        self._bar = self._open.enter_context(closing(bar))
 
     def __enter__(self) -> "MetricsWriter":
         """Returns itself."""
@@ -59,9 +83,7 @@ class MetricsWriter:
         traceback: TracebackType | None,
     ) -> None:
         """Closes the files and the progress bar."""
-        self._bar.close()
-        self._tensorboard.close()
-        self._file.close()
+        self._open.close()
 
     def write(self, step: int, values: Mapping[str, float | Sequence[float]]) -> None:
         """Writes one evaluation.
@@ -70,41 +92,44 @@ class MetricsWriter:
             step: Steps taken before it.
             values: What was measured, by name.
         """
+        if self._is_silent:
+            return
         line = json.dumps({"step": step, **values}, allow_nan=False)
         self._file.write(line + "\n")
         self._file.flush()
+        self._shown = {}
         for name, value in values.items():
             if isinstance(value, Sequence):
                 scalars = {f"{name}/{i}": single for i, single in enumerate(value)}
             else:
                 scalars = {name: value}
+                self._shown[name] = value
             for tag, scalar in scalars.items():
                 self._tensorboard.add_scalar(tag, scalar, step)
-        shown = {name: v for name, v in values.items() if not isinstance(v, Sequence)}
-        self._bar.set_postfix({name: f"{v:.4f}" for name, v in shown.items()}, False)
-        self._log(step, shown)
 
-    def advance(self, step: int) -> None:
-        """Moves the progress bar.
+    def advance(self, step: int, train_loss: float) -> None:
+        """Shows how far the run is.
 
         Args:
             step: Steps taken.
+            train_loss: Mean since the last evaluation.
         """
+        if self._is_silent:
+            return
+        shown = {**self._shown, "train_loss": train_loss}
+        self._bar.set_postfix({name: f"{v:.4f}" for name, v in shown.items()}, False)
         self._bar.update(step - self._bar.n)
-
-    def _log(self, step: int, values: Mapping[str, float | Sequence[float]]) -> None:
-        now = time.monotonic()
-        is_due = now - self._logged >= _SECONDS_BETWEEN_LOG_LINES
+        is_due = step // self._log_every > self._logged_at // self._log_every
         is_wanted = self._show_progress and self._bar.disable
         if not is_wanted or not (is_due or step == self._num_steps):
             return
-        self._logged = now
-        rate = (step - self._first_step) / (now - self._started)
+        self._logged_at = step
+        rate = (step - self._started_at) / (time.monotonic() - self._started)
         logging.info(
             "step %d of %d, %s, %.0f steps/s, %.0f s left",
             step,
             self._num_steps,
-            ", ".join(f"{name} {value:.4f}" for name, value in values.items()),
+            ", ".join(f"{name} {value:.4f}" for name, value in shown.items()),
             rate,
             (self._num_steps - step) / rate,
         )

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bn_jax.training.schedule import chunks, evaluation_steps
+from bn_jax.training.stops import chunks, evaluation_steps
 
 STEPS = st.integers(1, 60)
 

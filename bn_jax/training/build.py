@@ -1,0 +1,235 @@
+"""The parts of a run, put together from its configuration."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from bn_jax.data import load_dataset
+from bn_jax.data.batching import batch_indices, padded_batches
+from bn_jax.data.dataset import Dataset
+from bn_jax.data.image import make_preprocess
+from bn_jax.errors import UserError
+from bn_jax.models import make_model, make_norm
+from bn_jax.stats.accumulate import accumulate_batch_stats
+from bn_jax.training.optim import make_optimizer
+from bn_jax.training.parallel import Parallel, put_split
+from bn_jax.training.schedules import make_schedule
+from bn_jax.training.state import TrainState, init_state
+from bn_jax.training.steps import Examples, PaddedBatches, TrainStep, make_train_step
+
+# A ConfigDict, whose settings no type checker knows.
+Settings = Any
+
+# What the statistics of a step made of microbatches depend on, with the layer's own
+# defaults where a configuration leaves one out.
+_AVERAGING = ("momentum", "variance_correction", "debias", "skip_nonfinite")
+
+
+class Parts(NamedTuple):
+    """What a configuration describes, ready to be compiled.
+
+    Attributes:
+        data: Images and labels, on the host.
+        model: The network, with statistics of the whole batch under jit.
+        mapped_model: The same for a step that is mapped over devices.
+        tx: The optimizer.
+        preprocess: Turns stored pixels into the model's input.
+        parallel: The devices.
+    """
+
+    data: Dataset
+    model: nn.Module
+    mapped_model: nn.Module
+    tx: optax.GradientTransformation
+    preprocess: Callable[[Any], Any]
+    parallel: Parallel
+
+
+def build_parts(config: Settings, parallel: Parallel) -> Parts:
+    """Reads the data, and makes the model and its optimizer.
+
+    Args:
+        config: As the files in `configs/` make it.
+        parallel: Devices to train on.
+
+    Raises:
+        UserError: If a setting is not as it must be, or the data are missing.
+    """
+    data = load_dataset(**config.dataset)
+    if config.batch_size > len(data.train_labels):
+        raise UserError(
+            f"config.batch_size: {config.batch_size} examples a step are more than the "
+            f"{len(data.train_labels)} that {data.name} has for training."
+        )
+    parts = parallel.num_devices * config.accumulation_steps
+    if config.batch_size % parts:
+        raise UserError(
+            f"config.batch_size={config.batch_size} must be divisible by {parts}, "
+            f"which is {parallel.num_devices} devices times "
+            f"config.accumulation_steps={config.accumulation_steps}; change one of "
+            "them, or use fewer devices by config.parallel.num_devices."
+        )
+    fields = {"num_classes": data.num_classes, "dtype": config.dtype, **config.model}
+    schedule = make_schedule(
+        **config.schedule,
+        learning_rate=config.optimizer.learning_rate,
+        num_steps=config.num_steps,
+    )
+    return Parts(
+        data=data,
+        model=make_model(norm=_norm(config, parallel, None), **fields),
+        mapped_model=make_model(
+            norm=_norm(config, parallel, parallel.axis_name), **fields
+        ),
+        tx=make_optimizer(**{**config.optimizer, "learning_rate": schedule}),
+        preprocess=make_preprocess(binarize_threshold=config.binarize_threshold),
+        parallel=parallel,
+    )
+
+
+def build_train_step(config: Settings, parts: Parts) -> TrainStep:
+    """The training step, not compiled, to be mapped over `parts.parallel`.
+
+    Args:
+        config: As the files in `configs/` make it.
+        parts: What it describes.
+    """
+    averaging = {name: config.norm[name] for name in _AVERAGING if name in config.norm}
+    limit = {"raise": 1, "skip": config.max_nonfinite_steps}[config.on_nonfinite]
+    return make_train_step(
+        parts.mapped_model,
+        parts.tx,
+        preprocess=parts.preprocess,
+        accumulate=partial(accumulate_batch_stats, **averaging),
+        axis_name=parts.parallel.axis_name,
+        ema_decay=config.ema_decay,
+        max_nonfinite_steps=limit,
+    )
+
+
+def build_initial_state(config: Settings, parts: Parts) -> TrainState:
+    """The state before the first step, the same on all devices.
+
+    Args:
+        config: As the files in `configs/` make it.
+        parts: What it describes.
+
+    Raises:
+        UserError: If the model does not take the data.
+    """
+    init = jax.jit(
+        partial(
+            init_state, parts.model, parts.tx, keep_ema=config.ema_decay is not None
+        ),
+        out_shardings=parts.parallel.replicated,
+    )
+    example = parts.preprocess(parts.data.train_images[:1])
+    with settings_to_blame():
+        return init(key=jax.random.key(config.seed), example=example)
+
+
+def read_batches(
+    config: Settings, parts: Parts, first_step: int, num_steps: int
+) -> Examples:
+    """Examples of some steps, `(steps, microbatches, examples, ...)`, on the devices.
+
+    They depend on the seed and on the steps alone. Each process reads those of its own
+    devices.
+
+    Args:
+        config: As the files in `configs/` make it.
+        parts: What it describes.
+        first_step: Steps before the first one wanted.
+        num_steps: How many steps.
+    """
+    data = parts.data
+    indices = batch_indices(
+        len(data.train_labels),
+        config.batch_size,
+        seed=config.seed,
+        first_step=first_step,
+        num_steps=num_steps,
+    ).reshape(num_steps, config.accumulation_steps, -1)
+    return Examples(
+        put_split(parts.parallel, lambda i: data.train_images[i], indices),
+        put_split(parts.parallel, lambda i: data.train_labels[i], indices),
+    )
+
+
+def read_test_batches(config: Settings, parts: Parts) -> PaddedBatches:
+    """The whole test set, in batches that are split over the devices.
+
+    Args:
+        config: As the files in `configs/` make it.
+        parts: What it describes.
+    """
+    data, parallel = parts.data, parts.parallel
+    indices, is_example = padded_batches(
+        len(data.test_labels),
+        config.evaluation.batch_size,
+        multiple_of=parallel.num_devices,
+    )
+    places = np.arange(is_example.size).reshape(is_example.shape)
+    return PaddedBatches(
+        Examples(
+            put_split(parallel, lambda i: data.test_images[i], indices),
+            put_split(parallel, lambda i: data.test_labels[i], indices),
+        ),
+        put_split(parallel, lambda i: is_example.reshape(-1)[i], places),
+    )
+
+
+def describe_normalization(config: Settings, parallel: Parallel) -> str:
+    """Which examples share their mean and variance in training, in words.
+
+    Args:
+        config: As the files in `configs/` make it.
+        parallel: Devices to train on.
+    """
+    if config.norm.name is None:
+        return "no normalization"
+    size = _examples_together(config, parallel)
+    devices = f" on {parallel.num_devices} devices"
+    if parallel.num_devices == 1:
+        devices = ""
+    elif not config.norm.sync:
+        devices = f", those of each of {parallel.num_devices} devices"
+    return f"normalization batch: {size} of {config.batch_size} examples{devices}"
+
+
+@contextmanager
+def settings_to_blame() -> Iterator[None]:
+    """A context in which what a layer refuses is an error of the configuration.
+
+    Raises:
+        UserError: In place of a ValueError: a setting of the model, of its
+            normalization or of the size of a batch is wrong.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"config: {error}") from error
+
+
+def _norm(
+    config: Settings, parallel: Parallel, axis_name: str | None
+) -> Callable[..., nn.Module] | None:
+    fields = {name: value for name, value in config.norm.items() if name != "sync"}
+    if config.norm.name is None:
+        return make_norm(**fields)
+    if not config.norm.sync:
+        fields["group_size"] = _examples_together(config, parallel)
+    return make_norm(**fields, axis_name=axis_name)
+
+
+def _examples_together(config: Settings, parallel: Parallel) -> int:
+    """Examples that share statistics in training."""
+    microbatch = config.batch_size // config.accumulation_steps
+    # A group of a device's own examples is the same in every mode.
+    return microbatch if config.norm.sync else microbatch // parallel.num_devices

@@ -1,0 +1,66 @@
+"""Checksums of a folder's files, without which a damaged one passes for a good one."""
+
+import hashlib
+import json
+from pathlib import Path
+
+_NAME = "manifest.json"
+# Orbax writes its own times there after the files are complete.
+_NOT_COVERED = {_NAME, "_CHECKPOINT_METADATA"}
+
+
+def write_manifest(folder: Path) -> None:
+    """Writes the SHA-256 and the size of every file of the folder into it.
+
+    Args:
+        folder: Complete, and not yet known under its final name.
+    """
+    files = {
+        str(path.relative_to(folder)): {"sha256": _sha256(path), "bytes": _size(path)}
+        for path in _covered(folder)
+    }
+    text = json.dumps({"files": files}, indent=1) + "\n"
+    (folder / _NAME).write_text(text)
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """What is wrong with a folder's files, one phrase each; nothing if all is well.
+
+    Args:
+        folder: As `write_manifest` left it, or not.
+    """
+    try:
+        files = json.loads((folder / _NAME).read_text())["files"]
+        recorded = {
+            name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{_NAME} cannot be read ({type(error).__name__}: {error})"]
+    found = {str(path.relative_to(folder)): path for path in _covered(folder)}
+    damage = []
+    for name, (size, sha256) in sorted(recorded.items()):
+        if name not in found:
+            damage.append(f"{name} is missing")
+        elif _size(found[name]) != size:
+            damage.append(f"{name} has {_size(found[name])} bytes instead of {size}")
+        elif _sha256(found[name]) != sha256:
+            damage.append(f"{name} has changed")
+    damage += [f"{name} is not in {_NAME}" for name in sorted(found.keys() - recorded)]
+    return damage
+
+
+def _covered(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and str(path.relative_to(folder)) not in _NOT_COVERED
+    ]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

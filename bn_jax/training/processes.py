@@ -1,0 +1,116 @@
+"""Several processes, one of which writes: JAX's own runtime, started and ended well."""
+
+import os
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool
+
+from bn_jax.errors import UserError
+from bn_jax.training.parallel import Parallel
+
+# Seconds without a sign of life until the others know that a process is gone.
+HEARTBEAT_TIMEOUT = 10
+
+# Set by the launchers whose processes JAX finds by itself, where there are several.
+_SLURM, _OPEN_MPI = "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"
+_TPU_HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+
+
+def join_processes(
+    coordinator_address: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+) -> None:
+    """Joins the processes of a run, before anything else asks JAX for a device.
+
+    Without arguments it looks whether SLURM, Open MPI, Kubernetes or a TPU pod has
+    started this process as one of several; otherwise it is one alone.
+
+    Args:
+        coordinator_address: `host:port` at which process 0 can be reached.
+        num_processes: How many there are.
+        process_id: Which one this is, from 0.
+
+    Raises:
+        UserError: If only some of the three are given, or they cannot be joined.
+    """
+    given = (coordinator_address, num_processes, process_id)
+    if all(value is None for value in given) and not _is_one_of_several():
+        return
+    if any(value is None for value in given) and any(v is not None for v in given):
+        raise UserError(
+            "--coordinator_address, --num_processes and --process_id go together; "
+            f"they are {coordinator_address}, {num_processes} and {process_id}."
+        )
+    if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
+        raise UserError(
+            f"--process_id must lie in 0 to {num_processes - 1}, and is {process_id}."
+        )
+    # Signals are for the training loop, which saves the state first.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            coordinator_address,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+            shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the processes could not be joined: {error}") from error
+
+
+def is_primary() -> bool:
+    """Whether this process is the one that writes and shows."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Waits until all processes are here.
+
+    Args:
+        name: Says where.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"bn_jax: {name}")
+
+
+def make_any(parallel: Parallel) -> Callable[[int], Bool[Array, ""]]:
+    """A function that begins to ask all processes whether any has a flag raised.
+
+    What it returns is the same in all of them, so that they do the same next.
+
+    Args:
+        parallel: The devices of all processes.
+
+    Returns:
+        Function of this process's flag, zero or not; the largest of all.
+    """
+    by_device = NamedSharding(parallel.mesh, PartitionSpec(parallel.mesh.axis_names))
+    largest = jax.jit(jnp.max, out_shardings=parallel.replicated)
+
+    def any_flag(flag: int) -> Array:
+        if jax.process_count() == 1:
+            return jnp.asarray(flag)
+        mine = np.asarray([flag], np.int32)
+        flags = jax.make_array_from_callback(
+            (parallel.num_devices,), by_device, lambda _: mine
+        )
+        return largest(flags)
+
+    return any_flag
+
+
+def _is_one_of_several() -> bool:
+    environment = os.environ
+    tasks = [int(environment.get(name) or 1) for name in (_SLURM, _OPEN_MPI)]
+    hosts = [len(environment.get(name, "").split(",")) for name in _TPU_HOSTS]
+    is_indexed_job = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= set(
+        environment
+    )
+    return max(*tasks, *hosts) > 1 or is_indexed_job
