@@ -167,24 +167,23 @@ def _bound_axes() -> str:
 
 
 def _psum(devices: Devices, packed: Array) -> Array:
-    if devices.devices_per_group is None:
-        try:
-            return jax.lax.psum(
-                packed, devices.axis_names, axis_index_groups=devices.axis_index_groups
-            )
-        except (NotImplementedError, ValueError) as error:
-            raise type(error)(
-                f"batch_norm: JAX cannot sum over {devices.axis_names} with "
-                f"axis_index_groups={devices.axis_index_groups} here ({error}) For "
-                "groups use group_size, which every way of mapping takes; for an axis "
-                "of vmap together with one of a mesh, shard_map(check_vma=False)."
-            ) from error
-    # Collectives over parts of an axis exist in some modes of mapping only. A sum
-    # over all of it, with a place for each group, exists in all of them.
-    places = jnp.arange(devices.num_groups) == _group_index(devices)
-    places = jnp.expand_dims(places, (0, *range(2, packed.ndim)))
-    spread = jnp.where(places, packed, jnp.zeros((), packed.dtype))
-    return jax.lax.psum(spread, devices.axis_names)
+    if devices.devices_per_group is not None:
+        # Collectives over parts of an axis exist in some modes of mapping only. A sum
+        # over all of it, with a place for each group, exists in all of them.
+        places = jnp.arange(devices.num_groups) == _group_index(devices)
+        places = jnp.expand_dims(places, (0, *range(2, packed.ndim)))
+        packed = jnp.where(places, packed, jnp.zeros((), packed.dtype))
+    try:
+        return jax.lax.psum(
+            packed, devices.axis_names, axis_index_groups=devices.axis_index_groups
+        )
+    except (NotImplementedError, ValueError) as error:
+        raise type(error)(
+            f"batch_norm: JAX cannot sum over {devices.axis_names} with "
+            f"axis_index_groups={devices.axis_index_groups} here ({error}) For "
+            "groups use group_size, which every way of mapping takes; for an axis "
+            "of vmap together with one of a mesh, shard_map(check_vma=False)."
+        ) from error
 
 
 def _group_index(devices: Devices) -> Array:

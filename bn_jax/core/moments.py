@@ -52,7 +52,9 @@ def batch_moments(
     Returns:
         Moments of the shape of the feature axes, in float32 or wider; where devices
         form groups, with all groups along the first. With no value to average (an
-        empty batch, or a mask that leaves nothing) all three are 0.
+        empty batch, or a mask that leaves nothing) all three are 0. A variance beyond
+        the range of the dtype is infinite; so may be that of a constant whose last
+        digit has a square beyond it (from 1e27 on in float32).
 
     >>> x = jnp.array([[1.0, 2.0], [3.0, 6.0]])
     >>> batch_moments(x, jnp.zeros(2), feature_axes=(1,), devices=Devices()).var
@@ -73,7 +75,9 @@ def batch_moments(
     is_close |= (distance == 0) | (first.num_samples == 0)
     # Devices must enter the same branch, or an all-reduce in one waits for ever: all
     # know the moments of all groups that are summed together.
-    return jax.lax.cond(jnp.all(is_close), lambda: first, lambda: around(first.mean))
+    return jax.lax.cond(
+        jnp.all(is_close), lambda: first, lambda: _with_overflow(around(first.mean))
+    )
 
 
 def _moments_around(
@@ -116,6 +120,16 @@ def _moments_around(
     var = jnp.maximum(sums[1] / divisor - abs_squared(offset), 0)
     mean = jnp.where(num_samples > 0, shift + offset, jnp.zeros((), x.dtype))
     return Moments(num_samples, mean, var)
+
+
+def _with_overflow(moments: Moments) -> Moments:
+    """Moments whose variance is infinite where it lies beyond the range of its dtype.
+
+    It may have become a difference of infinities; a NaN in x would be in the mean too.
+    """
+    overflows = jnp.isnan(moments.var) & jnp.isfinite(moments.mean)
+    infinity = jnp.full((), jnp.inf, moments.var.dtype)
+    return moments._replace(var=jnp.where(overflows, infinity, moments.var))
 
 
 def abs_squared(x: Inexact[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -165,6 +165,18 @@ def test_half_precision_neither_overflows_nor_cancels(values, dtype, initial_sta
     np.testing.assert_array_equal(np.float32(y), [[-1.0], [1.0]])
 
 
+@pytest.mark.parametrize("size", [4, 100, 1000])
+def test_a_constant_whose_square_overflows_gives_the_bias(size, initial_stats):
+    x, ones = jnp.full((size, 2), 1e37, jnp.float32), jnp.ones(2)
+
+    def forward(x):
+        return batch_norm(x, ones, 3 * ones, initial_stats(2))[0]
+
+    y, pull_back = jax.vjp(jax.jit(forward), x)
+    chex.assert_trees_all_equal(y, jnp.full_like(x, 3.0))
+    chex.assert_tree_all_finite(pull_back(y))
+
+
 @pytest.mark.usefixtures("standard_promotion")
 def test_float64_is_as_good_as_the_oracle(initial_stats):
     x = np.random.default_rng(0).normal(1e3, 1, (60, 5))

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from bn_jax.core.batch_norm import batch_norm
 
@@ -102,6 +103,25 @@ def test_groups_of_devices_that_differ_in_size_are_refused(initial_stats):
 
     with pytest.raises(ValueError, match="must be groups of one size"):
         jax.vmap(function, axis_name="d")(jnp.ones((3, 2, 3)))
+
+
+@pytest.mark.parametrize("group_size", [None, 4])
+def test_a_vmap_axis_with_a_checked_mesh_axis_is_refused_with_the_way_out(
+    group_size, make_mesh, initial_stats
+):
+    settings = {"axis_name": ("devices", "slices"), "group_size": group_size}
+
+    def function(x):
+        return batch_norm(x, None, None, initial_stats(3), **settings)[0]
+
+    mapped = jax.shard_map(
+        jax.vmap(function, axis_name="slices"),
+        mesh=make_mesh(devices=2),
+        in_specs=P(None, "devices"),
+        out_specs=P(None, "devices"),
+    )
+    with pytest.raises(ValueError, match=r"cannot sum .*shard_map\(check_vma=False\)"):
+        jax.jit(mapped)(jnp.ones((2, 4, 3)))
 
 
 def test_groups_of_devices_under_vmap_are_refused_with_the_way_out(initial_stats):

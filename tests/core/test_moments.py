@@ -207,6 +207,20 @@ def test_a_variance_that_float32_can_hold_is_found_where_squares_overflow():
     np.testing.assert_allclose(moments.var, var, rtol=1e-5)
 
 
+@pytest.mark.parametrize("value", [1e20, 1e30, 1e37, -1e37])
+@pytest.mark.parametrize("size", [4, 7, 64, 100, 1000])
+def test_constants_with_squares_beyond_the_range_have_no_nan(size, value):
+    moments = compiled(jnp.full((size, 2), value, jnp.float32))
+    np.testing.assert_allclose(moments.mean, value, rtol=1e-6)
+    # Zero, or what the rounding of the mean leaves, which overflows.
+    assert np.all(moments.var >= 0)
+
+
+def test_a_nan_stays_one_where_squares_overflow():
+    moments = compiled(jnp.full((100, 2), 1e37, jnp.float32).at[0, 1].set(jnp.nan))
+    np.testing.assert_array_equal(np.isnan(moments.var), [False, True])
+
+
 def test_sums_that_would_overflow_do_not():
     x = (1e18 * normal(4096, 2)).astype(np.float32)
     _, _, var = oracles.moments(x)
