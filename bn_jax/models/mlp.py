@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.typing import Dtype
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
@@ -22,9 +23,12 @@ class MLP(nn.Module):
         num_classes: Number of class scores.
         hidden_features: Units of each hidden layer.
         nonlinearity: Function applied to each hidden layer.
-        norm: Makes a normalization layer from `use_running_average` and `name`; None
-            for none.
+        norm: Makes a normalization layer from `use_running_average`, `name` and,
+            where the model has one, `dtype`; None for none.
         kernel_stddev: Standard deviation of the initial weights, N(0, stddev^2).
+        dtype: Dtype that the hidden layers compute in; by default that of images and
+            parameters promoted. Parameters are float32, and so is the layer of
+            scores: a loss of half-precision scores would lose its last digits.
     """
 
     num_classes: int
@@ -32,6 +36,7 @@ class MLP(nn.Module):
     nonlinearity: Callable[[Array], Array] = nn.sigmoid
     norm: Callable[..., nn.Module] | None = None
     kernel_stddev: float = 0.1
+    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(
@@ -44,7 +49,7 @@ class MLP(nn.Module):
             train: Normalize by the batch's statistics, and update the running ones.
 
         Returns:
-            Unnormalized log-probabilities (logits).
+            Unnormalized log-probabilities (logits), in float32 or wider.
 
         Raises:
             ValueError: If there is no hidden layer, or one without units.
@@ -55,6 +60,7 @@ class MLP(nn.Module):
                 f"one unit each; they are {tuple(self.hidden_features)}."
             )
         kernel_init = initializers.normal(self.kernel_stddev)
+        norm_dtype = {} if self.dtype is None else {"dtype": self.dtype}
         h = jnp.reshape(images, (images.shape[0], -1))
         for index, features in enumerate(self.hidden_features):
             use_bias = self.norm is None
@@ -62,14 +68,17 @@ class MLP(nn.Module):
                 features,
                 use_bias=use_bias,
                 kernel_init=kernel_init,
+                dtype=self.dtype,
                 name=f"hidden{index}",
             )
             h = dense(h)
             if self.norm is not None:
-                norm = self.norm(use_running_average=not train, name=f"norm{index}")
+                name = f"norm{index}"
+                norm = self.norm(use_running_average=not train, name=name, **norm_dtype)
                 h = norm(h)
             self.sow("intermediates", f"hidden{index}_input", h)
             h = self.nonlinearity(h)
+        # Without a dtype of its own it computes in that of its float32 parameters.
         return nn.Dense(self.num_classes, kernel_init=kernel_init, name="logits")(h)
 
     @property

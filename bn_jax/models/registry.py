@@ -7,12 +7,14 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from bn_jax.errors import UserError
 from bn_jax.layers.linen import BatchNorm
+from bn_jax.models.cnn import CNN
 from bn_jax.models.mlp import MLP
 
-_MODELS: Mapping[str, type[nn.Module]] = {"mlp": MLP}
+_MODELS: Mapping[str, type[nn.Module]] = {"mlp": MLP, "cnn": CNN}
 _NORMS: Mapping[str, type[nn.Module]] = {"batch_norm": BatchNorm}
 
 
@@ -20,19 +22,24 @@ def make_model(name: str, *, num_classes: int, **fields: Any) -> nn.Module:
     """A model, called as `model.apply(variables, x, train=...)`.
 
     Args:
-        name: "mlp".
+        name: "mlp" or "cnn".
         num_classes: Number of class scores that it returns.
         **fields: Fields of the model's class, its `norm` among them; a
-            `nonlinearity` may be given by its name in `flax.linen`.
+            `nonlinearity` may be given by its name in `flax.linen`, a `dtype` as
+            "float32", "bfloat16" or "float16".
 
     Raises:
-        UserError: If no model has that name, or the model no such field.
+        UserError: If no model has that name, or the model no such field, or no
+            nonlinearity or dtype has the name given for it.
     """
     model_class = _look_up("make_model", name, _MODELS)
     _check_fields("make_model", model_class, fields)
     nonlinearity = fields.get("nonlinearity")
     if isinstance(nonlinearity, str):
         fields["nonlinearity"] = _nonlinearity(nonlinearity)
+    dtype = fields.get("dtype")
+    if isinstance(dtype, str):
+        fields["dtype"] = _dtype(dtype)
     return model_class(num_classes=num_classes, **fields)
 
 
@@ -58,6 +65,13 @@ def _nonlinearity(name: str) -> Callable[..., Any]:
     if name not in names:
         raise UserError(_unknown("make_model", "nonlinearity", name, names))
     return getattr(nn, name)
+
+
+def _dtype(name: str) -> Any:
+    names = ("float32", "bfloat16", "float16")
+    if name not in names:
+        raise UserError(_unknown("make_model", "dtype", name, names))
+    return getattr(jnp, name)
 
 
 def _look_up(

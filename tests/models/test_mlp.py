@@ -150,3 +150,32 @@ def test_the_last_hidden_input_is_named(hidden_features):
     )
     (hidden,) = sown["intermediates"][model.last_hidden_input]
     chex.assert_shape(hidden, (2, hidden_features[-1]))
+
+
+@pytest.mark.parametrize("norm", [None, NORM])
+def test_float32_by_name_is_float32_by_default_to_the_last_bit(norm):
+    model = MLP(num_classes=3, hidden_features=(7, 5), norm=norm)
+    named = model.clone(dtype=jnp.float32)
+    images = images_of(8, 12)
+    variables = init(model, images, train=True)
+    chex.assert_trees_all_equal(init(named, images, train=True), variables)
+    for train in (True, False):
+        outputs = [
+            jax.jit(partial(m.apply, train=train, mutable=["batch_stats"]))(
+                variables, images
+            )
+            for m in (model, named)
+        ]
+        chex.assert_trees_all_equal(*outputs)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_near_float32(dtype):
+    model = MLP(num_classes=3, hidden_features=(7, 5), norm=NORM)
+    images = images_of(8, 12)
+    variables = init(model, images, train=True)
+    expected = model.apply(variables, images, train=False)
+    half = model.clone(dtype=dtype).apply(variables, images, train=False)
+    # bfloat16 keeps 8 bits.
+    np.testing.assert_allclose(half, expected, rtol=0.03, atol=0.03)
+    assert np.any(half != expected)

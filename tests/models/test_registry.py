@@ -1,15 +1,19 @@
 import flax.linen as nn
+import jax.numpy as jnp
 import pytest
 
 import bn_jax
 from bn_jax.errors import UserError
 from bn_jax.models import make_model, make_norm
+from bn_jax.models.cnn import CNN
 from bn_jax.models.mlp import MLP
 
 
 def test_a_model_is_made_by_its_name():
     model = make_model("mlp", num_classes=7, hidden_features=(5, 3))
     assert model == MLP(num_classes=7, hidden_features=(5, 3))
+    model = make_model("cnn", num_classes=7, channels=(5, 3))
+    assert model == CNN(num_classes=7, channels=(5, 3))
 
 
 @pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh", "gelu", "silu"])
@@ -21,6 +25,17 @@ def test_a_nonlinearity_is_found_by_its_name(name):
 def test_a_nonlinearity_may_be_a_function():
     model = make_model("mlp", num_classes=2, nonlinearity=nn.softplus)
     assert model.nonlinearity is nn.softplus
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+def test_a_dtype_is_found_by_its_name(name, model):
+    assert make_model(model, num_classes=2, dtype=name).dtype is getattr(jnp, name)
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_a_dtype_may_be_one_or_none(dtype):
+    assert make_model("mlp", num_classes=2, dtype=dtype).dtype is dtype
 
 
 def test_a_norm_is_a_factory_of_layers():
@@ -44,7 +59,7 @@ def test_no_norm_has_no_factory():
         ),
         (
             lambda: make_model("resnet", num_classes=2),
-            "make_model: unknown name 'resnet'; there are mlp",
+            "make_model: unknown name 'resnet'; there are mlp, cnn",
         ),
         (
             lambda: make_model("mlp", num_classes=2, hidden_feature=(3,)),
@@ -57,6 +72,14 @@ def test_no_norm_has_no_factory():
         (
             lambda: make_model("mlp", num_classes=2, nonlinearity="step"),
             "unknown nonlinearity 'step'; there are relu, sigmoid, tanh",
+        ),
+        (
+            lambda: make_model("mlp", num_classes=2, dtype="bfloat61"),
+            "make_model: unknown dtype 'bfloat61'; did you mean 'bfloat16'",
+        ),
+        (
+            lambda: make_model("cnn", num_classes=2, dtype="int8"),
+            "unknown dtype 'int8'; there are float32, bfloat16, float16",
         ),
         (
             lambda: make_norm("batchnorm"),

@@ -15,10 +15,18 @@ KEY = jax.random.key(0)
 NORMS = [None, "batch_norm"]
 
 
-def shapes_of(image_shape, *, norm=None, train=True, dtype=jnp.float32, **fields):
+def shapes_of(
+    image_shape,
+    *,
+    name="mlp",
+    norm=None,
+    train=True,
+    image_dtype=jnp.float32,
+    **fields,
+):
     """Shapes of the variables, the scores and what the model sows."""
-    model = make_model("mlp", num_classes=10, norm=make_norm(norm), **fields)
-    images = jax.ShapeDtypeStruct(image_shape, dtype)
+    model = make_model(name, num_classes=10, norm=make_norm(norm), **fields)
+    images = jax.ShapeDtypeStruct(image_shape, image_dtype)
     variables = jax.eval_shape(partial(model.init, train=train), KEY, images)
     mutable = ["batch_stats", "batch_moments", "intermediates"]
     logits, updates = jax.eval_shape(
@@ -30,10 +38,11 @@ def shapes_of(image_shape, *, norm=None, train=True, dtype=jnp.float32, **fields
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("batch", [1, 7, 60, 61])
-def test_scores_are_one_row_an_image(batch, norm, train):
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_scores_are_one_row_an_image(name, batch, norm, train):
     # A batch of one has no variance to normalize by.
     train = train and (batch > 1 or norm is None)
-    _, logits, _ = shapes_of((batch, 28, 28, 1), norm=norm, train=train)
+    _, logits, _ = shapes_of((batch, 28, 28, 1), name=name, norm=norm, train=train)
     chex.assert_shape(logits, (batch, 10))
     chex.assert_type(logits, jnp.float32)
 
@@ -66,14 +75,51 @@ def test_statistics_and_moments_are_one_value_a_unit():
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16, jnp.uint8])
-def test_scores_are_float32_for_any_image(dtype, norm):
-    _, logits, _ = shapes_of((7, 28, 28, 1), norm=norm, dtype=dtype)
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_scores_are_float32_for_any_image(name, dtype, norm):
+    _, logits, _ = shapes_of((7, 28, 28, 1), name=name, norm=norm, image_dtype=dtype)
     chex.assert_type(logits, jnp.float32)
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_gradients_have_the_shapes_of_the_parameters(norm):
-    model = make_model("mlp", num_classes=10, norm=make_norm(norm))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_hidden_layers_compute_in_the_dtype_and_nothing_else_is_in_it(
+    name, dtype, norm
+):
+    variables, logits, updates = shapes_of(
+        (7, 28, 28, 1), name=name, norm=norm, dtype=dtype
+    )
+    intermediates = jax.tree.leaves(updates.pop("intermediates"))
+    assert len(intermediates) == 3
+    chex.assert_type(intermediates, getattr(jnp, dtype))
+    chex.assert_type([logits, *jax.tree.leaves((variables, updates))], jnp.float32)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("size", [(28, 28), (29, 20), (8, 8)])
+def test_every_block_halves_the_image_and_sows_its_inputs(size, norm):
+    variables, _, updates = shapes_of((6, *size, 3), name="cnn", norm=norm)
+    for i, features in enumerate((16, 32, 64)):
+        (hidden,) = updates["intermediates"][f"hidden{i}_input"]
+        chex.assert_shape(hidden, (6, size[0] // 2**i, size[1] // 2**i, features))
+    left = (size[0] // 8) * (size[1] // 8) * 64
+    chex.assert_shape(variables["params"]["logits"]["kernel"], (left, 10))
+
+
+def test_statistics_and_moments_are_one_value_a_channel():
+    variables, _, updates = shapes_of((7, 28, 28, 1), name="cnn", norm="batch_norm")
+    for i, features in enumerate((16, 32, 64)):
+        statistics = jax.tree.leaves(variables["batch_stats"][f"norm{i}"])
+        (moments,) = updates["batch_moments"][f"norm{i}"]["moments"]
+        chex.assert_shape([*statistics, *moments], (features,))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_gradients_have_the_shapes_of_the_parameters(name, dtype, norm):
+    model = make_model(name, num_classes=10, norm=make_norm(norm), dtype=dtype)
     images = jax.ShapeDtypeStruct((7, 28, 28, 1), jnp.float32)
     variables = jax.eval_shape(partial(model.init, train=True), KEY, images)
 

@@ -1,0 +1,168 @@
+from functools import partial
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+import bn_jax
+from bn_jax.models.cnn import CNN
+
+KEY = jax.random.key(0)
+NORM = partial(bn_jax.BatchNorm, momentum=0.9)
+
+
+def images_of(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).random(shape), jnp.float32)
+
+
+def init(model, images, *, train):
+    return jax.jit(model.init, static_argnames="train")(KEY, images, train=train)
+
+
+def num_values(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(
+    ("norm", "num_params"),
+    [
+        (None, 9 * 16 + 16 + 9 * 16 * 32 + 32 + 9 * 32 * 64 + 64 + 9 * 64 * 10 + 10),
+        # Two parameters a channel, and no bias in front of them.
+        (NORM, 9 * (16 + 16 * 32 + 32 * 64) + 2 * (16 + 32 + 64) + 9 * 64 * 10 + 10),
+    ],
+)
+def test_the_network_has_its_number_of_parameters(norm, num_params):
+    model = CNN(num_classes=10, norm=norm)
+    images = jax.ShapeDtypeStruct((8, 28, 28, 1), jnp.float32)
+    variables = jax.eval_shape(partial(model.init, train=True), KEY, images)
+    assert num_values(variables["params"]) == num_params
+    statistics = variables.get("batch_stats", {})
+    assert num_values(statistics) == (2 * (16 + 32 + 64) if norm else 0)
+
+
+def by_hand(variables, images, *, train):
+    """The inputs of the nonlinearities and the scores, in float64."""
+    params = jax.tree.map(np.float64, variables["params"])
+    stats = variables.get("batch_stats", {})
+    h, inputs = np.float64(images), []
+    for i in range(2):
+        layer = params[f"hidden{i}"]
+        padded = np.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+        h = np.einsum("bhwcij,ijco->bhwo", windows, layer["kernel"])
+        h = h + layer.get("bias", 0)
+        if f"norm{i}" in params:
+            scale, bias = (params[f"norm{i}"][name] for name in ("scale", "bias"))
+            if train:
+                h = oracles.batch_norm(h, scale, bias)
+            else:
+                mean, var = (stats[f"norm{i}"][name] for name in ("mean", "var"))
+                h = oracles.inference(h, scale, bias, mean, var)
+        inputs.append(h)
+        h = np.maximum(h, 0)
+        h = np.maximum(h[:, :, 0:-1:2], h[:, :, 1::2])
+        h = np.maximum(h[:, 0:-1:2], h[:, 1::2])
+    h = h.reshape(len(h), -1)
+    return inputs, h @ params["logits"]["kernel"] + params["logits"]["bias"]
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("norm", [None, NORM])
+def test_the_network_is_what_its_docstring_says_written_out(norm, train):
+    model = CNN(num_classes=3, channels=(4, 5), norm=norm)
+    # The second block leaves a row of its input's out.
+    images = images_of(8, 10, 8, 2)
+    variables = init(model, images, train=True)
+    variables = jax.tree.map(lambda v: v + 0.1, variables)
+    mutable = ["batch_stats", "intermediates"]
+    apply = jax.jit(partial(model.apply, train=train, mutable=mutable))
+    logits, updates = apply(variables, images)
+    inputs, expected = by_hand(variables, images, train=train)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    for i, hidden in enumerate(inputs):
+        (sown,) = updates["intermediates"][f"hidden{i}_input"]
+        np.testing.assert_allclose(sown, hidden, rtol=1e-4, atol=1e-4)
+
+
+def test_training_moves_the_statistics_and_inference_does_not():
+    model = CNN(num_classes=3, channels=(4,), norm=NORM)
+    images = images_of(4, 6, 6, 1)
+    variables = init(model, images, train=True)
+    for train in (True, False):
+        _, updates = model.apply(
+            variables, images, train=train, mutable=["batch_stats"]
+        )
+        before = jax.tree.leaves(variables["batch_stats"])
+        after = jax.tree.leaves(updates["batch_stats"])
+        moved = [bool(np.any(a != b)) for a, b in zip(before, after, strict=True)]
+        assert moved == [train] * 2
+
+
+def test_the_norm_is_made_from_its_factory_for_each_block():
+    made = []
+
+    def factory(**keywords):
+        made.append(keywords)
+        return nn.LayerNorm(name=keywords["name"])
+
+    images = images_of(2, 4, 4, 1)
+    init(CNN(num_classes=3, channels=(2, 3), norm=factory), images, train=False)
+    assert made == [
+        {"use_running_average": True, "name": "norm0"},
+        {"use_running_average": True, "name": "norm1"},
+    ]
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_near_float32(dtype):
+    images = images_of(16, 12, 12, 1)
+    model = CNN(num_classes=3, channels=(4, 8), norm=NORM)
+    variables = init(model, images, train=True)
+    expected = model.apply(variables, images, train=False)
+    half = model.clone(dtype=dtype).apply(variables, images, train=False)
+    # bfloat16 keeps 8 bits.
+    np.testing.assert_allclose(half, expected, rtol=0.05, atol=0.05)
+    assert np.any(half != expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "shape", "message"),
+    [
+        ({}, (2, 7, 28, 1), "at least 8 x 8 pixels, and these have 7 x 28; fewer"),
+        ({}, (2, 28, 4, 1), "at least 8 x 8 pixels, and these have 28 x 4; fewer"),
+        ({"channels": (2,) * 5}, (2, 28, 28, 1), "5 blocks, .* at least 32 x 32"),
+        ({}, (2, 28, 28), r"must have the axes .* the shape \(2, 28, 28\)"),
+        ({}, (2, 784), r"must have the axes .* the shape \(2, 784\)"),
+        ({"channels": ()}, (2, 28, 28, 1), r"at least one block, .* are \(\)"),
+        ({"channels": (4, 0)}, (2, 28, 28, 1), r"one channel each; .* \(4, 0\)"),
+        ({"kernel_size": 0}, (2, 28, 28, 1), "kernel_size must be at least 1 .* is 0"),
+    ],
+)
+def test_what_no_block_can_take_is_refused(fields, shape, message):
+    model = CNN(num_classes=10, **fields)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(partial(model.init, train=False), KEY, images_of(*shape))
+
+
+def test_the_smallest_images_are_one_pixel_in_the_end():
+    model = CNN(num_classes=10)
+    images = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
+    variables = jax.eval_shape(partial(model.init, train=False), KEY, images)
+    chex.assert_shape(variables["params"]["logits"]["kernel"], (64, 10))
+
+
+@pytest.mark.parametrize("channels", [(2,), (2, 3), (2, 3, 4)])
+def test_the_last_hidden_input_is_named(channels):
+    model = CNN(num_classes=2, channels=channels)
+    mutable = ["params", "intermediates"]
+    _, sown = jax.eval_shape(
+        partial(model.init_with_output, train=True, mutable=mutable),
+        KEY,
+        images_of(2, 8, 8, 1),
+    )
+    (hidden,) = sown["intermediates"][model.last_hidden_input]
+    chex.assert_shape(hidden, (2, *(8 // 2 ** (len(channels) - 1),) * 2, channels[-1]))
