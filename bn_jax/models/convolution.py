@@ -17,7 +17,8 @@ def same_convolution(
     The gradients are those of JAX, with one difference: channels last are laid out in
     memory, not only in name. XLA compiles the convolutions of a loop's body for a CPU
     as they are written, and any other layout to code that takes ten times as long.
-    Forward-mode derivatives are not defined.
+    Forward-mode derivatives are not defined, nor gradients inside `shard_map` unless
+    with `check_vma=False`, as the training loop has it.
 
     Args:
         x: Pixels.
