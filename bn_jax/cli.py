@@ -2,10 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bn_jax.errors import UserError
+
+_CHANGES = {"figure1": "config", "evaluate": "dataset"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -14,6 +17,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Words after the program's name; those of the process by default.
     """
+    parser = _parser()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # What follows is another program's.
+    command: list[str] = []
+    if "--" in words:
+        place = words.index("--")
+        words, command = words[:place], words[place + 1 :]
+    options, rest = parser.parse_known_args(words)
+    if command and options.verb != "launch":
+        parser.error(f"{options.verb} takes no command after --")
+    changes = {}
+    prefix = f"--{_CHANGES.get(options.verb, 'config')}."
+    for word in rest:
+        key, equals, value = word.removeprefix(prefix).partition("=")
+        if not word.startswith(prefix) or not equals:
+            parser.error(f"unknown argument {word}")
+        changes[key] = value
+    if changes and options.verb not in _CHANGES:
+        parser.error(f"{options.verb} takes no --config settings")
+    try:
+        _do(options, changes, command)
+    except (UserError, OSError) as error:
+        sys.exit(f"bn-jax {options.verb}: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("bn-jax", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
 
@@ -36,36 +65,79 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="folder of prepared data sets (~/tensorflow_datasets)",
     )
 
-    options, rest = parser.parse_known_args(arguments)
-    overrides = {}
-    for word in rest:
-        key, equals, value = word.removeprefix("--config.").partition("=")
-        if not word.startswith("--config.") or not equals:
-            parser.error(f"unknown argument {word}")
-        overrides[key] = value
-    if overrides and options.verb != "figure1":
-        parser.error(f"{options.verb} takes no --config settings")
-    try:
-        if options.verb == "figure1":
-            _figure1(options.workdir, options.seeds, overrides)
-        else:
-            _prepare(options.data_dir)
-    except (UserError, OSError) as error:
-        sys.exit(f"bn-jax {options.verb}: {error}")
+    evaluate = verbs.add_parser(
+        "evaluate",
+        help="evaluate the newest checkpoint of a run on its test set, or another one",
+        epilog="--dataset.KEY=VALUE changes a setting of the run's data set.",
+    )
+    evaluate.add_argument("--workdir", type=Path, required=True, help="a run's folder")
+    evaluate.add_argument(
+        "--statistics",
+        choices=["moving", "population", "batch"],
+        default="population",
+        help="what to normalize by: moving averages of training, population statistics "
+        "of training minibatches (as in training's own evaluations), or each test "
+        "batch's own",
+    )
+
+    inspect = verbs.add_parser(
+        "inspect", help="show the layers of a run's newest checkpoint"
+    )
+    inspect.add_argument("workdir", type=Path, help="a run's folder")
+
+    launch = verbs.add_parser(
+        "launch",
+        help="run a training script as several processes of this machine",
+        usage="bn-jax launch --num_processes=N -- python train.py ...",
+    )
+    launch.add_argument("--num_processes", type=int, required=True, help="how many")
+    return parser
 
 
-def _figure1(workdir: Path, seeds: int, overrides: dict[str, str]) -> None:
+def _do(
+    options: argparse.Namespace, changes: Mapping[str, str], command: Sequence[str]
+) -> None:
     # Each verb imports what it needs: JAX and TFDS take seconds.
-    from bn_jax.experiments.figure1 import figure1
+    if options.verb == "figure1":
+        from bn_jax.experiments.figure1 import figure1
 
-    print(figure1(workdir, seeds=seeds, overrides=overrides))
+        print(figure1(options.workdir, seeds=options.seeds, overrides=changes))
+    elif options.verb == "prepare":
+        from bn_jax.data.prepare import prepare_mnist
+
+        data_dir = options.data_dir
+        folder = prepare_mnist(data_dir.expanduser())
+        print(f'{folder}: tfds.data_source("mnist", data_dir="{data_dir}") reads it.')
+    elif options.verb == "evaluate":
+        from bn_jax.reporting.tables import evaluation_table
+        from bn_jax.training.evaluate import evaluate
+
+        config = _saved_config(options.workdir, changes)
+        evaluation = evaluate(config, options.workdir, statistics=options.statistics)
+        print(evaluation_table(evaluation, statistics=options.statistics))
+    elif options.verb == "inspect":
+        from bn_jax.reporting.tables import layer_table
+        from bn_jax.training.evaluate import inspect
+
+        step, layers = inspect(_saved_config(options.workdir, {}), options.workdir)
+        print(layer_table(layers, step=step))
+    else:
+        from bn_jax.launch import launch
+
+        sys.exit(launch(command, num_processes=options.num_processes))
 
 
-def _prepare(data_dir: Path) -> None:
-    from bn_jax.data.prepare import prepare_mnist
+def _saved_config(workdir: Path, dataset: Mapping[str, str]) -> Any:
+    """The configuration of a run, with other settings of its data set."""
+    from ml_collections import ConfigDict
 
-    folder = prepare_mnist(data_dir.expanduser())
-    print(f'{folder}: read it with tfds.data_source("mnist", data_dir="{data_dir}").')
+    from bn_jax.experiments.configs import override
+    from bn_jax.workdir import read_config
+
+    config = ConfigDict(read_config(workdir)).lock()
+    for key, value in dataset.items():
+        override(config, f"dataset.{key}", value)
+    return config
 
 
 if __name__ == "__main__":

@@ -95,6 +95,33 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
         raise _unusable(workdir, error) from error
 
 
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The configuration of the run in a folder, as JSON has it.
+
+    Args:
+        workdir: The run's folder.
+
+    Raises:
+        UserError: If it holds no run, or one that a newer version has written.
+    """
+    path = workdir / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"workdir {workdir}: it holds no run (there is no config.json)."
+        ) from error
+    except (OSError, json.JSONDecodeError) as error:
+        raise _unusable(workdir, error) from error
+    version = config.pop("format_version")
+    if version > FORMAT_VERSION:
+        raise UserError(
+            f"workdir {workdir}: it has format {version}, and this version of bn_jax "
+            f"reads up to {FORMAT_VERSION}; install a newer one."
+        )
+    return config
+
+
 def read_summary(workdir: Path) -> dict[str, Any] | None:
     """What a complete run came to; None before that.
 

@@ -31,11 +31,22 @@ def load_config(
     path = next(folder / name for folder in folders if (folder / name).is_file())
     config = runpy.run_path(str(path))["get_config"](arm)
     for key, text in (overrides or {}).items():
-        _override(config, key, text)
+        override(config, key, text)
     return config
 
 
-def _override(config: ConfigDict, key: str, text: str) -> None:
+def override(config: ConfigDict, key: str, text: str) -> None:
+    """Changes one setting.
+
+    Args:
+        config: The configuration.
+        key: The setting's name, with a dot between levels.
+        text: Its value as it would be written in Python; a word stands for itself
+            where text is expected.
+
+    Raises:
+        UserError: If there is no such setting, or its type is another.
+    """
     *parents, last = key.split(".")
     try:
         node: Any = config

@@ -1,6 +1,6 @@
 """Walking through a model's collections of statistics, layer by layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxtyping import PyTree
@@ -27,6 +27,27 @@ def map_layers(
         name: map_layers(function, moments[name], old) if name in moments else old
         for name, old in batch_stats.items()
     }
+
+
+def layers_with_statistics(
+    batch_stats: PyTree, path: str = ""
+) -> Iterator[tuple[str, BatchStats]]:
+    """Path and statistics of each layer of a collection.
+
+    Args:
+        batch_stats: The collection.
+        path: In front of each path.
+
+    >>> stats = {"block": {"norm": {"mean": 0.0, "var": 1.0}}}
+    >>> [path for path, _ in layers_with_statistics(stats)]
+    ['block/norm']
+    """
+    if {"mean", "var"} <= set(batch_stats):
+        yield path, batch_stats
+        return
+    for name, child in batch_stats.items():
+        if hasattr(child, "items"):
+            yield from layers_with_statistics(child, f"{path}/{name}".lstrip("/"))
 
 
 def _is_layer(node: Any) -> bool:

@@ -139,11 +139,9 @@ class Checkpoints:
         return None
 
     def _open(self) -> ocp.CheckpointManager:
-        can_write = self._config is not None
         options = ocp.CheckpointManagerOptions(
             max_to_keep=self._keep,
-            read_only=not can_write,
-            create=can_write,
+            create=self._config is not None,
             async_options=ocp.options.AsyncOptions(
                 timeout_secs=120,
                 # Called by the first process, when the files are complete and the
@@ -152,8 +150,14 @@ class Checkpoints:
                 post_finalization_callback=self._write_manifest,
             ),
         )
-        names = ("state", "run")
-        return ocp.CheckpointManager(self._folder, item_names=names, options=options)
+        return ocp.CheckpointManager(
+            self._folder,
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "run": ocp.JsonCheckpointHandler(),
+            },
+            options=options,
+        )
 
     def _write_manifest(self) -> None:
         for folder in self._folder.glob(_TEMPORARY):

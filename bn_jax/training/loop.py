@@ -7,17 +7,17 @@ nothing of any of them.
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax
 import jax
 import numpy as np
 from absl import logging
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 import bn_jax
@@ -25,30 +25,20 @@ from bn_jax.errors import UserError
 from bn_jax.training.build import (
     Parts,
     Settings,
-    build_initial_state,
     build_parts,
-    build_train_step,
     describe_normalization,
-    read_batches,
-    read_test_batches,
-    settings_to_blame,
 )
 from bn_jax.training.check import check_config
 from bn_jax.training.checkpoint import Checkpoints
-from bn_jax.training.metrics import PredictionSums, mean_metrics
+from bn_jax.training.metrics import mean_metrics
 from bn_jax.training.nonfinite import name_of_value
 from bn_jax.training.pace import Pace
-from bn_jax.training.parallel import compile_chunk, make_parallel
-from bn_jax.training.probes import make_probes
-from bn_jax.training.processes import is_primary, make_any, wait_for_all
+from bn_jax.training.parallel import make_parallel
+from bn_jax.training.processes import is_primary, wait_for_all
 from bn_jax.training.profile import Profile
+from bn_jax.training.run import Measured, Run, compile_run
 from bn_jax.training.signals import StoppedBySignalError, StopSignals
-from bn_jax.training.state import Tally, TrainState, clear_losses, resume_tally
-from bn_jax.training.steps import (
-    make_eval_step,
-    make_population_step,
-    make_train_chunk,
-)
+from bn_jax.training.state import Tally, TrainState, resume_tally
 from bn_jax.training.stops import chunks, evaluation_steps
 from bn_jax.training.writer import MetricsWriter
 from bn_jax.workdir import (
@@ -101,13 +91,12 @@ def train(
         if summary is not None:
             logging.info("%s: this run is complete already.", workdir)
             return summary
-        check_config(config)
-        parallel = make_parallel(**dict(config.parallel), devices=devices)
-        run = _build(config, build_parts(config, parallel))
+        parts = _parts(config, devices)
+        run = compile_run(config, parts)
         if is_primary():
             claim_workdir(workdir, settings)
         wait_for_all("the folder is ready")
-        logging.info("%s.", describe_normalization(config, parallel))
+        logging.info("%s.", describe_normalization(config, parts.parallel))
         profile = Profile(workdir, profile_steps)
         steps_per_second = _run_steps(
             config, run, workdir, signals, profile, show_progress=show_progress
@@ -118,92 +107,9 @@ def train(
     return read_summary(workdir) or {}
 
 
-class _Measured(NamedTuple):
-    """What an evaluation measured, still on the device."""
-
-    sums: Mapping[str, PredictionSums]
-    probed: Mapping[str, Array]
-
-
-class _Run(NamedTuple):
-    """The state before the first step, and compiled functions over the run's data."""
-
-    initial_state: TrainState
-    train_steps: Callable[[TrainState, int, int], tuple[TrainState, Tally]]
-    evaluate: Callable[[TrainState, int], _Measured]
-    clear_losses: Callable[[Tally], Tally]
-    any_process: Callable[[int], Array]
-    must_wait: bool
-
-
-def _build(config: Settings, parts: Parts) -> _Run:
-    """Compiles what the configuration describes, and puts the test set on the devices.
-
-    On several devices of a CPU every call is waited for (see `Parallel.must_wait`).
-    """
-    parallel = parts.parallel
-    settle = jax.block_until_ready if parallel.must_wait else lambda result: result
-    state = build_initial_state(config, parts)
-    train_step = build_train_step(config, parts)
-    if parallel.axis_name is None:
-        # Refusals come before anything is compiled; a mapped step has no axis here.
-        with settings_to_blame():
-            one = jax.tree.map(lambda x: x[0], read_batches(config, parts, 0, 1))
-            jax.eval_shape(train_step, state, one)
-    train_chunk = compile_chunk(parallel, make_train_chunk(train_step))
-    population_step = jax.jit(
-        make_population_step(parts.model, preprocess=parts.preprocess),
-        out_shardings=parallel.replicated,
-    )
-    eval_step = jax.jit(
-        make_eval_step(parts.model, preprocess=parts.preprocess),
-        out_shardings=parallel.replicated,
-    )
-    test_batches = read_test_batches(config, parts)
-
-    def with_population_statistics(state: TrainState, step: int) -> PyTree:
-        # The minibatches that training comes to next: it has not fitted them yet.
-        ahead = read_batches(config, parts, step, config.evaluation.population_batches)
-        return settle(population_step(state.variables, ahead))
-
-    probe = jax.jit(
-        make_probes(
-            config.probes,
-            model=parts.model,
-            initial_variables=with_population_statistics(state, 0),
-            inputs=parts.preprocess(
-                parts.data.test_images[: config.evaluation.probe_examples]
-            ),
-        ),
-        out_shardings=parallel.replicated,
-    )
-
-    def train_steps(
-        state: TrainState, first_step: int, last_step: int
-    ) -> tuple[TrainState, Tally]:
-        batches = read_batches(config, parts, first_step, last_step - first_step)
-        with settings_to_blame():
-            return settle(train_chunk(state, batches))
-
-    def evaluate(state: TrainState, step: int) -> _Measured:
-        variables = with_population_statistics(state, step)
-        sums = {"": settle(eval_step(variables, test_batches))}
-        if state.ema_params:
-            # The averaged network is another one, and so are its statistics.
-            averaged = state._replace(params=state.ema_params)
-            ema_variables = with_population_statistics(averaged, step)
-            sums["ema_"] = settle(eval_step(ema_variables, test_batches))
-        return _Measured(sums, settle(probe(variables)))
-
-    clear = jax.jit(clear_losses, out_shardings=parallel.replicated)
-    return _Run(
-        initial_state=state,
-        train_steps=train_steps,
-        evaluate=evaluate,
-        clear_losses=lambda tally: settle(clear(tally)),
-        any_process=make_any(parallel),
-        must_wait=parallel.must_wait,
-    )
+def _parts(config: Settings, devices: Sequence[Any] | None) -> Parts:
+    check_config(config)
+    return build_parts(config, make_parallel(**config.parallel, devices=devices))
 
 
 class _GivenUpError(Exception):
@@ -212,7 +118,7 @@ class _GivenUpError(Exception):
 
 def _run_steps(
     config: Settings,
-    run: _Run,
+    run: Run,
     workdir: Path,
     signals: StopSignals,
     profile: Profile,
@@ -295,7 +201,7 @@ def _report(
     profile: Profile,
     step: int,
     tally: Tally,
-    measured: _Measured | None,
+    measured: Measured | None,
     stop_flag: Array,
 ) -> int:
     """Waits until the device is through with a stretch, and writes what it measured.

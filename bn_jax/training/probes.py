@@ -4,14 +4,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from bn_jax.analysis.distributions import typical_unit, unit_percentiles
+from bn_jax.analysis.drift import statistics_drift
 from bn_jax.errors import UserError
+from bn_jax.stats.collections import layers_with_statistics
 
-# A probe measures a model with given variables; each value goes into the metrics
-# under its name.
-Probe = Callable[[PyTree], Mapping[str, Array]]
+# A probe measures a model with the variables that it is evaluated with, and may compare
+# them with its running statistics; each value goes into the metrics under its name.
+Probe = Callable[[PyTree, PyTree], Mapping[str, Array]]
 
 
 def make_probes(
@@ -24,7 +27,7 @@ def make_probes(
     """All probes that a configuration lists, as one.
 
     Args:
-        names: "percentiles", or none.
+        names: "percentiles", "batch_norm", or none.
         model: Called as `model.apply(variables, x, train=...)`.
         initial_variables: What the model has before training, with population
             statistics.
@@ -41,10 +44,10 @@ def make_probes(
             )
         probes.append(_PROBES[name](model, initial_variables, inputs))
 
-    def probe_all(variables: PyTree) -> Mapping[str, Array]:
+    def probe_all(variables: PyTree, batch_stats: PyTree) -> Mapping[str, Array]:
         measured: dict[str, Array] = {}
         for probe in probes:
-            measured.update(probe(variables))
+            measured.update(probe(variables, batch_stats))
         return measured
 
     return probe_all
@@ -69,12 +72,32 @@ def _percentiles_probe(model: Any, initial_variables: PyTree, inputs: Array) -> 
 
     unit = typical_unit(unit_percentiles(layer_inputs(initial_variables)))
 
-    def probe(variables: PyTree) -> Mapping[str, Array]:
+    def probe(variables: PyTree, _: PyTree) -> Mapping[str, Array]:
         return {"percentiles": unit_percentiles(layer_inputs(variables)[:, unit])}
 
     return probe
 
 
+def _batch_norm_probe(model: Any, initial_variables: PyTree, inputs: Array) -> Probe:
+    """Smallest variance of each normalization layer, and how far its averages lag.
+
+    The drift is that of the moving averages from the population statistics.
+    """
+
+    def probe(variables: PyTree, batch_stats: PyTree) -> Mapping[str, Array]:
+        measured = {}
+        moving = dict(layers_with_statistics(batch_stats))
+        for layer, population in layers_with_statistics(variables["batch_stats"]):
+            drift = statistics_drift(moving[layer], population)
+            measured[f"min_var/{layer}"] = jnp.min(population["var"])
+            measured[f"mean_drift/{layer}"] = drift.mean
+            measured[f"log_std_drift/{layer}"] = drift.log_std
+        return measured
+
+    return probe
+
+
 _PROBES: Mapping[str, Callable[[Any, PyTree, Array], Probe]] = {
-    "percentiles": _percentiles_probe
+    "percentiles": _percentiles_probe,
+    "batch_norm": _batch_norm_probe,
 }

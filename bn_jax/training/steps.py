@@ -199,13 +199,18 @@ def make_population_step(
 
 
 def make_eval_step(
-    model: nn.Module, *, preprocess: Callable[[Array], Array]
+    model: nn.Module,
+    *,
+    preprocess: Callable[[Array], Array],
+    by_batch: bool = False,
 ) -> Callable[[PyTree, PaddedBatches], PredictionSums]:
     """A function that evaluates a model on every example of a data set.
 
     Args:
         model: Called as `model.apply(variables, x, train=...)`.
         preprocess: Turns stored pixels into the model's input.
+        by_batch: Whether each batch is normalized by its own statistics, which what
+            fills it up then is part of.
 
     Returns:
         Function of the variables and the data set in batches.
@@ -214,7 +219,13 @@ def make_eval_step(
     def eval_step(variables: PyTree, batches: PaddedBatches) -> PredictionSums:
         def batch_sums(batch: PaddedBatches) -> PredictionSums:
             images = preprocess(batch.examples.images)
-            logits: Any = model.apply(variables, images, train=False)
+            logits: Any
+            if by_batch:
+                logits, _ = model.apply(
+                    variables, images, train=True, mutable=["batch_stats"]
+                )
+            else:
+                logits = model.apply(variables, images, train=False)
             return prediction_sums(logits, batch.examples.labels, batch.is_example)
 
         return jax.tree.map(jnp.sum, jax.lax.map(batch_sums, batches))
