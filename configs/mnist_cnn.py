@@ -4,7 +4,9 @@
     python train.py --config=configs/mnist_cnn.py:baseline --workdir=DIR
 
 Both arms train the same network on the same minibatches; one has Batch Normalization
-before each nonlinearity and no biases there, the other has biases.
+before each nonlinearity and no biases there, the other has biases. Expected with these
+settings and Batch Normalization, after 1,406 steps: 99.27 % test accuracy (seed 0, the
+only one measured). The run took 269 s on 2 cores with other work on them.
 """
 
 from ml_collections import ConfigDict, config_dict
