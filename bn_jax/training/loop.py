@@ -99,7 +99,13 @@ def train(
         logging.info("%s.", describe_normalization(config, parts.parallel))
         profile = Profile(workdir, profile_steps)
         steps_per_second = _run_steps(
-            config, run, workdir, signals, profile, show_progress=show_progress
+            config,
+            run,
+            workdir,
+            signals=signals,
+            profile=profile,
+            started=started,
+            show_progress=show_progress,
         )
         if is_primary():
             _summarize(workdir, steps_per_second, time.monotonic() - started)
@@ -120,9 +126,10 @@ def _run_steps(
     config: Settings,
     run: Run,
     workdir: Path,
+    *,
     signals: StopSignals,
     profile: Profile,
-    *,
+    started: float,
     show_progress: bool,
 ) -> float:
     """Takes the steps that are left, and returns how many of them a second took.
@@ -154,7 +161,7 @@ def _run_steps(
         if first_step:
             logging.info("%s: goes on after step %d.", workdir, first_step)
         writer.start(first_step)
-        pace = Pace(first_step)
+        pace = Pace(first_step, started=started)
         reports: deque[Callable[[], int]] = deque()
         stretches = chunks(
             first_step,

@@ -1,0 +1,129 @@
+"""What the training loop costs beside the bare compiled step.
+
+    python benchmarks/loop.py
+
+The MNIST network with convolutions is trained by `bn_jax.training.loop.train`, which
+reads batches, dispatches, fetches figures, shows progress and looks for signals; and by
+calling the same compiled function on batches that lie on the device already. The two
+take turns; what is compared is the time a step from one stretch to the next, in pairs.
+Both leave out compilation, evaluations and checkpoints: work that was asked for.
+
+Writes `results/loop.json`.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import bn_jax
+from bn_jax.experiments.configs import load_config
+from bn_jax.reporting.machine import describe_machine
+from bn_jax.training import loop
+from bn_jax.training.build import (
+    build_initial_state,
+    build_parts,
+    build_train_step,
+    read_batches,
+)
+from bn_jax.training.compilation import keep_compiled_code
+from bn_jax.training.pace import Pace
+from bn_jax.training.parallel import compile_chunk, make_parallel
+from bn_jax.training.steps import make_train_chunk
+
+
+def main() -> None:
+    """Runs both in turn, prints the ratio and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--stretches", type=int, default=10, help="a round")
+    options = parser.parse_args()
+    keep_compiled_code("~/.cache/bn_jax/compiled")
+    config: Any = load_config("mnist_cnn.py", "bn")
+    with config.unlocked():
+        config.num_steps = config.max_steps_per_dispatch * (options.stretches + 1)
+        config.evaluation.schedule.early_until_step = 0
+        config.evaluation.schedule.every_steps = config.num_steps
+        config.checkpoint.every_steps = config.num_steps
+        config.parallel.num_devices = 1
+    bare = _Bare(config)
+    rounds = []
+    for number in range(options.rounds):
+        pair = {"loop": _loop, "bare": bare}
+        # Each goes first every other time.
+        order = sorted(pair, reverse=bool(number % 2))
+        rounds.append({name: pair[name](config) for name in order})
+        print({name: f"{1e3 * value:.3f} ms" for name, value in rounds[-1].items()})
+    ratio = statistics.median(one["loop"] / one["bare"] for one in rounds)
+    result = {
+        "command": "python benchmarks/loop.py",
+        "machine": describe_machine(),
+        "versions": {"jax": jax.__version__, "bn_jax": bn_jax.__version__},
+        "batch_size": config.batch_size,
+        "steps_a_stretch": config.max_steps_per_dispatch,
+        "rounds": rounds,
+        "seconds_a_step": {
+            name: statistics.median(one[name] for one in rounds) for name in rounds[0]
+        },
+        "loop_over_bare": ratio,
+    }
+    path = Path(__file__).parent.parent / "results" / "loop.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"loop / bare step, median of {len(rounds)} rounds: {ratio:.4f}")
+
+
+class _Bare:
+    """Seconds a step of the compiled function alone."""
+
+    def __init__(self, config: Any) -> None:
+        parts = build_parts(config, make_parallel("jit", num_devices=1))
+        self._state = build_initial_state(config, parts)
+        step = build_train_step(config, parts)
+        self._chunk = compile_chunk(parts.parallel, make_train_chunk(step))
+        length = config.max_steps_per_dispatch
+        self._batches = [
+            read_batches(config, parts, length * i, length) for i in (0, 1)
+        ]
+        self._run(2)
+
+    def __call__(self, config: Any) -> float:
+        """Seconds a step, over as many stretches as the loop's are measured."""
+        stretches = config.num_steps // config.max_steps_per_dispatch - 1
+        started = time.monotonic()
+        self._run(stretches)
+        seconds = time.monotonic() - started
+        return seconds / (stretches * config.max_steps_per_dispatch)
+
+    def _run(self, stretches: int) -> None:
+        for number in range(stretches):
+            self._state, tally = self._chunk(self._state, self._batches[number % 2])
+        jax.block_until_ready(tally)
+
+
+def _loop(config: Any) -> float:
+    """Seconds a step of a run, from the end of its first stretch to its last one's."""
+    marks: list[tuple[int, float]] = []
+
+    class RecordingPace(Pace):
+        def advance(self, step: int) -> None:
+            super().advance(step)
+            marks.append((step, time.monotonic()))
+
+    before, loop.Pace = loop.Pace, RecordingPace
+    try:
+        with tempfile.TemporaryDirectory() as workdir:
+            loop.train(config, workdir, show_progress=False)
+    finally:
+        loop.Pace = before
+    # The last stretch is reported after its evaluation.
+    (first_step, first), (last_step, last) = marks[0], marks[-2]
+    return (last - first) / (last_step - first_step)
+
+
+if __name__ == "__main__":
+    main()
