@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ FORMAT_VERSION = 1
 def locked(workdir: Path) -> Iterator[None]:
     """A context in which no other run can use the folder.
 
-    The system itself drops the lock when the process ends, in whatever way.
+    The system itself drops the lock when the process ends, in whatever way. A folder
+    that was made for a run that wrote nothing is removed again.
 
     Args:
         workdir: The folder; made if it is not there.
@@ -32,6 +33,7 @@ def locked(workdir: Path) -> Iterator[None]:
         UserError: If another run is using it, or it cannot be made.
     """
     try:
+        is_new = not workdir.exists()
         workdir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(workdir, os.O_RDONLY)
     except OSError as error:
@@ -50,6 +52,10 @@ def locked(workdir: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if is_new:
+            # It fails where the run has written anything.
+            with suppress(OSError):
+                workdir.rmdir()
         os.close(descriptor)
 
 
