@@ -118,6 +118,8 @@ class Checkpoints:
             UserError: If there are checkpoints and none is intact, one is of another
                 model, or of a newer version of this library.
         """
+        # A step that is being written has no manifest yet.
+        self.wait()
         steps = sorted(self._manager.all_steps(), reverse=True)
         damage: dict[int, str] = {}
         for step in steps:
