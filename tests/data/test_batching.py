@@ -72,29 +72,53 @@ def test_a_late_step_costs_no_more_than_an_early_one() -> None:
     assert sorted(late[0].tolist()) == [0, 1]
 
 
-@given(num_examples=st.integers(1, 40), batch_size=st.integers(1, 50))
+@given(
+    num_examples=st.integers(1, 40),
+    batch_size=st.integers(1, 50),
+    multiple_of=st.integers(1, 9),
+)
 def test_padded_batches_drop_nothing_and_repeat_nothing(
-    num_examples: int, batch_size: int
+    num_examples: int, batch_size: int, multiple_of: int
 ) -> None:
-    images, labels = np.arange(num_examples) * 2, np.arange(num_examples)
-    batches = padded_batches(images, labels, batch_size)
-    batch_images, batch_labels, is_example = batches
-    np.testing.assert_array_equal(batch_labels[is_example], labels)
-    np.testing.assert_array_equal(batch_images[is_example], images)
-    assert batch_labels.shape == is_example.shape
+    indices, is_example = padded_batches(
+        num_examples, batch_size, multiple_of=multiple_of
+    )
+    np.testing.assert_array_equal(indices[is_example], np.arange(num_examples))
+    assert indices.shape == is_example.shape
 
 
-@given(num_examples=st.integers(1, 40), batch_size=st.integers(1, 50))
-def test_only_the_last_batch_is_filled_up(num_examples: int, batch_size: int) -> None:
-    labels = np.arange(num_examples)
-    _, _, is_example = padded_batches(labels, labels, batch_size)
+@given(
+    num_examples=st.integers(1, 40),
+    batch_size=st.integers(1, 50),
+    multiple_of=st.integers(1, 9),
+)
+def test_only_the_last_batch_is_filled_up(
+    num_examples: int, batch_size: int, multiple_of: int
+) -> None:
+    indices, is_example = padded_batches(
+        num_examples, batch_size, multiple_of=multiple_of
+    )
     assert is_example[:-1].all()
     assert is_example[-1].any()
+    # With examples that there are.
+    assert indices.max() == num_examples - 1
+
+
+@given(
+    num_examples=st.integers(1, 40),
+    batch_size=st.integers(1, 50),
+    multiple_of=st.integers(1, 9),
+)
+def test_a_padded_batch_is_the_next_multiple_of_the_number_of_devices(
+    num_examples: int, batch_size: int, multiple_of: int
+) -> None:
+    indices, _ = padded_batches(num_examples, batch_size, multiple_of=multiple_of)
+    assert indices.shape[1] % multiple_of == 0
+    assert 0 <= indices.shape[1] - min(batch_size, num_examples) < multiple_of
 
 
 @pytest.mark.shapes
 def test_a_batch_is_never_larger_than_the_set() -> None:
-    images, labels = np.zeros((3, 28, 28, 1), np.uint8), np.zeros(3, np.int32)
-    batch_images, _, is_example = padded_batches(images, labels, 1000)
-    assert batch_images.shape == (1, 3, 28, 28, 1)
+    indices, is_example = padded_batches(3, 1000)
+    assert indices.shape == (1, 3)
     assert is_example.all()

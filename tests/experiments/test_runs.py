@@ -36,8 +36,11 @@ def make_jobs(tmp_path: Path, idx_dir: Path) -> Callable[[int], list[Job]]:
 def replace_train(
     monkeypatch: pytest.MonkeyPatch, function: Callable[[Any, Path], None]
 ) -> None:
-    def train_instead(config: Any, workdir: Path, *, show_progress: bool) -> None:
+    def train_instead(
+        config: Any, workdir: Path, *, show_progress: bool, devices: list[Any]
+    ) -> None:
         assert not show_progress
+        assert devices == [jnp.zeros(1).device]
         function(config, workdir)
 
     monkeypatch.setattr(runs, "train", train_instead)

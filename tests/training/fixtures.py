@@ -1,12 +1,14 @@
 """A small set of images to train on, and compiled code that is kept for a session."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 import pytest
 from data.idx_files import write_idx_folder
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from training.tiny_runs import Complete, complete_run, tiny_config
 
 _CACHE_SETTINGS = (
     "jax_compilation_cache_dir",
@@ -27,17 +29,45 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("compiled")
 
 
+@pytest.fixture(scope="session")
+def bn(
+    tmp_path_factory: pytest.TempPathFactory, idx_dir: Path, compilation_cache: Path
+) -> Complete:
+    """A run with Batch Normalization."""
+    workdir = tmp_path_factory.mktemp("runs") / "bn"
+    with kept_compiled_code(compilation_cache):
+        return complete_run(tiny_config(idx_dir), workdir)
+
+
+@pytest.fixture(scope="session")
+def baseline(
+    tmp_path_factory: pytest.TempPathFactory, idx_dir: Path, compilation_cache: Path
+) -> Complete:
+    """A run without it."""
+    workdir = tmp_path_factory.mktemp("runs") / "baseline"
+    with kept_compiled_code(compilation_cache):
+        return complete_run(tiny_config(idx_dir, arm="baseline"), workdir)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def reuse_compiled_code(compilation_cache: Path) -> Iterator[None]:
     """Compiles the same program once, because every run compiles its own."""
-    values = (str(compilation_cache), 0.0, -1)
+    with kept_compiled_code(compilation_cache):
+        yield
+
+
+@contextmanager
+def kept_compiled_code(folder: Path) -> Iterator[None]:
+    """Lets JAX look in the folder for what it compiles, and put it there."""
     before = [getattr(jax.config, name) for name in _CACHE_SETTINGS]
-    _configure_cache(values)
-    yield
-    _configure_cache(before)
+    _configure_cache([str(folder), 0.0, -1])
+    try:
+        yield
+    finally:
+        _configure_cache(before)
 
 
-def _configure_cache(values: Iterator[object]) -> None:
+def _configure_cache(values: Sequence[object]) -> None:
     for name, value in zip(_CACHE_SETTINGS, values, strict=True):
         jax.config.update(name, value)
     # The folder is looked at once, at the first compilation.

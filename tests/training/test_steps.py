@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from training import numpy_mlp
+from training.tiny_runs import plain
 
 from bn_jax.data.batching import padded_batches
 from bn_jax.data.image import binarize
@@ -23,7 +24,6 @@ from bn_jax.training.steps import (
     make_population_step,
     make_train_chunk,
     make_train_step,
-    take,
 )
 
 ARMS = {"bn": "batch_norm", "baseline": None}
@@ -32,8 +32,10 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (53, 6, 5, 1), dtype=np.uint8)
 LABELS = RNG.integers(0, 4, 53).astype(np.int32)
 DATA = Examples(jnp.asarray(IMAGES), jnp.asarray(LABELS))
-BATCH = Examples(DATA.images[:20], DATA.labels[:20])
 INDICES = RNG.integers(0, 53, (7, 20)).astype(np.int32)
+# Seven steps of one microbatch each, and a step of the first twenty examples.
+BATCHES = jax.tree.map(lambda leaf: leaf[INDICES[:, None]], DATA)
+BATCH = jax.tree.map(lambda leaf: leaf[None, :20], DATA)
 
 preprocess = partial(binarize, threshold=127)
 # Sums of float32 rounding errors over 30 pixels and 20 examples.
@@ -48,7 +50,13 @@ class Arm:
         self.model = make_model(
             "mlp", num_classes=4, norm=norm, hidden_features=(7, 5), kernel_stddev=0.5
         )
-        self.tx = make_optimizer("sgd", learning_rate=LEARNING_RATE)
+        self.tx = make_optimizer(
+            "sgd",
+            learning_rate=LEARNING_RATE,
+            weight_decay=0.0,
+            decay_scale_and_bias=False,
+            clip_norm=None,
+        )
         self.train_step = make_train_step(self.model, self.tx, preprocess=preprocess)
         self.eval_step = make_eval_step(self.model, preprocess=preprocess)
         self.population_step = make_population_step(self.model, preprocess=preprocess)
@@ -60,7 +68,7 @@ class Arm:
 
     def trained(self) -> TrainState:
         """The state after a few steps."""
-        return jax.jit(make_train_chunk(self.train_step))(self.state, DATA, INDICES)[0]
+        return jax.jit(make_train_chunk(self.train_step))(self.state, BATCHES)[0]
 
 
 @pytest.fixture(scope="module", params=ARMS)
@@ -77,21 +85,25 @@ def in_float64(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
 
 
+def steps(batches: Examples) -> list[Examples]:
+    """The batch of each step."""
+    return [jax.tree.map(lambda leaf: leaf[i], batches) for i in range(len(INDICES))]
+
+
 def with_random_parameters(state: TrainState) -> TrainState:
     """Scales, biases and statistics that differ from zero and one."""
-    leaves, structure = jax.tree.flatten(state)
+    leaves, structure = jax.tree.flatten((state.params, state.batch_stats))
     rng = np.random.default_rng(1)
     changed = [
-        leaf + rng.uniform(0.1, 0.5, leaf.shape).astype(np.float32) * (leaf.ndim > 0)
-        for leaf in leaves
+        leaf + rng.uniform(0.1, 0.5, leaf.shape).astype(np.float32) for leaf in leaves
     ]
-    changed = [new.astype(old.dtype) for new, old in zip(changed, leaves, strict=True)]
-    return jax.tree.unflatten(structure, changed)
+    params, batch_stats = jax.tree.unflatten(structure, changed)
+    return state._replace(params=params, batch_stats=batch_stats)
 
 
 def evaluate(arm: Arm, variables: Any, *, batch_size: int) -> dict[str, float]:
-    images, labels, is_example = padded_batches(IMAGES, LABELS, batch_size)
-    batches = PaddedBatches(Examples(images, labels), is_example)
+    indices, is_example = padded_batches(len(LABELS), batch_size)
+    batches = PaddedBatches(Examples(IMAGES[indices], LABELS[indices]), is_example)
     return mean_metrics(jax.jit(arm.eval_step)(variables, batches))
 
 
@@ -101,8 +113,8 @@ def test_a_train_step_is_that_of_float64_numpy(arm: Arm) -> None:
     expected = numpy_mlp.sgd_step(
         in_float64(state.params),
         in_float64(state.batch_stats),
-        np.asarray(BATCH.images) > 127,
-        np.asarray(BATCH.labels),
+        IMAGES[:20] > 127,
+        LABELS[:20],
         learning_rate=LEARNING_RATE,
         momentum=0.9,
     )
@@ -114,7 +126,7 @@ def test_a_train_step_is_that_of_float64_numpy(arm: Arm) -> None:
 def test_float64_gradients_are_those_of_finite_differences(bn: Arm) -> None:
     # The oracle of the test above, against its own loss.
     params = in_float64(with_random_parameters(bn.state).params)
-    images, labels = np.asarray(BATCH.images) > 127, np.asarray(BATCH.labels)
+    images, labels = IMAGES[:20] > 127, LABELS[:20]
     grads = numpy_mlp.gradients(params, images, labels)
     leaves, structure = jax.tree.flatten(params)
     direction = [np.random.default_rng(2).normal(size=leaf.shape) for leaf in leaves]
@@ -137,17 +149,19 @@ def test_a_train_step_counts_itself(arm: Arm) -> None:
 
 
 def test_a_chunk_is_single_steps_bit_for_bit(arm: Arm) -> None:
-    state, losses = jax.jit(make_train_chunk(arm.train_step))(arm.state, DATA, INDICES)
-    single, step = arm.state, jax.jit(arm.train_step)
-    for chosen, loss in zip(INDICES, losses, strict=True):
-        single, expected_loss = step(single, take(DATA, chosen))
-        assert loss == expected_loss
-    chex.assert_trees_all_equal(state, single)
+    state, tally = jax.jit(make_train_chunk(arm.train_step))(arm.state, BATCHES)
+    single, step, loss_sum = arm.state, jax.jit(arm.train_step), np.float32(0)
+    for batch in steps(BATCHES):
+        single, loss = step(single, batch)
+        loss_sum += np.asarray(loss)
+    chex.assert_trees_all_equal(plain(state), plain(single))
+    chex.assert_trees_all_equal(tally, single.tally)
+    assert (tally.loss_sum, int(tally.num_losses)) == (loss_sum, len(INDICES))
 
 
 def test_the_same_seed_gives_the_same_bits(arm: Arm) -> None:
     again = Arm("bn" if arm.state.batch_stats else "baseline")
-    chex.assert_trees_all_equal(arm.trained(), again.trained())
+    chex.assert_trees_all_equal(plain(arm.trained()), plain(again.trained()))
 
 
 def test_another_seed_gives_other_parameters(arm: Arm) -> None:
@@ -168,8 +182,8 @@ def test_a_train_step_is_traced_once(arm: Arm) -> None:
     chex.clear_trace_counter()
     step = jax.jit(chex.assert_max_traces(arm.train_step, n=1))
     state = arm.state
-    for chosen in INDICES:
-        state, _ = step(state, take(DATA, chosen))
+    for batch in steps(BATCHES):
+        state, _ = step(state, batch)
     assert int(state.step) == len(INDICES)
 
 
@@ -207,7 +221,7 @@ def test_evaluation_normalizes_by_the_statistics_that_it_is_given(bn: Arm) -> No
 
 def test_population_statistics_are_those_of_algorithm_2(bn: Arm) -> None:
     state = with_random_parameters(bn.state)
-    variables = jax.jit(bn.population_step)(state, DATA, INDICES)
+    variables = jax.jit(bn.population_step)(state.variables, BATCHES)
     expected = numpy_mlp.population_statistics(
         in_float64(state.params), [IMAGES[chosen] > 127 for chosen in INDICES]
     )
@@ -215,25 +229,18 @@ def test_population_statistics_are_those_of_algorithm_2(bn: Arm) -> None:
 
 
 def test_population_statistics_leave_the_parameters_alone(bn: Arm) -> None:
-    variables = jax.jit(bn.population_step)(bn.state, DATA, INDICES)
+    variables = jax.jit(bn.population_step)(bn.state.variables, BATCHES)
     chex.assert_trees_all_equal(variables["params"], bn.state.params)
 
 
 def test_population_statistics_do_not_depend_on_the_running_ones(bn: Arm) -> None:
     step = jax.jit(bn.population_step)
     other = jax.tree.map(lambda leaf: leaf + 3, bn.state.batch_stats)
-    changed = step(bn.state._replace(batch_stats=other), DATA, INDICES)
-    assert_close(changed, step(bn.state, DATA, INDICES))
+    changed = step(bn.state._replace(batch_stats=other).variables, BATCHES)
+    assert_close(changed, step(bn.state.variables, BATCHES))
 
 
 def test_a_network_without_statistics_gets_its_variables_back() -> None:
     baseline = Arm("baseline")
-    variables = jax.jit(baseline.population_step)(baseline.state, DATA, INDICES)
+    variables = jax.jit(baseline.population_step)(baseline.state.variables, BATCHES)
     chex.assert_trees_all_equal(variables, baseline.state.variables)
-
-
-@pytest.mark.shapes
-def test_take_gives_the_chosen_examples_in_their_order() -> None:
-    taken = take(DATA, jnp.array([5, 2, 5]))
-    np.testing.assert_array_equal(taken.images, IMAGES[[5, 2, 5]])
-    np.testing.assert_array_equal(taken.labels, LABELS[[5, 2, 5]])

@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,14 @@ def make_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return stream
 
 
-def open_writer(workdir: Path, **changes: Any) -> MetricsWriter:
-    settings = {"first_step": 0, "num_steps": 100, "show_progress": False}
-    return MetricsWriter(workdir, **{**settings, **changes})
+@contextmanager
+def open_writer(
+    workdir: Path, *, first_step: int = 0, **changes: Any
+) -> Iterator[MetricsWriter]:
+    settings = {"num_steps": 100, "log_every": 10, "show_progress": False}
+    with MetricsWriter(workdir, **{**settings, **changes}) as writer:
+        writer.start(first_step)
+        yield writer
 
 
 def events(workdir: Path) -> Iterator[Event]:
@@ -141,11 +147,21 @@ def test_a_terminal_shows_step_loss_accuracy_and_time_left(
     terminal = make_terminal(monkeypatch)
     with open_writer(tmp_path, show_progress=True) as writer:
         writer.write(50, VALUES)
-        writer.advance(50)
+        writer.advance(50, 0.25)
     shown = terminal.getvalue()
     assert "50/100" in shown
     assert "train_loss=0.2500, test_accuracy=0.8750" in shown
     assert "percentiles" not in shown
+
+
+def test_a_terminal_shows_the_loss_between_two_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = make_terminal(monkeypatch)
+    with open_writer(tmp_path, show_progress=True) as writer:
+        writer.write(50, VALUES)
+        writer.advance(70, 0.125)
+    assert "train_loss=0.1250, test_accuracy=0.8750" in terminal.getvalue()
 
 
 def test_a_progress_bar_goes_on_from_the_first_step(
@@ -153,7 +169,7 @@ def test_a_progress_bar_goes_on_from_the_first_step(
 ) -> None:
     terminal = make_terminal(monkeypatch)
     with open_writer(tmp_path, first_step=40, show_progress=True) as writer:
-        writer.advance(100)
+        writer.advance(100, 0.25)
     assert "40/100" in terminal.getvalue()
     assert "100/100" in terminal.getvalue()
 
@@ -163,30 +179,39 @@ def test_a_terminal_gets_no_log_line(
 ) -> None:
     make_terminal(monkeypatch)
     with open_writer(tmp_path, show_progress=True) as writer:
-        writer.write(100, VALUES)
+        writer.advance(100, 0.25)
     assert log.messages == []
 
 
 def test_without_a_terminal_the_last_step_is_logged(
     tmp_path: Path, clock: list[float], log: pytest.LogCaptureFixture
 ) -> None:
-    with open_writer(tmp_path, show_progress=True) as writer:
+    with open_writer(tmp_path, show_progress=True, log_every=1000) as writer:
         clock[0] += 4.0
         writer.write(100, VALUES)
+        writer.advance(100, 0.25)
     assert log.messages == [
         "step 100 of 100, train_loss 0.2500, test_accuracy 0.8750, 25 steps/s, 0 s left"
     ]
 
 
-def test_log_lines_are_seconds_apart(
-    tmp_path: Path, clock: list[float], log: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("stretch", "expected"),
+    [(1, [10, 20, 30, 40]), (4, [12, 20, 32, 40]), (25, [25, 50])],
+)
+def test_log_lines_are_steps_apart(
+    tmp_path: Path,
+    clock: list[float],
+    log: pytest.LogCaptureFixture,
+    stretch: int,
+    expected: list[int],
 ) -> None:
     with open_writer(tmp_path, show_progress=True) as writer:
-        for step in range(1, 100):
+        for step in range(stretch, 50, stretch):
             clock[0] += 1.0
-            writer.write(step, VALUES)
+            writer.advance(step, 0.25)
     steps = [int(message.split()[1]) for message in log.messages]
-    assert steps == list(range(5, 100, 5))
+    assert steps == [step for step in expected if step < 50]
 
 
 def test_a_log_line_says_how_much_time_is_left(
@@ -194,7 +219,7 @@ def test_a_log_line_says_how_much_time_is_left(
 ) -> None:
     with open_writer(tmp_path, first_step=40, show_progress=True) as writer:
         clock[0] += 10.0
-        writer.write(60, {"train_loss": 1.0})
+        writer.advance(60, 1.0)
     expected = "step 60 of 100, train_loss 1.0000, 2 steps/s, 20 s left"
     assert log.messages == [expected]
 
@@ -205,5 +230,25 @@ def test_nothing_is_shown_when_nothing_is_asked_for(
     terminal = make_terminal(monkeypatch)
     with open_writer(tmp_path, show_progress=False) as writer:
         writer.write(100, VALUES)
-        writer.advance(100)
+        writer.advance(100, 0.25)
     assert (terminal.getvalue(), log.messages) == ("", [])
+
+
+def test_a_silent_writer_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    terminal = make_terminal(monkeypatch)
+    with open_writer(tmp_path, show_progress=True, is_silent=True) as writer:
+        writer.write(100, VALUES)
+        writer.advance(100, 0.25)
+    assert (terminal.getvalue(), log.messages) == ("", [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_touched_before_the_start(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n')
+    settings = {"num_steps": 100, "log_every": 10, "show_progress": False}
+    with MetricsWriter(tmp_path, **settings):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert read_metrics(tmp_path) == [{"step": 10}]

@@ -1,24 +1,29 @@
 """The paper's experiment made tiny: 60 steps of a small network on few images."""
 
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import chex
 import jax
-import jax.numpy as jnp
+import numpy as np
+import pytest
 from ml_collections import ConfigDict
 
 from bn_jax.experiments.configs import load_config
-from bn_jax.models import make_model, make_norm
+from bn_jax.training.build import Parts, build_initial_state, build_parts
 from bn_jax.training.checkpoint import Checkpoints
-from bn_jax.training.optim import make_optimizer
-from bn_jax.training.state import TrainState, init_state
+from bn_jax.training.loop import train
+from bn_jax.training.parallel import make_parallel
+from bn_jax.training.state import TrainState
+from bn_jax.workdir import read_metrics
 
 # Stretches are 10 or 5 steps long, so that little is compiled; the batches divide
-# neither the training set nor the test set.
+# neither the training set nor the test set. One device, of the eight there are.
 TINY = {
     "num_steps": 60,
     "batch_size": 25,
+    "parallel.num_devices": 1,
     "model.hidden_features": (8, 7),
     "optimizer.learning_rate": 2.0,
     "evaluation.schedule.early_every_steps": 10,
@@ -43,6 +48,23 @@ SHORT = {
 }
 
 
+class Complete(NamedTuple):
+    """A run from its first step to its last, without a stop."""
+
+    config: ConfigDict
+    workdir: Path
+    summary: Mapping[str, Any]
+
+    @property
+    def metrics(self) -> dict[str, np.ndarray]:
+        lines = read_metrics(self.workdir)
+        return {name: np.array([line[name] for line in lines]) for name in lines[0]}
+
+
+class PowerFailureError(Exception):
+    """Ends a run where a test wants it to."""
+
+
 def tiny_config(idx_dir: Path, *, arm: str = "bn", **settings: Any) -> ConfigDict:
     """The configuration of one arm, on the images of a folder.
 
@@ -58,19 +80,53 @@ def tiny_config(idx_dir: Path, *, arm: str = "bn", **settings: Any) -> ConfigDic
     return config
 
 
-def final_state(config: ConfigDict, workdir: Path) -> TrainState:
-    """The newest state that a run has saved."""
-    like = initial_state(config)
-    with Checkpoints(workdir / "checkpoints", keep=1) as checkpoints:
-        state = checkpoints.restore_latest(like)
-    assert state is not None
-    return state
+def complete_run(config: ConfigDict, workdir: Path) -> Complete:
+    """Trains without a progress bar."""
+    return Complete(config, workdir, train(config, workdir, show_progress=False))
+
+
+def parts_of(config: ConfigDict) -> Parts:
+    """What the configuration describes, on its devices."""
+    return build_parts(config, make_parallel(**config.parallel))
 
 
 def initial_state(config: ConfigDict) -> TrainState:
     """The state of a configuration before its first step."""
-    model = make_model(num_classes=10, norm=make_norm(**config.norm), **config.model)
-    tx = make_optimizer(**config.optimizer)
-    example = jnp.zeros((1, 28, 28, 1))
-    init = jax.jit(partial(init_state, model, tx))
-    return init(key=jax.random.key(config.seed), example=example)
+    return build_initial_state(config, parts_of(config))
+
+
+def final_state(config: ConfigDict, workdir: Path) -> TrainState:
+    """The newest state that a run has saved."""
+    with Checkpoints(workdir / "checkpoints", keep=1) as checkpoints:
+        state = checkpoints.restore_latest(initial_state(config))
+    assert state is not None
+    return state
+
+
+def plain(state: TrainState) -> TrainState:
+    """The state with the numbers of its key, which NumPy can compare."""
+    return state._replace(key=jax.random.key_data(state.key))
+
+
+def fail_at(
+    monkeypatch: pytest.MonkeyPatch, where: type, method: str, step: int
+) -> None:
+    """Makes the method fail, before it does anything, once the run is at that step."""
+    original = getattr(where, method)
+
+    def failing(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        if step in (*arguments, *keywords.values()):
+            raise PowerFailureError
+        return original(self, *arguments, **keywords)
+
+    monkeypatch.setattr(where, method, failing)
+
+
+def assert_same_result(workdir: Path, expected: Complete) -> None:
+    """The same bits in the figures and in the last checkpoint."""
+    lines = (workdir / "metrics.jsonl").read_bytes()
+    assert lines == (expected.workdir / "metrics.jsonl").read_bytes()
+    chex.assert_trees_all_equal(
+        plain(final_state(expected.config, workdir)),
+        plain(final_state(expected.config, expected.workdir)),
+    )

@@ -1,0 +1,118 @@
+"""Runs that end before time, and go on to the same bits."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training.tiny_runs import (
+    EVALUATED,
+    Complete,
+    PowerFailureError,
+    assert_same_result,
+    fail_at,
+)
+
+from bn_jax.training import loop
+from bn_jax.training.checkpoint import Checkpoints
+from bn_jax.training.loop import train
+from bn_jax.training.writer import MetricsWriter
+from bn_jax.workdir import read_metrics
+
+
+@pytest.mark.parametrize(
+    ("where", "method", "step"),
+    [
+        pytest.param(MetricsWriter, "write", 20, id="before_the_first_checkpoint"),
+        pytest.param(Checkpoints, "save", 25, id="with_metrics_but_no_checkpoint"),
+        pytest.param(MetricsWriter, "write", 40, id="between_two_checkpoints"),
+        pytest.param(MetricsWriter, "write", 60, id="at_the_last_evaluation"),
+        pytest.param(Checkpoints, "save", 60, id="before_the_last_checkpoint"),
+    ],
+)
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    bn: Complete,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: type,
+    method: str,
+    step: int,
+) -> None:
+    with monkeypatch.context() as patch:
+        fail_at(patch, where, method, step)
+        with pytest.raises(PowerFailureError):
+            train(bn.config, tmp_path, show_progress=False)
+    assert not (tmp_path / "summary.json").exists()
+    train(bn.config, tmp_path, show_progress=False)
+    assert_same_result(tmp_path, bn)
+
+
+def test_a_run_without_statistics_goes_on_to_the_same_bits(
+    baseline: Complete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        fail_at(patch, MetricsWriter, "write", 40)
+        with pytest.raises(PowerFailureError):
+            train(baseline.config, tmp_path, show_progress=False)
+    train(baseline.config, tmp_path, show_progress=False)
+    assert_same_result(tmp_path, baseline)
+
+
+def test_a_run_that_was_stopped_before_its_summary_still_gets_one(
+    bn: Complete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.delattr(loop, "write_summary")
+        with pytest.raises(NameError):
+            train(bn.config, tmp_path, show_progress=False)
+    summary = train(bn.config, tmp_path, show_progress=False)
+    assert summary["final_test_accuracy"] == bn.summary["final_test_accuracy"]
+    assert_same_result(tmp_path, bn)
+
+
+def test_going_on_is_logged_with_the_step(
+    bn: Complete,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with monkeypatch.context() as patch:
+        fail_at(patch, MetricsWriter, "write", 40)
+        with pytest.raises(PowerFailureError):
+            train(bn.config, tmp_path, show_progress=False)
+    caplog.set_level(logging.INFO, logger="absl")
+    train(bn.config, tmp_path, show_progress=False)
+    assert f"{tmp_path}: goes on after step 25." in caplog.messages
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_a_run_that_goes_on_to_the_same_bits(
+    bn: Complete, tmp_path: Path, idx_dir: Path
+) -> None:
+    program = """
+import os, signal, sys
+from pathlib import Path
+from training.tiny_runs import tiny_config
+from bn_jax.training.loop import train
+from bn_jax.training.writer import MetricsWriter
+write = MetricsWriter.write
+def write_or_die(self, step, values):
+    if step == 40:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, step, values)
+MetricsWriter.write = write_or_die
+train(tiny_config(Path(sys.argv[1])), sys.argv[2])
+"""
+    tests = str(Path(__file__).parents[1])
+    killed = subprocess.run(
+        [sys.executable, "-c", program, str(idx_dir), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": tests, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        check=False,
+    )
+    assert killed.returncode == -9, killed.stderr
+    assert [line["step"] for line in read_metrics(tmp_path)] == EVALUATED[:4]
+    train(bn.config, tmp_path, show_progress=False)
+    assert_same_result(tmp_path, bn)
