@@ -5,8 +5,9 @@
 
 Both arms train the same network on the same minibatches; one has Batch Normalization
 before each nonlinearity and no biases there, the other has biases. Expected with these
-settings and Batch Normalization, after 1,406 steps: 99.27 % test accuracy (seed 0, the
-only one measured). The run took 269 s on 2 cores with other work on them.
+settings and Batch Normalization, after 1,406 steps: 99.27 % test accuracy (with seed 0
+and with seed 1, the two measured), for 110 s of processor time; the runs took 184 s and
+269 s on 2 cores that had other work as well.
 """
 
 from ml_collections import ConfigDict, config_dict
