@@ -87,7 +87,7 @@ def in_float64(tree: Any) -> Any:
 
 def steps(batches: Examples) -> list[Examples]:
     """The batch of each step."""
-    return [jax.tree.map(lambda leaf: leaf[i], batches) for i in range(len(INDICES))]
+    return [Examples(*batch) for batch in zip(*batches, strict=True)]
 
 
 def with_random_parameters(state: TrainState) -> TrainState:
