@@ -183,7 +183,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _jax_block(arm: str, steps: int) -> tuple[Callable[[], None], dict[str, str]]:
-    """The training loop's own compiled step over resident data."""
+    """The training loop's own step, in a compiled scan over resident data."""
     from functools import partial
 
     import jax
@@ -195,15 +195,29 @@ def _jax_block(arm: str, steps: int) -> tuple[Callable[[], None], dict[str, str]
     from bn_jax.models import make_model, make_norm
     from bn_jax.training.optim import make_optimizer
     from bn_jax.training.state import init_state
-    from bn_jax.training.steps import Examples, make_train_chunk, make_train_step
+    from bn_jax.training.steps import Examples, make_train_step
 
     data = load_dataset("mnist")
     preprocess = partial(binarize, threshold=127)
     norm = make_norm("batch_norm") if arm == "bn" else None
     model = make_model("mlp", num_classes=10, norm=norm)
-    tx = make_optimizer("sgd", learning_rate=0.1)
+    tx = make_optimizer(
+        "sgd",
+        learning_rate=0.1,
+        weight_decay=0.0,
+        decay_scale_and_bias=False,
+        clip_norm=None,
+    )
     train_step = make_train_step(model, tx, preprocess=preprocess)
-    train_chunk = jax.jit(make_train_chunk(train_step))
+
+    @jax.jit
+    def train_chunk(state: Any, examples: Any, indices: Any) -> Any:
+        def take_and_train(state: Any, chosen: Any) -> Any:
+            one = jax.tree.map(lambda leaf: leaf[chosen], examples)
+            return train_step(state, jax.tree.map(lambda leaf: leaf[None], one))
+
+        return jax.lax.scan(take_and_train, state, indices)
+
     state = init_state(
         model, tx, key=jax.random.key(0), example=preprocess(data.train_images[:1])
     )
