@@ -73,10 +73,14 @@ def batch_moments(
     is_close = (distance <= _FAR * first.var) & jnp.isfinite(first.var)
     # A feature that equals the shift everywhere has no variance.
     is_close |= (distance == 0) | (first.num_samples == 0)
+    # The first sums may have overflowed too.
+    found = jnp.where(jnp.isfinite(first.mean), first.mean, shift)
     # Devices must enter the same branch, or an all-reduce in one waits for ever: all
     # know the moments of all groups that are summed together.
     return jax.lax.cond(
-        jnp.all(is_close), lambda: first, lambda: _with_overflow(around(first.mean))
+        jnp.all(is_close),
+        lambda: first,
+        lambda: _with_overflow(around(found, keeps_range=True)),
     )
 
 
@@ -87,8 +91,13 @@ def _moments_around(
     feature_axes: Sequence[int],
     mask: Bool[Array, "*#shape"] | None,
     devices: Devices,
+    keeps_range: bool = False,
 ) -> Moments:
-    """Moments from sums of `x - shift` and of its square."""
+    """Moments from sums of `x - shift` and of its square.
+
+    Sums of many values overflow before their mean does, unless the range is kept, at
+    the price of further operations.
+    """
 
     def total(values: Array) -> Array:
         if mask is not None:
@@ -101,14 +110,13 @@ def _moments_around(
     own_shift = own_group(devices, shift)
     deviation = x - expand_to_rank(own_shift, feature_axes, x.ndim)
     same_deviation = x + expand_to_rank(-own_shift, feature_axes, x.ndim)
-    # Sums of many values overflow before their mean does. A power of two near one
-    # over the root of their number costs no bit.
     positions = x.size // max(own_shift.size, 1) * number_of_devices(devices)
-    unit = 2.0 ** -math.ceil(math.log2(max(positions, 1)) / 2)
-    sums = [
-        total(deviation * unit * unit),
-        total(abs_squared(same_deviation * unit)),
-    ]
+    unit = 1.0
+    if keeps_range:
+        # A power of two near one over the root of their number costs no bit.
+        unit = 2.0 ** -math.ceil(math.log2(max(positions, 1)) / 2)
+        deviation, same_deviation = deviation * unit * unit, same_deviation * unit
+    sums = [total(deviation), total(abs_squared(same_deviation))]
     if mask is None:
         sums = sum_across(devices, sums)
         num_samples = jnp.full(shift.shape, positions, sums[1].dtype)
