@@ -17,6 +17,12 @@ from faults.programs import (
 
 Train = Callable[..., list[Program]]
 
+# Processes other than the first find nothing that was compiled before: they compile
+# in a hurry.
+_COMPILE_IN_A_HURRY = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -54,7 +60,10 @@ def session_train(
                 starter.start(
                     [*words, *own],
                     output=outputs / f"{next(numbers)}.txt",
-                    environment={**environment, "XLA_FLAGS": count},
+                    environment={
+                        **environment,
+                        "XLA_FLAGS": f"{_COMPILE_IN_A_HURRY} {count}",
+                    },
                     max_file_bytes=max_file_bytes,
                 )
                 for own in process_flags(num_processes)

@@ -28,6 +28,7 @@ SETTINGS = {
     "num_steps": 40,
     "batch_size": 24,
     "model.hidden_features": (8,),
+    "probes": (),
     "optimizer.name": "adam",
     "optimizer.learning_rate": 0.01,
     "evaluation.schedule.early_every_steps": 20,
