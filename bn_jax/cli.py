@@ -107,7 +107,8 @@ def _do(
 
         data_dir = options.data_dir
         folder = prepare_mnist(data_dir.expanduser())
-        print(f'{folder}: tfds.data_source("mnist", data_dir="{data_dir}") reads it.')
+        call = f'tfds.data_source("mnist", data_dir="{data_dir}")'
+        print(f"{folder}: read it with {call}.")
     elif options.verb == "evaluate":
         from bn_jax.reporting.tables import evaluation_table
         from bn_jax.training.evaluate import evaluate
