@@ -94,14 +94,14 @@ def init_state(
 
 def new_tally() -> Tally:
     """The tally before the first step."""
-    zero = jnp.zeros((), jnp.int32)
+    # Each an array of its own: a step overwrites all of them.
     return Tally(
         loss_sum=jnp.zeros(()),
-        num_losses=zero,
-        num_skipped=zero,
-        skipped_in_a_row=zero,
-        bad_value=zero - 1,
-        is_over=zero,
+        num_losses=jnp.zeros((), jnp.int32),
+        num_skipped=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
+        bad_value=jnp.full((), -1, jnp.int32),
+        is_over=jnp.zeros((), jnp.int32),
     )
 
 
