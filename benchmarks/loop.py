@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--stretches", type=int, default=10, help="a round")
     options = parser.parse_args()
-    keep_compiled_code("~/.cache/bn_jax/compiled")
+    keep_compiled_code()
     config: Any = load_config("mnist_cnn.py", "bn")
     with config.unlocked():
         config.num_steps = config.max_steps_per_dispatch * (options.stretches + 1)

@@ -7,16 +7,20 @@ import jax
 from absl import logging
 
 
-def keep_compiled_code(folder: str) -> None:
+def keep_compiled_code(folder: str | None = None) -> None:
     """Lets JAX keep what it compiles, so that the next run starts sooner.
 
     A folder that JAX itself was told of, by JAX_COMPILATION_CACHE_DIR, stays as it is.
 
     Args:
-        folder: Where; made if it is not there. Empty for nowhere.
+        folder: Where; made if it is not there. The user's own cache by default; empty
+            for nowhere.
     """
-    if not folder or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    if folder == "" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
+    if folder is None:
+        caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        folder = f"{caches}/bn_jax/compiled"
     path = Path(folder).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -176,20 +176,3 @@ def put_split(
         parallel.split(indices.ndim - 1),
         lambda place: read(indices[(place or ())[: indices.ndim]]),
     )
-
-
-def put_everywhere(parallel: Parallel, tree: PyTree) -> PyTree:
-    """Arrays that each process holds alike, on all devices.
-
-    Args:
-        parallel: The devices.
-        tree: NumPy arrays or scalars.
-    """
-
-    def put(value: Any) -> Array:
-        value = np.asarray(value)
-        return jax.make_array_from_callback(
-            value.shape, parallel.replicated, lambda place: value[place]
-        )
-
-    return jax.tree.map(put, tree)

@@ -17,7 +17,6 @@ from bn_jax.training.parallel import (
     MODES,
     compile_chunk,
     make_parallel,
-    put_everywhere,
     put_split,
 )
 from bn_jax.training.state import TrainState
@@ -166,13 +165,6 @@ def test_each_device_reads_its_own_examples() -> None:
     for number, shard in enumerate(array.addressable_shards):
         part = indices[:, 2 * number : 2 * number + 2]
         np.testing.assert_array_equal(shard.data[..., 0], part)
-
-
-def test_what_is_put_everywhere_is_on_every_device() -> None:
-    parallel = make_parallel("jit", num_devices=4)
-    tree = put_everywhere(parallel, {"a": np.arange(3), "b": 2.0})
-    np.testing.assert_array_equal(tree["a"], np.arange(3))
-    assert [leaf.sharding for leaf in tree.values()] == [parallel.replicated] * 2
 
 
 def test_the_first_devices_are_taken() -> None:
