@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
+from bn_jax.training.compilation import keep_compiled_code
 from bn_jax.training.loop import train
 from bn_jax.workdir import read_metrics
 
@@ -53,12 +54,13 @@ def run_jobs(jobs: Sequence[Job]) -> None:
     for core in cores:
         free_cores.put(core)
     with ProcessPoolExecutor(
-        workers, context, initializer=_take_core, initargs=(free_cores,)
+        workers, context, initializer=_prepare, initargs=(free_cores,)
     ) as pool:
         # Asked there, because a process that has looked at an accelerator holds it.
         if pool.submit(jax.default_backend).result() == "cpu":
             _follow(jobs, [pool.submit(_train, job) for job in jobs])
             return
+    keep_compiled_code()
     run_on_devices(jobs, jax.local_devices())
 
 
@@ -89,8 +91,10 @@ def _train(job: Job) -> None:
     train(job.config, job.workdir, show_progress=False)
 
 
-def _take_core(free_cores: Any) -> None:
+def _prepare(free_cores: Any) -> None:
     """Binds this process to a core of its own, before JAX counts the cores."""
+    # Runs that differ in their seed alone compile the same programs.
+    keep_compiled_code()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {free_cores.get()})
 
