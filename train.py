@@ -6,11 +6,13 @@ Usage:
 Any setting may be changed: `--config.num_steps=2000`.
 
 Exit codes: 0 complete; 1 something to mend, said in one line; 3 another process ended,
-or JAX's runtime failed; 143 and 130 stopped by SIGTERM and SIGINT, the state saved.
+or one of several failed; 143 and 130 stopped by SIGTERM and SIGINT, the state saved.
 """
 
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from logging import INFO
 
@@ -21,7 +23,7 @@ from ml_collections import config_flags
 from bn_jax.errors import UserError
 from bn_jax.training.compilation import keep_compiled_code
 from bn_jax.training.loop import train
-from bn_jax.training.processes import join_processes
+from bn_jax.training.processes import LostProcessError, join_processes
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File that describes the run, `file.py` or `file.py:argument`."
@@ -40,11 +42,13 @@ _PROFILE = flags.DEFINE_string(
 )
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
-    "~/.cache/bn_jax/compiled",
-    "Folder that keeps compiled programs between runs; empty for none.",
+    None,
+    "Folder that keeps compiled programs between runs; by default bn_jax/compiled in the "
+    "user's cache, empty for none.",
 )
 
-_RUNTIME_FAILED = 3
+# An end that the same command may mend: another process is gone, or was too slow.
+_FAILED_TOGETHER = 3
 
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -68,21 +72,42 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
 
 def main(_: Sequence[str]) -> None:
     """Runs `bn_jax.training.loop.train`."""
-    # Orbax tells every detail of a checkpoint at the level of our few lines.
+    # Orbax tells every detail of a checkpoint at the level of our few lines, and each
+    # of its errors many times before it raises it.
     handler = logging.get_absl_handler()
-    handler.addFilter(lambda r: r.levelno > INFO or "bn_jax" in r.pathname)
+    handler.addFilter(
+        lambda r: (
+            "bn_jax" in r.pathname or (r.levelno > INFO and "orbax" not in r.pathname)
+        )
+    )
     if logging.get_verbosity() == logging.WARNING:
         logging.set_verbosity(logging.INFO)
+    # Until there is something to save, Ctrl-C ends the process where it is: Python
+    # would wait for the others first, and show a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         keep_compiled_code(_CACHE.value)
         train(_CONFIG.value, _WORKDIR.value, profile_steps=_profile_steps())
-    except (UserError, OSError) as error:
+    except UserError as error:
         _end(f"train.py: {error}", code=1)
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except OSError as error:
+        # It need not name a file: a full disk does not.
+        message = (
+            f"train.py: workdir {_WORKDIR.value}: the run has ended early: {error}"
+        )
+        _end(message, code=1)
+    except (LostProcessError, jax.errors.JaxRuntimeError) as error:
+        if not jax.distributed.is_initialized():
             raise
-        _end(f"train.py: another process has ended, or: {error}", code=_RUNTIME_FAILED)
+        message = f"train.py: another process has ended, or: {error}"
+        _end(message, code=_FAILED_TOGETHER)
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        # The others would wait for this process, and it for them.
+        traceback.print_exc()
+        _end("train.py: one process of several has failed.", code=_FAILED_TOGETHER)
 
 
 def _profile_steps() -> tuple[int, int] | None:
@@ -95,11 +120,14 @@ def _profile_steps() -> tuple[int, int] | None:
 
 
 def _end(message: str, *, code: int) -> None:
-    """Ends this process now: JAX would wait for processes that are gone."""
+    """Ends this process now, with the message as its last line.
+
+    JAX would wait for processes that are gone, and Orbax's threads and TensorBoard's
+    writer would show with tracebacks what they cannot complete.
+    """
+    sys.stdout.flush()
     print(message, file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized():
-        os._exit(code)
-    sys.exit(code)
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Several processes, one of which writes: JAX's own runtime, started and ended well."""
 
+import errno
 import os
+import socket
 from collections.abc import Callable
 
 import jax
@@ -21,6 +23,10 @@ _SLURM, _OPEN_MPI = "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"
 _TPU_HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
 
+class LostProcessError(RuntimeError):
+    """Another process has ended, or cannot be reached."""
+
+
 def join_processes(
     coordinator_address: str | None,
     num_processes: int | None,
@@ -37,7 +43,8 @@ def join_processes(
         process_id: Which one this is, from 0.
 
     Raises:
-        UserError: If only some of the three are given, or they cannot be joined.
+        UserError: If only some of the three are given, or they cannot be right.
+        LostProcessError: If the others cannot be reached.
     """
     given = (coordinator_address, num_processes, process_id)
     if all(value is None for value in given) and not _is_one_of_several():
@@ -51,6 +58,8 @@ def join_processes(
         raise UserError(
             f"--process_id must lie in 0 to {num_processes - 1}, and is {process_id}."
         )
+    if process_id == 0 and coordinator_address is not None:
+        _check_port(coordinator_address)
     # Signals are for the training loop, which saves the state first.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -61,8 +70,10 @@ def join_processes(
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
             shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
         )
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"the processes could not be joined: {error}") from error
+    except ValueError as error:
+        raise UserError(f"the processes cannot be joined: {error}") from error
+    except RuntimeError as error:
+        raise LostProcessError(f"the processes did not meet: {error}") from error
 
 
 def is_primary() -> bool:
@@ -104,6 +115,24 @@ def make_any(parallel: Parallel) -> Callable[[int], Bool[Array, ""]]:
         return largest(flags)
 
     return any_flag
+
+
+def _check_port(coordinator_address: str) -> None:
+    """Refuses a port that is taken: JAX's runtime would crash without a word."""
+    address = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", coordinator_address)
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal():
+        return
+    # Without the variable JAX listens on all addresses.
+    listens_to = host if address != coordinator_address else ""
+    try:
+        socket.create_server((listens_to, int(port))).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(
+                f"--coordinator_address={coordinator_address}: another program listens "
+                "at this port of process 0's machine; choose another one."
+            ) from error
 
 
 def _is_one_of_several() -> bool:

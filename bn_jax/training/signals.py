@@ -2,9 +2,12 @@
 
 import os
 import signal
+import socket
 import threading
 from types import FrameType, TracebackType
 from typing import Any
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class StoppedBySignalError(SystemExit):
@@ -33,12 +36,21 @@ class StopSignals:
         """Has noted none so far."""
         self.received = 0
         self._before: dict[int, Any] = {}
+        self._wakeup_before = -1
 
     def __enter__(self) -> "StopSignals":
         """Begins to note signals."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in _STOPPING:
                 self._before[number] = signal.signal(number, self._note)
+            # Python's handlers wait while XLA compiles, or for a process that is gone;
+            # the system writes here at once.
+            self._reader, self._writer = socket.socketpair()
+            self._writer.setblocking(False)
+            self._wakeup_before = signal.set_wakeup_fd(
+                self._writer.fileno(), warn_on_full_buffer=False
+            )
+            threading.Thread(target=_count, args=[self._reader], daemon=True).start()
         return self
 
     def __exit__(
@@ -48,10 +60,23 @@ class StopSignals:
         traceback: TracebackType | None,
     ) -> None:
         """Gives signals back to whom they belonged."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if self._before:
+            signal.set_wakeup_fd(self._wakeup_before)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            # The thread reads the end of the file, and ends.
+            self._writer.close()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
-            os._exit(128 + number)
-        self.received = number
+        self.received = self.received or number
+
+
+def _count(reader: socket.socket) -> None:
+    """Ends this process at the second signal, whatever it is doing."""
+    num_received = 0
+    with reader:
+        while numbers := reader.recv(1):
+            if numbers[0] in _STOPPING:
+                num_received += 1
+            if num_received == 2:
+                os._exit(128 + numbers[0])

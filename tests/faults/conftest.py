@@ -1,6 +1,6 @@
 """Runs of train.py that are started, and ended with their test."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +51,15 @@ def session_train(
             num_processes: int = 1,
             local_devices: int = 1,
             max_file_bytes: int | None = None,
+            own_settings: Sequence[dict[str, Any]] | None = None,
             **settings: Any,
         ) -> list[Program]:
             count = f"--xla_force_host_platform_device_count={local_devices}"
             settings = {"dataset__idx_dir": digits, **settings}
-            words = flags(workdir, **settings)
+            differing = own_settings or [{}] * num_processes
             return [
                 starter.start(
-                    [*words, *own],
+                    [*flags(workdir, **{**settings, **other}), *own],
                     output=outputs / f"{next(numbers)}.txt",
                     environment={
                         **environment,
@@ -66,7 +67,9 @@ def session_train(
                     },
                     max_file_bytes=max_file_bytes,
                 )
-                for own in process_flags(num_processes)
+                for own, other in zip(
+                    process_flags(num_processes), differing, strict=True
+                )
             ]
 
         yield train
@@ -77,7 +80,7 @@ def train(session_train: Train) -> Iterator[Train]:
     """Begins a run in a folder; nothing of it outlives the test.
 
     Takes the number of processes, that of devices of each, the size that no file may
-    pass, and settings.
+    pass, settings, and those that each process has of its own.
     """
     begun: list[Program] = []
 
@@ -118,7 +121,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Says how many seconds the processes took to end."""
-    reports = [r for name in ("passed", "failed") for r in terminalreporter.stats.get(name, [])]
+    reports = [
+        r for name in ("passed", "failed") for r in terminalreporter.stats.get(name, [])
+    ]
     lines = [
         f"{value:6.1f} s  {name}: {report.nodeid.rpartition('::')[2]}"
         for report in reports

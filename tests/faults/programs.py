@@ -125,6 +125,7 @@ class Starter:
             environment: Variables to add.
             max_file_bytes: Size that no file of the process may pass.
         """
+        output.touch()
         request = {
             "words": list(words),
             "output": str(output),

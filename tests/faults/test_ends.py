@@ -1,0 +1,123 @@
+"""One process of several that fails by itself: it ends, and so do the others."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from faults.conftest import Train
+from faults.programs import SCRIPT, flags, process_flags
+
+# 3 from Python; 134 where JAX's runtime ends the process by itself.
+LOST_A_PROCESS = (3, 134)
+
+# What two processes do in place of training.
+FAIL = """
+import runpy, sys
+import jax
+from bn_jax.training import loop
+from bn_jax.training.processes import wait_for_all
+def train(*_, **__):
+    wait_for_all("all have begun")
+    if jax.process_index() == 1:
+        raise TypeError("a mistake")
+    wait_for_all("never")
+loop.train = train
+"""
+
+# JAX waits five minutes by itself.
+BE_IMPATIENT = """
+import functools, runpy, sys
+import jax
+jax.distributed.initialize = functools.partial(
+    jax.distributed.initialize, initialization_timeout=2
+)
+"""
+
+THEN_BEGIN = """
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@contextmanager
+def _begun(before: str, words: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """A process of train.py that does something else before."""
+    command = [sys.executable, "-c", before + THEN_BEGIN, str(SCRIPT), *words]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True
+    ) as program:
+        try:
+            yield program
+        finally:
+            program.kill()
+
+
+def test_a_mistake_in_one_process_of_two_ends_both(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    words = flags(tmp_path / "run")
+    own = process_flags(2)
+    with (
+        _begun(FAIL, words + own[0]) as first,
+        _begun(FAIL, words + own[1]) as second,
+    ):
+        _, mistaken = second.communicate(timeout=120)
+        ended = time.monotonic()
+        _, other = first.communicate(timeout=30)
+        record_property("from a mistake to the end of both", time.monotonic() - ended)
+    assert second.returncode == 3
+    assert "TypeError: a mistake" in mistaken
+    assert "train.py: one process of several has failed." in mistaken
+    assert first.returncode in (3, -signal.SIGABRT)
+    assert other.strip()
+
+
+def test_a_process_that_refuses_its_settings_ends_the_others(
+    train: Train, tmp_path: Path
+) -> None:
+    # The second one looks for its data elsewhere.
+    programs = train(
+        tmp_path / "run",
+        num_processes=2,
+        own_settings=[{}, {"dataset__idx_dir": tmp_path / "nothing"}],
+    )
+    assert programs[1].wait() == 1
+    last = programs[1].output.splitlines()[-1]
+    assert last.startswith(f"train.py: idx_dir: there is no folder {tmp_path}")
+    assert programs[0].wait(30) in LOST_A_PROCESS
+
+
+@pytest.mark.parametrize("process_id", [0, 1])
+def test_a_process_that_waits_in_vain_for_the_others_ends(
+    tmp_path: Path, process_id: int
+) -> None:
+    words = flags(tmp_path / "run") + process_flags(2)[process_id]
+    with _begun(BE_IMPATIENT, words) as program:
+        _, said = program.communicate(timeout=60)
+    assert program.returncode in (3, -signal.SIGABRT)
+    assert "DEADLINE_EXCEEDED" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_port_that_is_taken_is_refused(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with _begun(
+            "import runpy, sys",
+            [
+                *flags(tmp_path / "run"),
+                f"--coordinator_address={address}",
+                *("--num_processes=2", "--process_id=0"),
+            ],
+        ) as program:
+            _, said = program.communicate(timeout=60)
+    assert program.returncode == 1
+    assert f"train.py: --coordinator_address={address}: another program" in said

@@ -1,0 +1,68 @@
+"""What each process reads of a step: its own part, and all parts together everything."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import pytest
+
+from bn_jax.training.parallel import make_parallel, put_split
+
+INDICES = np.random.default_rng(0).permutation(3 * 2 * 16).reshape(3, 2, 16)
+
+
+@pytest.fixture
+def reads() -> list[np.ndarray]:
+    """Indices of the examples that were read, a device after the other."""
+    return []
+
+
+@pytest.fixture
+def read(reads: list[np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """Reads examples of two pixels, each the example's own index."""
+
+    def read(indices: np.ndarray) -> np.ndarray:
+        if indices.size:
+            reads.append(np.asarray(indices))
+        return np.stack([indices, indices], axis=-1)
+
+    return read
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 4])
+def test_shards_of_a_step_are_disjoint_and_complete(
+    reads: list[np.ndarray],
+    read: Callable[[np.ndarray], np.ndarray],
+    num_devices: int,
+) -> None:
+    put_split(make_parallel("jit", num_devices=num_devices), read, INDICES)
+    assert [part.shape for part in reads] == [(3, 2, 16 // num_devices)] * num_devices
+    for step in range(3):
+        of_step = np.concatenate([part[step].reshape(-1) for part in reads])
+        np.testing.assert_array_equal(np.sort(of_step), np.sort(INDICES[step].ravel()))
+
+
+def test_a_device_holds_the_examples_that_were_read_for_it(
+    read: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    parallel = make_parallel("jit", num_devices=4)
+    examples = put_split(parallel, read, INDICES)
+    for i, shard in enumerate(examples.addressable_shards):
+        mine = INDICES[:, :, 4 * i : 4 * (i + 1)]
+        np.testing.assert_array_equal(shard.data[..., 0], mine)
+
+
+def test_a_process_reads_only_for_its_own_devices(
+    reads: list[np.ndarray],
+    read: Callable[[np.ndarray], np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As JAX does it in a process that has one device of four.
+    def only_the_third(shape: tuple[int, ...], sharding: jax.sharding.Sharding, get):
+        places = sharding.devices_indices_map(shape)
+        return get(list(places.values())[2])
+
+    monkeypatch.setattr(jax, "make_array_from_callback", only_the_third)
+    put_split(make_parallel("jit", num_devices=4), read, INDICES)
+    (mine,) = reads
+    np.testing.assert_array_equal(mine, INDICES[:, :, 8:12])
