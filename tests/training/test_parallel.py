@@ -73,9 +73,7 @@ def train(
             config.norm.group_size = group_size
     steps, state, batches = stretch(config, num_steps=STEPS)
     state, losses = steps(state, batches)
-    return Trained(
-        *jax.tree.map(np.asarray, (losses, state.params, state.batch_stats))
-    )
+    return Trained(*jax.tree.map(np.asarray, (losses, state.params, state.batch_stats)))
 
 
 def assert_same_training(found: Trained, expected: Trained) -> None:

@@ -1,4 +1,4 @@
-"""What each process reads of a step: its own part, and all parts together everything."""
+"""What a process reads of a step: its part; all parts together are everything."""
 
 from collections.abc import Callable
 
