@@ -3,14 +3,17 @@
 # make shapes  set-up and the shape tests alone
 # make check   lint, types and imports
 # make bench   timings against peers (see benchmarks/)
+# make test-faults   runs of one to four processes, killed, damaged and continued
+# make demo-multi    two processes, of which one is killed, and the run goes on
 
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/figure1
+DEMO_WORKDIR ?= runs/demo_multi
 
 BIN := $(VENV)/bin
 
-.PHONY: mnist test shapes check bench clean
+.PHONY: mnist test shapes test-faults demo-multi check bench clean
 
 mnist: $(VENV)/.installed
 	$(BIN)/bn-jax figure1 --workdir=$(WORKDIR)
@@ -20,6 +23,13 @@ test: $(VENV)/.installed-dev
 
 shapes: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m shapes
+
+# One after the other: each starts several processes itself.
+test-faults: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m faults tests/faults
+
+demo-multi: $(VENV)/.installed
+	$(BIN)/python scripts/demo_multi.py --workdir=$(DEMO_WORKDIR)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -43,8 +43,8 @@ _PROFILE = flags.DEFINE_string(
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
     None,
-    "Folder that keeps compiled programs between runs; by default bn_jax/compiled in the "
-    "user's cache, empty for none.",
+    "Folder that keeps compiled programs between runs; by default bn_jax/compiled in "
+    "the user's cache, empty for none.",
 )
 
 # An end that the same command may mend: another process is gone, or was too slow.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from faults.conftest import Train
-from faults.programs import SCRIPT, flags, process_flags
+from faults.programs import SCRIPT, flags, process_flags, steps, until
 
 # 3 from Python; 134 where JAX's runtime ends the process by itself.
 LOST_A_PROCESS = (3, 134)
@@ -121,3 +121,34 @@ def test_a_port_that_is_taken_is_refused(tmp_path: Path) -> None:
             _, said = program.communicate(timeout=60)
     assert program.returncode == 1
     assert f"train.py: --coordinator_address={address}: another program" in said
+
+
+def test_the_launcher_returns_the_code_of_what_was_killed_and_leaves_nothing(
+    digits: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    workdir = tmp_path / "run"
+    train = [sys.executable, str(SCRIPT), *flags(workdir, dataset__idx_dir=digits)]
+    launch = [sys.executable, "-m", "bn_jax.cli", "launch", "--num_processes=2", "--"]
+    with subprocess.Popen(
+        [*launch, *train],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as launcher:
+        try:
+            assert until(lambda: steps(workdir))
+            children = _children(launcher.pid)
+            os.kill(children[1], signal.SIGKILL)
+            killed = time.monotonic()
+            _, said = launcher.communicate(timeout=60)
+        finally:
+            launcher.terminate()
+    record_property("from SIGKILL to the launcher's end", time.monotonic() - killed)
+    assert launcher.returncode == 128 + signal.SIGKILL
+    assert "[launch] process 1 was killed by SIGKILL (code 137)." in said
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def _children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
