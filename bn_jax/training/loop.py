@@ -171,7 +171,7 @@ def _run_steps(
         )
         try:
             for start, end in stretches:
-                profile.advance(start)
+                profile.advance(start, end)
                 state, tally = run.train_steps(state, start, end)
                 stop_flag = run.any_process(signals.received)
                 measured = None

@@ -46,16 +46,17 @@ class Profile:
         """Writes what there is."""
         self._stop()
 
-    def advance(self, step: int) -> None:
-        """Begins the trace when its first step is due.
+    def advance(self, first_step: int, last_step: int) -> None:
+        """Begins the trace before a stretch that holds one of its steps.
 
         Args:
-            step: Steps that have been dispatched.
+            first_step: Steps that have been dispatched.
+            last_step: Steps that will have been, with the stretch.
         """
         if self._steps is None or self._is_running:
             return
         first, last = self._steps
-        if first <= step < last:
+        if first_step < last and first < last_step:
             jax.profiler.start_trace(str(self._folder))
             self._is_running = True
 
