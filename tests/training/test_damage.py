@@ -243,18 +243,17 @@ def test_a_state_may_be_given_away_while_it_is_written(tmp_path: Path) -> None:
 def test_a_checkpoint_that_cannot_be_written_is_an_error_that_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=1, config=CONFIG)
-
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
+    def save() -> None:
+        with Checkpoints(tmp_path, keep=1, config=CONFIG) as checkpoints:
+            checkpoints.save(make_state(1), step=1)
+            checkpoints.wait()
+
     monkeypatch.setattr(checkpoint, "write_manifest", fail)
-    with (
-        pytest.raises(UserError, match="could not be written .*No space left"),
-        checkpoints,
-    ):
-        checkpoints.save(make_state(1), step=1)
-        checkpoints.wait()
+    with pytest.raises(UserError, match=r"could not be written .*No space left"):
+        save()
 
 
 def test_nothing_that_is_read_can_run_code() -> None:

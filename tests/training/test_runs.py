@@ -12,7 +12,10 @@ from training import numpy_mlp
 from training.tiny_runs import (
     EVALUATED,
     Complete,
+    PowerFailureError,
     assert_same_result,
+    complete_run,
+    fail_at,
     final_state,
     initial_state,
     tiny_config,
@@ -23,6 +26,7 @@ from bn_jax.data.idx import load_idx_folder
 from bn_jax.experiments.configs import load_config
 from bn_jax.training import loop
 from bn_jax.training.loop import train
+from bn_jax.training.writer import MetricsWriter
 from bn_jax.workdir import read_metrics
 
 
@@ -189,6 +193,35 @@ def test_a_complete_run_is_not_trained_again(
     before = {path: path.stat().st_mtime_ns for path in bn.workdir.rglob("*")}
     assert train(bn.config, str(bn.workdir)) == bn.summary
     assert {path: path.stat().st_mtime_ns for path in bn.workdir.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_a_run_of_everything_at_once_learns_and_goes_on_to_the_same_bits(
+    tmp_path: Path, idx_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(
+        idx_dir,
+        batch_size=24,
+        accumulation_steps=2,
+        dtype="bfloat16",
+        ema_decay=0.9,
+        on_nonfinite="skip",
+        parallel__mode="shard_map",
+        parallel__num_devices=4,
+        schedule__name="cosine",
+        schedule__warmup_steps=5,
+        optimizer__weight_decay=1e-4,
+        optimizer__clip_norm=5.0,
+    )
+    run = complete_run(config, tmp_path / "whole")
+    assert run.metrics["test_accuracy"][-1] > 0.5
+    assert run.metrics["ema_test_accuracy"][-1] > 0.5
+    with monkeypatch.context() as patch:
+        fail_at(patch, MetricsWriter, "write", 40)
+        with pytest.raises(PowerFailureError):
+            train(config, tmp_path / "cut", show_progress=False)
+    train(config, tmp_path / "cut", show_progress=False)
+    assert_same_result(tmp_path / "cut", run)
 
 
 @pytest.mark.slow

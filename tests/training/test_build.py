@@ -1,0 +1,102 @@
+"""The parts of a run: which examples each step gets, and what shares statistics."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from training.tiny_runs import initial_state, parts_of, tiny_config
+
+from bn_jax.data.batching import batch_indices
+from bn_jax.data.idx import load_idx_folder
+from bn_jax.errors import UserError
+from bn_jax.training.build import (
+    describe_normalization,
+    read_batches,
+    read_test_batches,
+    settings_to_blame,
+)
+
+
+def refuse() -> None:
+    with settings_to_blame():
+        raise ValueError("group_size=48 must divide the batch of 128.")
+
+
+@pytest.mark.parametrize(("num_devices", "microbatches"), [(1, 1), (1, 5), (4, 2)])
+def test_each_step_gets_its_examples_in_microbatches(
+    idx_dir: Path, num_devices: int, microbatches: int
+) -> None:
+    batch_size = 25 if num_devices == 1 else 24
+    config = tiny_config(
+        idx_dir,
+        batch_size=batch_size,
+        accumulation_steps=microbatches,
+        parallel__num_devices=num_devices,
+    )
+    batches = read_batches(config, parts_of(config), 7, 3)
+    data = load_idx_folder(idx_dir)
+    order = batch_indices(210, batch_size, seed=0, first_step=7, num_steps=3)
+    order = order.reshape(3, microbatches, -1)
+    np.testing.assert_array_equal(batches.images, data.train_images[order])
+    np.testing.assert_array_equal(batches.labels, data.train_labels[order])
+
+
+@pytest.mark.parametrize(("num_devices", "batch"), [(1, 40), (8, 40), (3, 42)])
+def test_the_test_set_is_there_once(
+    idx_dir: Path, num_devices: int, batch: int
+) -> None:
+    config = tiny_config(idx_dir, batch_size=24, parallel__num_devices=num_devices)
+    batches = read_test_batches(config, parts_of(config))
+    data = load_idx_folder(idx_dir)
+    assert batches.is_example.shape == (3, batch)
+    is_example = np.asarray(batches.is_example)
+    images, labels = (np.asarray(leaf)[is_example] for leaf in batches.examples)
+    np.testing.assert_array_equal(images, data.test_images)
+    np.testing.assert_array_equal(labels, data.test_labels)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "normalization batch: 24 of 24 examples"),
+        ({"accumulation_steps": 3}, "normalization batch: 8 of 24 examples"),
+        (
+            {"parallel__num_devices": 4},
+            "normalization batch: 24 of 24 examples on 4 devices",
+        ),
+        (
+            {"parallel__num_devices": 4, "norm__sync": False},
+            "normalization batch: 6 of 24 examples, those of each of 4 devices",
+        ),
+        (
+            {"parallel__num_devices": 2, "norm__sync": False, "accumulation_steps": 3},
+            "normalization batch: 4 of 24 examples, those of each of 2 devices",
+        ),
+    ],
+)
+def test_what_shares_statistics_is_said_in_words(
+    idx_dir: Path, settings: dict, expected: str
+) -> None:
+    config = tiny_config(idx_dir, batch_size=24, **settings)
+    assert describe_normalization(config, parts_of(config).parallel) == expected
+
+
+def test_a_network_without_norms_says_so(idx_dir: Path) -> None:
+    config = tiny_config(idx_dir, arm="baseline")
+    description = describe_normalization(config, parts_of(config).parallel)
+    assert description == "no normalization"
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_an_average_of_the_parameters_is_kept_where_it_is_wanted(
+    idx_dir: Path, ema_decay: float | None
+) -> None:
+    state = initial_state(tiny_config(idx_dir, ema_decay=ema_decay))
+    wanted = {} if ema_decay is None else state.params
+    assert jax.tree.structure(state.ema_params) == jax.tree.structure(wanted)
+
+
+def test_what_a_layer_refuses_is_an_error_of_the_configuration() -> None:
+    with pytest.raises(UserError, match="^config: group_size=48 must divide"):
+        refuse()

@@ -1,0 +1,84 @@
+"""Each setting that lies outside its range is refused by its name."""
+
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from bn_jax.errors import UserError
+from bn_jax.experiments.configs import load_config
+from bn_jax.training.check import check_config
+
+AT_LEAST_ONE = [
+    "num_steps",
+    "batch_size",
+    "accumulation_steps",
+    "max_steps_per_dispatch",
+    "max_nonfinite_steps",
+    "log_every",
+    "evaluation.batch_size",
+    "evaluation.population_batches",
+    "evaluation.probe_examples",
+    "evaluation.schedule.early_every_steps",
+    "evaluation.schedule.every_steps",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+]
+
+
+def config_with(name: str, value: Any) -> ConfigDict:
+    config = load_config("mnist_mlp.py", "bn")
+    config.update_from_flattened_dict({name: value})
+    return config
+
+
+@pytest.mark.parametrize("arm", ["bn", "baseline"])
+def test_the_papers_settings_pass(arm: str) -> None:
+    check_config(load_config("mnist_mlp.py", arm))
+
+
+@pytest.mark.parametrize("name", AT_LEAST_ONE)
+@pytest.mark.parametrize("value", [0, -3])
+def test_a_number_below_one_is_refused(name: str, value: int) -> None:
+    expected = rf"^config\.{name} must be at least 1, and is {value}\."
+    with pytest.raises(UserError, match=expected):
+        check_config(config_with(name, value))
+
+
+@pytest.mark.parametrize("name", AT_LEAST_ONE)
+def test_one_is_enough(name: str) -> None:
+    check_config(config_with(name, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("seed", -1, r"config\.seed must not be negative, and is -1"),
+        ("binarize_threshold", -1, r"threshold must lie in 0 to 254, .* and is -1"),
+        ("binarize_threshold", 255, r"threshold must lie in 0 to 254, .* and is 255"),
+        ("on_nonfinite", "ignore", r"must be 'raise' or 'skip', and is 'ignore'"),
+        ("ema_decay", 1.0, r"ema_decay .* must lie in \[0, 1\), and is 1\.0"),
+        ("ema_decay", -0.1, r"ema_decay .* must lie in \[0, 1\), and is -0\.1"),
+        ("ema_decay", float("nan"), r"ema_decay .* must lie in \[0, 1\), and is nan"),
+    ],
+)
+def test_a_value_outside_its_range_is_refused(
+    name: str, value: Any, expected: str
+) -> None:
+    with pytest.raises(UserError, match=expected):
+        check_config(config_with(name, value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", 0),
+        ("binarize_threshold", 0),
+        ("binarize_threshold", 254),
+        ("on_nonfinite", "skip"),
+        ("ema_decay", 0.0),
+        ("ema_decay", 0.999),
+    ],
+)
+def test_a_value_at_the_end_of_its_range_passes(name: str, value: Any) -> None:
+    check_config(config_with(name, value))

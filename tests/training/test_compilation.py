@@ -1,0 +1,61 @@
+"""Compiled programs go to the folder that was asked for, or to none."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from training.fixtures import kept_compiled_code
+
+from bn_jax.training.compilation import keep_compiled_code
+
+
+@pytest.fixture(autouse=True)
+def before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A folder that was set before; settings are as they were after each test."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    folder = tmp_path / "before"
+    with kept_compiled_code(folder):
+        yield str(folder)
+
+
+def test_a_folder_gets_what_is_compiled(tmp_path: Path) -> None:
+    keep_compiled_code(str(tmp_path / "new" / "folder"))
+    # Nothing so small takes long enough.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    reset_cache()
+    jax.jit(lambda x: jnp.sin(x) + 17)(1.0)
+    assert list((tmp_path / "new" / "folder").iterdir())
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keep_compiled_code("~/compiled")
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
+
+
+def test_a_folder_that_cannot_be_made_is_only_a_warning(
+    tmp_path: Path, before: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    keep_compiled_code(str(tmp_path / "file" / "folder"))
+    assert "compiled programs are not kept (" in caplog.text
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_an_empty_name_is_none(before: str) -> None:
+    keep_compiled_code("")
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_what_jax_itself_was_told_wins(
+    tmp_path: Path, before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "environment"))
+    keep_compiled_code(str(tmp_path / "folder"))
+    assert jax.config.jax_compilation_cache_dir == before
+    assert not (tmp_path / "folder").exists()

@@ -1,0 +1,148 @@
+"""A signal ends a run with its state saved, and the run goes on to the same bits."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training.tiny_runs import Complete, assert_same_result
+
+from bn_jax.errors import UserError
+from bn_jax.training import loop
+from bn_jax.training.loop import train
+from bn_jax.training.signals import StoppedBySignalError, StopSignals
+from bn_jax.workdir import locked, read_metrics, read_summary
+
+HANDLED = (signal.SIGTERM, signal.SIGINT)
+
+
+def send_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
+    """Sends this process a signal when the stretch after that step begins."""
+    original = loop.compile_run
+
+    def compile_run(*arguments: Any) -> Any:
+        run = original(*arguments)
+
+        def train_steps(state: Any, first_step: int, last_step: int) -> Any:
+            if first_step == step:
+                os.kill(os.getpid(), number)
+            return run.train_steps(state, first_step, last_step)
+
+        return run._replace(train_steps=train_steps)
+
+    monkeypatch.setattr(loop, "compile_run", compile_run)
+
+
+@pytest.mark.parametrize(
+    ("step", "number", "code"),
+    [(0, signal.SIGTERM, 143), (30, signal.SIGINT, 130), (50, signal.SIGTERM, 143)],
+)
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    bn: Complete,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    number: int,
+    code: int,
+) -> None:
+    with monkeypatch.context() as patch:
+        send_at(patch, step, number)
+        with pytest.raises(StoppedBySignalError) as stopped:
+            train(bn.config, tmp_path, show_progress=False)
+    assert stopped.value.code == code
+    (saved,) = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
+    # One stretch may be under way already.
+    assert step + 10 <= saved <= step + 20
+    assert read_metrics(tmp_path)[-1]["step"] == saved
+    assert read_summary(tmp_path) is None
+    train(bn.config, tmp_path, show_progress=False)
+    assert_same_result(tmp_path, bn)
+
+
+def test_a_stopped_run_leaves_its_folder_free(
+    bn: Complete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send_at(monkeypatch, 0, signal.SIGTERM)
+    with pytest.raises(StoppedBySignalError):
+        train(bn.config, tmp_path, show_progress=False)
+    with locked(tmp_path):
+        pass
+
+
+def test_a_second_run_in_the_same_folder_is_refused(
+    bn: Complete, tmp_path: Path
+) -> None:
+    with locked(tmp_path), pytest.raises(UserError, match="another run is using it"):
+        train(bn.config, tmp_path, show_progress=False)
+
+
+def test_the_first_signal_is_noted() -> None:
+    with StopSignals() as signals:
+        assert signals.received == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+
+
+def test_the_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, codes = threading.Event(), []
+
+    def exit_instead(code: int) -> None:
+        codes.append(code)
+        ended.set()
+
+    monkeypatch.setattr(os, "_exit", exit_instead)
+    with StopSignals() as signals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert ended.wait(timeout=60)
+        assert signals.received == signal.SIGTERM
+    assert codes == [130]
+
+
+@pytest.mark.parametrize("error", [None, ValueError])
+def test_handlers_are_given_back(error: type[Exception] | None) -> None:
+    def use_and_fail() -> None:
+        with StopSignals():
+            assert all(signal.getsignal(n) != b for n, b in before.items())
+            if error is not None:
+                raise error
+
+    before = {number: signal.getsignal(number) for number in HANDLED}
+    wakeup = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    if error is None:
+        use_and_fail()
+    else:
+        with pytest.raises(error):
+            use_and_fail()
+    assert {number: signal.getsignal(number) for number in HANDLED} == before
+    assert signal.set_wakeup_fd(wakeup) == wakeup
+
+
+def in_a_thread(function: Callable[[], None]) -> None:
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+
+def test_outside_the_main_thread_no_handler_is_touched() -> None:
+    before = {number: signal.getsignal(number) for number in HANDLED}
+    seen = []
+
+    def use() -> None:
+        with StopSignals() as signals:
+            seen.append({number: signal.getsignal(number) for number in HANDLED})
+            assert signals.received == 0
+        seen.append({number: signal.getsignal(number) for number in HANDLED})
+
+    in_a_thread(use)
+    assert seen == [before, before]
+
+
+@pytest.mark.parametrize(("number", "code"), [(15, 143), (2, 130)])
+def test_the_exit_code_is_that_of_shells(number: int, code: int) -> None:
+    assert StoppedBySignalError(number).code == code
+    assert isinstance(StoppedBySignalError(number), SystemExit)
