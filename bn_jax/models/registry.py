@@ -12,9 +12,14 @@ import jax.numpy as jnp
 from bn_jax.errors import UserError
 from bn_jax.layers.linen import BatchNorm
 from bn_jax.models.cnn import CNN
+from bn_jax.models.inception import Inception
 from bn_jax.models.mlp import MLP
 
-_MODELS: Mapping[str, type[nn.Module]] = {"mlp": MLP, "cnn": CNN}
+_MODELS: Mapping[str, type[nn.Module]] = {
+    "mlp": MLP,
+    "cnn": CNN,
+    "inception": Inception,
+}
 _NORMS: Mapping[str, type[nn.Module]] = {"batch_norm": BatchNorm}
 
 
@@ -22,7 +27,7 @@ def make_model(name: str, *, num_classes: int, **fields: Any) -> nn.Module:
     """A model, called as `model.apply(variables, x, train=...)`.
 
     Args:
-        name: "mlp" or "cnn".
+        name: "mlp", "cnn" or "inception".
         num_classes: Number of class scores that it returns.
         **fields: Fields of the model's class, its `norm` among them; a
             `nonlinearity` may be given by its name in `flax.linen`, a `dtype` as

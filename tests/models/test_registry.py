@@ -6,6 +6,7 @@ import bn_jax
 from bn_jax.errors import UserError
 from bn_jax.models import make_model, make_norm
 from bn_jax.models.cnn import CNN
+from bn_jax.models.inception import Inception
 from bn_jax.models.mlp import MLP
 
 
@@ -14,6 +15,8 @@ def test_a_model_is_made_by_its_name():
     assert model == MLP(num_classes=7, hidden_features=(5, 3))
     model = make_model("cnn", num_classes=7, channels=(5, 3))
     assert model == CNN(num_classes=7, channels=(5, 3))
+    model = make_model("inception", num_classes=7, width=0.25)
+    assert model == Inception(num_classes=7, width=0.25)
 
 
 @pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh", "gelu", "silu"])
@@ -27,7 +30,7 @@ def test_a_nonlinearity_may_be_a_function():
     assert model.nonlinearity is nn.softplus
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("model", ["mlp", "cnn", "inception"])
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
 def test_a_dtype_is_found_by_its_name(name, model):
     assert make_model(model, num_classes=2, dtype=name).dtype is getattr(jnp, name)
@@ -59,7 +62,7 @@ def test_no_norm_has_no_factory():
         ),
         (
             lambda: make_model("resnet", num_classes=2),
-            "make_model: unknown name 'resnet'; there are mlp, cnn",
+            "make_model: unknown name 'resnet'; there are mlp, cnn, inception",
         ),
         (
             lambda: make_model("mlp", num_classes=2, hidden_feature=(3,)),

@@ -1,0 +1,190 @@
+"""Figure 5 of the paper, the layers of BN-Inception, and what follows from it."""
+
+from typing import Literal, NamedTuple
+
+VARIANTS = ("paper_rows", "slim")
+STEMS = ("imagenet", "small")
+
+
+class Convolution(NamedTuple):
+    """One convolution, padded alike on both sides.
+
+    Attributes:
+        name: Name in the parameters.
+        features: Channels it gives.
+        kernel_size: Height and width of the kernel, in pixels.
+        stride: Pixels from one output to the next.
+        is_separable: Whether each channel is convolved by itself, and the results are
+            mixed pixel by pixel.
+    """
+
+    name: str
+    features: int
+    kernel_size: int
+    stride: int = 1
+    is_separable: bool = False
+
+
+class Pool(NamedTuple):
+    """Average or maximum of 3 x 3 pixels.
+
+    Attributes:
+        kind: "avg", of which zeros beyond the edges are part, or "max".
+        stride: Pixels from one output to the next.
+        rounds_up: Whether half an odd size is rounded up, as a convolution does that
+            the result is joined to; down otherwise, as PyTorch's `ceil_mode` makes it.
+    """
+
+    kind: Literal["avg", "max"]
+    stride: int
+    rounds_up: bool = True
+
+
+Branch = tuple[Convolution | Pool, ...]
+
+
+class Stage(NamedTuple):
+    """Branches that read one array, and whose results are joined by channels.
+
+    Attributes:
+        name: "stem", or the module's name in the paper.
+        branches: Each a sequence of convolutions and poolings.
+    """
+
+    name: str
+    branches: tuple[Branch, ...]
+
+
+Network = tuple[Stage, ...]
+
+
+class Row(NamedTuple):
+    """One row of Figure 5; 0 channels where the paper has no such convolution.
+
+    Attributes:
+        name: The module.
+        stride: 2 where the module halves the image.
+        conv1: Channels of the 1 x 1 convolution.
+        reduce3: Channels of the 1 x 1 convolution before the 3 x 3 one.
+        conv3: Channels of the 3 x 3 convolution.
+        reduce_double: Channels of the 1 x 1 convolution before the two 3 x 3 ones.
+        double3: Channels of each of those.
+        pool: Kind of the pooling.
+        projection: Channels of the 1 x 1 convolution behind it.
+    """
+
+    name: str
+    stride: int
+    conv1: int
+    reduce3: int
+    conv3: int
+    reduce_double: int
+    double3: int
+    pool: Literal["avg", "max"]
+    projection: int
+
+
+# Source: Ioffe & Szegedy (2015), Figure 5, each row as it is printed.
+FIGURE_5 = (
+    #        1x1 reduce 3x3 reduce double pool projection
+    Row("3a", 1, 64, 64, 64, 64, 96, "avg", 32),
+    Row("3b", 1, 64, 64, 96, 64, 96, "avg", 64),
+    Row("3c", 2, 0, 128, 160, 64, 96, "max", 0),
+    Row("4a", 1, 224, 64, 96, 96, 128, "avg", 128),
+    Row("4b", 1, 192, 96, 128, 96, 128, "avg", 128),
+    Row("4c", 1, 160, 128, 160, 128, 160, "avg", 128),
+    Row("4d", 1, 96, 128, 192, 160, 192, "avg", 128),
+    Row("4e", 2, 0, 128, 192, 192, 256, "max", 0),
+    Row("5a", 1, 352, 192, 320, 160, 224, "avg", 128),
+    Row("5b", 1, 352, 192, 320, 192, 224, "max", 128),
+)
+
+
+def stages(
+    *,
+    variant: str = "paper_rows",
+    stem: str = "imagenet",
+    separable: bool = True,
+    width: float = 1.0,
+) -> Network:
+    """The stem and the modules, in the order of the network.
+
+    Args:
+        variant: "paper_rows" has the rows of Figure 5, by which 4c, 4d and 4e give
+            608, 608 and 1056 channels; "slim" the sizes that Figure 5 prints beside
+            them (576, 576, 1024), for which the projections of 4c and 4d have 96.
+        stem: "imagenet" makes an eighth of the image's size, by strides; "small"
+            keeps it, by a first convolution of 3 x 3 pixels and no pooling, so that
+            28 x 28 pixels meet the modules as 224 x 224 do.
+        separable: Whether the first convolution is separable, as in the paper.
+        width: Factor of all channels, which are rounded, to 1 at least.
+
+    Raises:
+        ValueError: If there is no such variant or stem, or the width is not positive.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(
+            f"Inception: variant must be one of {', '.join(VARIANTS)}, and is "
+            f"{variant!r}."
+        )
+    if stem not in STEMS:
+        raise ValueError(
+            f"Inception: stem must be one of {', '.join(STEMS)}, and is {stem!r}."
+        )
+    if not 0 < width < float("inf"):
+        raise ValueError(
+            f"Inception: width must be a positive factor of all channels, and is "
+            f"{width}; 1.0 is the paper's."
+        )
+    rows = [_slim(row) if variant == "slim" else row for row in FIGURE_5]
+    modules = [Stage(row.name, _module(_scaled(row, width))) for row in rows]
+    branch = _stem(stem, separable=separable, width=width)
+    return (Stage("stem", (branch,)), *modules)
+
+
+def _stem(stem: str, *, separable: bool, width: float) -> Branch:
+    channels = [_times(n, width) for n in (64, 64, 192)]
+    reduce = Convolution("conv2_reduce", channels[1], 1)
+    conv2 = Convolution("conv2", channels[2], 3)
+    if stem == "small":
+        conv1 = Convolution("conv1", channels[0], 3, is_separable=separable)
+        return conv1, reduce, conv2
+    conv1 = Convolution("conv1", channels[0], 7, 2, is_separable=separable)
+    pool = Pool("max", 2, rounds_up=False)
+    return conv1, pool, reduce, conv2, pool
+
+
+def _module(row: Row) -> tuple[Branch, ...]:
+    name, stride = row.name, row.stride
+    single = (
+        Convolution(f"{name}_3x3_reduce", row.reduce3, 1),
+        Convolution(f"{name}_3x3", row.conv3, 3, stride),
+    )
+    double = (
+        Convolution(f"{name}_double_3x3_reduce", row.reduce_double, 1),
+        Convolution(f"{name}_double_3x3_1", row.double3, 3),
+        Convolution(f"{name}_double_3x3_2", row.double3, 3, stride),
+    )
+    pool = (Pool(row.pool, stride),)
+    if not row.projection:
+        return single, double, pool
+    conv1 = (Convolution(f"{name}_1x1", row.conv1, 1),)
+    projection = Convolution(f"{name}_pool_projection", row.projection, 1)
+    return conv1, single, double, (*pool, projection)
+
+
+def _slim(row: Row) -> Row:
+    return row._replace(projection=96) if row.name in ("4c", "4d") else row
+
+
+def _scaled(row: Row, width: float) -> Row:
+    counts = {
+        field: _times(value, width)
+        for field, value in row._asdict().items()
+        if field not in ("name", "stride", "pool")
+    }
+    return row._replace(**counts)
+
+
+def _times(channels: int, width: float) -> int:
+    return max(1, round(channels * width)) if channels else 0
