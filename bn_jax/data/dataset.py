@@ -1,10 +1,58 @@
-"""The record of a data set that fits into memory."""
+"""What training asks of a data set, and the record of one that fits into memory."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from bn_jax.errors import UserError
+
+
+class Split(Protocol):
+    """Images and labels, of which any can be read at any time."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def read(
+        self, indices: np.ndarray, positions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels of some examples.
+
+        Args:
+            indices: Which examples, an array of any shape.
+            positions: The place of each among all that a run reads, of the same
+                shape; whatever is random about an image depends on it alone.
+
+        Returns:
+            uint8 pixels `(*indices, height, width, channels)` and int32 classes of
+            the shape of the indices.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ArraySplit:
+    """A split that lies in memory.
+
+    Attributes:
+        images: uint8 pixels, `(examples, height, width, channels)`.
+        labels: int32 classes from 0, `(examples,)`.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.labels)
+
+    def read(
+        self, indices: np.ndarray, positions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels of some examples; see `Split`."""
+        return self.images[indices], self.labels[indices]
 
 
 class Dataset(NamedTuple):
@@ -25,6 +73,16 @@ class Dataset(NamedTuple):
     test_images: np.ndarray
     test_labels: np.ndarray
     num_classes: int
+
+    @property
+    def train(self) -> Split:
+        """What to train on."""
+        return ArraySplit(self.train_images, self.train_labels)
+
+    @property
+    def test(self) -> Split:
+        """What to test on."""
+        return ArraySplit(self.test_images, self.test_labels)
 
 
 def check_dataset(dataset: Dataset) -> Dataset:

@@ -62,10 +62,10 @@ def build_parts(config: Settings, parallel: Parallel) -> Parts:
         UserError: If a setting is not as it must be, or the data are missing.
     """
     data = load_dataset(**config.dataset)
-    if config.batch_size > len(data.train_labels):
+    if config.batch_size > len(data.train):
         raise UserError(
             f"config.batch_size: {config.batch_size} examples a step are more than the "
-            f"{len(data.train_labels)} that {data.name} has for training."
+            f"{len(data.train)} that {data.name} has for training."
         )
     parts = parallel.num_devices * config.accumulation_steps
     if config.batch_size % parts:
@@ -129,7 +129,8 @@ def build_initial_state(config: Settings, parts: Parts) -> TrainState:
         ),
         out_shardings=parts.parallel.replicated,
     )
-    example = parts.preprocess(parts.data.train_images[:1])
+    image, _ = parts.data.train.read(np.zeros(1, int), np.zeros(1, int))
+    example = parts.preprocess(image)
     with settings_to_blame():
         return init(key=jax.random.key(config.seed), example=example)
 
@@ -148,18 +149,22 @@ def read_batches(
         first_step: Steps before the first one wanted.
         num_steps: How many steps.
     """
-    data = parts.data
-    indices = batch_indices(
-        len(data.train_labels),
+    split = parts.data.train
+    order = batch_indices(
+        len(split),
         config.batch_size,
         seed=config.seed,
         first_step=first_step,
         num_steps=num_steps,
-    ).reshape(num_steps, config.accumulation_steps, -1)
-    return Examples(
-        put_split(parts.parallel, lambda i: data.train_images[i], indices),
-        put_split(parts.parallel, lambda i: data.train_labels[i], indices),
-    )
+    ).reshape(-1)
+    first = first_step * config.batch_size
+
+    def read(positions: np.ndarray) -> tuple[np.ndarray, ...]:
+        return split.read(order[positions - first], positions)
+
+    positions = np.arange(first, first + len(order))
+    shape = (num_steps, config.accumulation_steps, -1)
+    return Examples(*put_split(parts.parallel, read, positions.reshape(shape)))
 
 
 def read_test_batches(config: Settings, parts: Parts) -> PaddedBatches:
@@ -169,20 +174,20 @@ def read_test_batches(config: Settings, parts: Parts) -> PaddedBatches:
         config: As the files in `configs/` make it.
         parts: What it describes.
     """
-    data, parallel = parts.data, parts.parallel
+    split, parallel = parts.data.test, parts.parallel
     indices, is_example = padded_batches(
-        len(data.test_labels),
+        len(split),
         config.evaluation.batch_size,
         multiple_of=parallel.num_devices,
     )
-    places = np.arange(is_example.size).reshape(is_example.shape)
-    return PaddedBatches(
-        Examples(
-            put_split(parallel, lambda i: data.test_images[i], indices),
-            put_split(parallel, lambda i: data.test_labels[i], indices),
-        ),
-        put_split(parallel, lambda i: is_example.reshape(-1)[i], places),
-    )
+
+    def read(places: np.ndarray) -> tuple[np.ndarray, ...]:
+        chosen = indices.reshape(-1)[places]
+        return (*split.read(chosen, chosen), is_example.reshape(-1)[places])
+
+    places = np.arange(indices.size).reshape(indices.shape)
+    images, labels, is_real = put_split(parallel, read, places)
+    return PaddedBatches(Examples(images, labels), is_real)
 
 
 def describe_normalization(config: Settings, parallel: Parallel) -> str:

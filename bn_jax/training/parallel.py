@@ -160,19 +160,25 @@ def compile_chunk(
 
 
 def put_split(
-    parallel: Parallel, read: Callable[[Any], np.ndarray], indices: np.ndarray
-) -> Array:
+    parallel: Parallel, read: Callable[[np.ndarray], PyTree], indices: np.ndarray
+) -> PyTree:
     """Examples on the devices that are to work on them.
 
     Args:
         parallel: The devices.
-        read: Returns the examples of an array of indices; it is asked only for those
-            of this process's devices.
+        read: Returns what belongs to an array of indices, arrays that begin with its
+            axes; it is asked only for the indices of this process's devices.
         indices: Index of each example; the last axis is split.
     """
-    shape = (*indices.shape, *read(indices.reshape(-1)[:0]).shape[1:])
-    return jax.make_array_from_callback(
-        shape,
-        parallel.split(indices.ndim - 1),
-        lambda place: read(indices[(place or ())[: indices.ndim]]),
-    )
+    sharding = parallel.split(indices.ndim - 1)
+    places = sharding.addressable_devices_indices_map(indices.shape)
+    parts = [
+        jax.device_put(read(indices[place or ()]), device)
+        for device, place in places.items()
+    ]
+
+    def join(*shards: Array) -> Array:
+        shape = (*indices.shape, *shards[0].shape[indices.ndim :])
+        return jax.make_array_from_single_device_arrays(shape, sharding, list(shards))
+
+    return jax.tree.map(join, *parts)

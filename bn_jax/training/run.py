@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from bn_jax.training.build import (
@@ -98,9 +99,7 @@ def compile_run(config: Settings, parts: Parts) -> Run:
             config.probes,
             model=parts.model,
             initial_variables=with_population_statistics(state, 0),
-            inputs=parts.preprocess(
-                parts.data.test_images[: config.evaluation.probe_examples]
-            ),
+            inputs=parts.preprocess(_first_test_images(config, parts)),
         ),
         out_shardings=parallel.replicated,
     )
@@ -131,3 +130,8 @@ def compile_run(config: Settings, parts: Parts) -> Run:
         any_process=make_any(parallel),
         must_wait=parallel.must_wait,
     )
+
+
+def _first_test_images(config: Settings, parts: Parts) -> np.ndarray:
+    count = min(config.evaluation.probe_examples, len(parts.data.test))
+    return parts.data.test.read(np.arange(count), np.arange(count))[0]

@@ -1,10 +1,12 @@
 """What a process reads of a step: its part; all parts together are everything."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from bn_jax.training.parallel import make_parallel, put_split
 
@@ -57,12 +59,17 @@ def test_a_process_reads_only_for_its_own_devices(
     read: Callable[[np.ndarray], np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # As JAX does it in a process that has one device of four.
-    def only_the_third(shape: tuple[int, ...], sharding: jax.sharding.Sharding, get):
-        places = sharding.devices_indices_map(shape)
-        return get(list(places.values())[2])
+    # What JAX says in a process that has the third of four devices.
+    def only_the_third(sharding: NamedSharding, shape: tuple[int, ...]) -> Any:
+        places = list(sharding.devices_indices_map(shape).items())
+        return dict(places[2:3])
 
-    monkeypatch.setattr(jax, "make_array_from_callback", only_the_third)
+    monkeypatch.setattr(
+        NamedSharding, "addressable_devices_indices_map", only_the_third
+    )
+    monkeypatch.setattr(
+        jax, "make_array_from_single_device_arrays", lambda *arguments: arguments
+    )
     put_split(make_parallel("jit", num_devices=4), read, INDICES)
     (mine,) = reads
     np.testing.assert_array_equal(mine, INDICES[:, :, 8:12])
