@@ -110,7 +110,7 @@ def padding(layer: Convolution | Pool, size: int) -> tuple[int, int]:
     mode of PyTorch has it.
     """
     if isinstance(layer, Convolution):
-        return (layer.kernel_size // 2,) * 2
+        return layer.kernel_size // 2, layer.kernel_size // 2
     total = layer.stride * (output_size(layer, size) - 1) + 3 - size
     return total // 2, total - total // 2
 
