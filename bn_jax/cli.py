@@ -57,7 +57,20 @@ def _parser() -> argparse.ArgumentParser:
     prepare = verbs.add_parser(
         "prepare", help="prepare a data set for tensorflow-datasets, without TensorFlow"
     )
-    prepare.add_argument("name", choices=["mnist"], help="name of the data set")
+    prepare.add_argument(
+        "name", choices=["mnist", "imagenet2012"], help="name of the data set"
+    )
+    prepare.add_argument(
+        "--manual_dir",
+        type=Path,
+        help="imagenet2012: folder of ILSVRC2012_img_train.tar and "
+        "ILSVRC2012_img_val.tar (downloads/manual in data_dir)",
+    )
+    prepare.add_argument(
+        "--subset",
+        action="store_true",
+        help="imagenet2012: take tar files that hold fewer images than the official",
+    )
     prepare.add_argument(
         "--data_dir",
         type=Path,
@@ -103,11 +116,9 @@ def _do(
 
         print(figure1(options.workdir, seeds=options.seeds, overrides=changes))
     elif options.verb == "prepare":
-        from bn_jax.data.prepare import prepare_mnist
-
         data_dir = options.data_dir
-        folder = prepare_mnist(data_dir.expanduser())
-        call = f'tfds.data_source("mnist", data_dir="{data_dir}")'
+        folder = _prepare(options, data_dir.expanduser())
+        call = f'tfds.data_source("{options.name}", data_dir="{data_dir}")'
         print(f"{folder}: read it with {call}.")
     elif options.verb == "evaluate":
         from bn_jax.reporting.tables import evaluation_table
@@ -126,6 +137,21 @@ def _do(
         from bn_jax.launch import launch
 
         sys.exit(launch(command, num_processes=options.num_processes))
+
+
+def _prepare(options: argparse.Namespace, data_dir: Path) -> Path:
+    """Prepares a data set and gives back its folder."""
+    if options.name == "mnist":
+        from bn_jax.data.prepare import prepare_mnist
+
+        if options.manual_dir is not None or options.subset:
+            raise UserError("mnist needs no --manual_dir and no --subset.")
+        return prepare_mnist(data_dir)
+    from bn_jax.data.prepare_imagenet import prepare_imagenet
+
+    # Where TFDS looks for what one has to download oneself.
+    manual_dir = options.manual_dir or data_dir / "downloads" / "manual"
+    return prepare_imagenet(manual_dir.expanduser(), data_dir, is_subset=options.subset)
 
 
 def _saved_config(workdir: Path, dataset: Mapping[str, str]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import bn_jax.data.prepare
+import bn_jax.data.prepare_imagenet
 import bn_jax.experiments.figure1
 from bn_jax.cli import main
 from bn_jax.errors import UserError
@@ -117,7 +118,42 @@ def test_mnist_is_prepared_in_the_home_folder_by_default(
     assert prepared == [Path("someone/tensorflow_datasets")]
 
 
-def test_only_mnist_can_be_prepared(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "manual_dir"),
+    [
+        ([], Path("folder/downloads/manual")),
+        (["--manual_dir=tars", "--subset"], Path("tars")),
+    ],
+)
+def test_imagenet_is_prepared_from_the_folder_of_its_tar_files(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    manual_dir: Path,
+) -> None:
+    given: list[Any] = []
+
+    def prepare_imagenet(*folders: Path, is_subset: bool) -> Path:
+        given.extend([*folders, is_subset])
+        return Path("there")
+
+    module = bn_jax.data.prepare_imagenet
+    monkeypatch.setattr(module, "prepare_imagenet", prepare_imagenet)
+    main(["prepare", "imagenet2012", "--data_dir=folder", *words])
+    assert given == [manual_dir, Path("folder"), bool(words)]
+    assert capsys.readouterr().out == (
+        'there: read it with tfds.data_source("imagenet2012", data_dir="folder").\n'
+    )
+
+
+@pytest.mark.parametrize("word", ["--manual_dir=tars", "--subset"])
+def test_mnist_is_prepared_from_no_tar_files(prepared: list[Path], word: str) -> None:
+    with pytest.raises(SystemExit, match="bn-jax prepare: mnist needs no --manual_dir"):
+        main(["prepare", "mnist", word])
+    assert prepared == []
+
+
+def test_other_sets_cannot_be_prepared(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["prepare", "cifar10"])
     assert end.value.code == 2

@@ -1,4 +1,5 @@
 """Data sets as NumPy arrays on the host."""
 
+from bn_jax.data.dataset import ArrayDataset as ArrayDataset
 from bn_jax.data.dataset import Dataset as Dataset
 from bn_jax.data.load import load_dataset as load_dataset

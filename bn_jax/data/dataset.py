@@ -1,4 +1,4 @@
-"""What training asks of a data set, and the record of one that fits into memory."""
+"""What training asks of a data set, and the records that answer."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -55,8 +55,41 @@ class ArraySplit:
         return self.images[indices], self.labels[indices]
 
 
-class Dataset(NamedTuple):
-    """Images and labels for training and for testing.
+class Dataset(Protocol):
+    """Images and labels for training and for testing."""
+
+    @property
+    def name(self) -> str:
+        """What the data set is called in logs and results."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that labels tell apart."""
+        ...
+
+    @property
+    def train(self) -> Split:
+        """What to train on."""
+        ...
+
+    @property
+    def test(self) -> Split:
+        """What to test on."""
+        ...
+
+
+class StreamedDataset(NamedTuple):
+    """Images that are read when they are asked for; see `Dataset`."""
+
+    name: str
+    num_classes: int
+    train: Split
+    test: Split
+
+
+class ArrayDataset(NamedTuple):
+    """Images and labels that lie in memory.
 
     Attributes:
         name: What the data set is called in logs and results.
@@ -85,7 +118,7 @@ class Dataset(NamedTuple):
         return ArraySplit(self.test_images, self.test_labels)
 
 
-def check_dataset(dataset: Dataset) -> Dataset:
+def check_dataset(dataset: ArrayDataset) -> ArrayDataset:
     """The data set itself, once its arrays are known to fit each other.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bn_jax.data.dataset import Dataset, check_dataset
+from bn_jax.data.dataset import ArrayDataset, check_dataset
 from bn_jax.errors import UserError
 
 _UNSIGNED_BYTES = 8
@@ -49,7 +49,7 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def load_idx_folder(folder: Path) -> Dataset:
+def load_idx_folder(folder: Path) -> ArrayDataset:
     """The MNIST-like data set whose four files lie in a folder.
 
     Args:
@@ -78,7 +78,7 @@ def load_idx_folder(folder: Path) -> Dataset:
                 f"shape is {labels.shape}; is it a file of images?"
             )
         arrays += [images[..., np.newaxis], labels.astype(np.int32)]
-    return check_dataset(Dataset(folder.name, *arrays, num_classes=10))
+    return check_dataset(ArrayDataset(folder.name, *arrays, num_classes=10))
 
 
 def _find(folder: Path, stem: str, ending: str) -> Path:

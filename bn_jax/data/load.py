@@ -4,6 +4,7 @@ from pathlib import Path
 
 from bn_jax.data.dataset import Dataset
 from bn_jax.data.idx import load_idx_folder
+from bn_jax.data.imagenet import ImageSettings
 from bn_jax.data.mnist import load_mnist
 from bn_jax.data.tfds import load_tfds
 from bn_jax.errors import UserError
@@ -15,7 +16,11 @@ def load_dataset(
     idx_dir: str | None = None,
     data_dir: str | None = None,
     train_split: str = "train",
-    test_split: str = "test",
+    test_split: str | None = None,
+    image_size: int | None = None,
+    distortion: float = 0.0,
+    augmentation_seed: int = 0,
+    read_threads: int | None = None,
 ) -> Dataset:
     """Training and test images from wherever the configuration points.
 
@@ -25,21 +30,41 @@ def load_dataset(
         idx_dir: Folder of IDX files to read instead.
         data_dir: Folder where tensorflow-datasets keeps prepared data.
         train_split: Split of tensorflow-datasets to train on.
-        test_split: Split of tensorflow-datasets to test on.
+        test_split: Split of tensorflow-datasets to test on; "test" by default, and
+            "validation" for imagenet2012, whose test labels are not public.
+        image_size: Height and width, in pixels, of what is made of images whose size
+            varies; others are taken as they are.
+        distortion: Strength of random changes of their colours, in [0, 1].
+        augmentation_seed: Chooses their crops, flips and colours.
+        read_threads: Threads that read and decode them; one a core by default.
 
     Raises:
-        UserError: If the data are missing, damaged or of another kind, or both
-            folders are given.
+        UserError: If the data are missing, damaged or of another kind, both folders
+            are given, or a setting does not fit them.
     """
     if idx_dir is not None and data_dir is not None:
         raise UserError(
             "dataset: give idx_dir or data_dir, not both "
             f"(idx_dir={idx_dir}, data_dir={data_dir})."
         )
+    settings = ImageSettings(image_size, distortion, augmentation_seed, read_threads)
+    in_memory = idx_dir is not None or (name == "mnist" and data_dir is None)
+    if in_memory and image_size is not None:
+        raise UserError(
+            f"dataset.image_size: {image_size} is for images of varying size; these "
+            "are all 28x28. Leave it out."
+        )
     if idx_dir is not None:
         return load_idx_folder(Path(idx_dir).expanduser())
     if name == "mnist" and data_dir is None:
         return load_mnist()
+    if test_split is None:
+        is_imagenet = name.split(":")[0] == "imagenet2012"
+        test_split = "validation" if is_imagenet else "test"
     return load_tfds(
-        name, data_dir=data_dir, train_split=train_split, test_split=test_split
+        name,
+        data_dir=data_dir,
+        train_split=train_split,
+        test_split=test_split,
+        settings=settings,
     )

@@ -1,11 +1,12 @@
-"""Any small image classification set of tensorflow-datasets, without TensorFlow."""
+"""Any image classification set of tensorflow-datasets, without TensorFlow."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bn_jax.data.dataset import Dataset, check_dataset
+from bn_jax.data.dataset import ArrayDataset, Dataset, StreamedDataset, check_dataset
+from bn_jax.data.imagenet import ImageSettings, RecordSplit
 from bn_jax.errors import UserError
 
 # A set is held in memory twice while it is stacked, and once on the device.
@@ -19,27 +20,49 @@ def load_tfds(
     data_dir: str | None,
     train_split: str,
     test_split: str,
+    settings: ImageSettings,
 ) -> Dataset:
-    """A prepared data set, read into memory once.
+    """A prepared data set: read into memory once if its images have one size.
+
+    Others are read, cropped and resized when they are asked for.
 
     Args:
         name: Name of the data set, with `/config` and `:version` where needed.
         data_dir: Folder of prepared data sets; TFDS' own by default.
         train_split: Split to train on, slices like `train[:50%]` included.
         test_split: Split to test on.
+        settings: What becomes of images whose size varies.
 
     Raises:
         UserError: If there is no such data set or split, it is not prepared, or not
-            as array_record, holds no images of one size with class labels, or is
-            larger than 4 GiB.
+            as array_record, or not whole, holds no images with class labels, is to be
+            held in memory and larger than 4 GiB, or the settings do not fit it.
     """
     if data_dir is not None:
         data_dir = str(Path(data_dir).expanduser())
-    builder = _prepared_builder(name, data_dir)
+    builder = prepared_builder(name, data_dir)
     shape, num_classes = _check_features(name, builder)
-    splits = []
     for split in (train_split, test_split):
         _check_split(name, builder, split)
+    if shape is None:
+        train, test = (
+            RecordSplit(
+                builder,
+                split,
+                settings=settings,
+                is_training=is_training,
+                recipe=_recipe(name, data_dir),
+            )
+            for split, is_training in ((train_split, True), (test_split, False))
+        )
+        return StreamedDataset(name, num_classes, train, test)
+    if settings.image_size is not None:
+        raise UserError(
+            f"dataset.image_size: {settings.image_size} is for images of varying size; "
+            f"those of {name} are all {shape[0]}x{shape[1]}. Leave it out."
+        )
+    splits = []
+    for split in (train_split, test_split):
         source = builder.as_data_source(split)
         if len(source) * int(np.prod(shape)) > _MAX_BYTES:
             raise UserError(
@@ -56,11 +79,20 @@ def load_tfds(
                 f"({error}). Remove that folder and prepare it again: "
                 f"{_recipe(name, data_dir)}"
             ) from error
-    return check_dataset(Dataset(name, *splits, num_classes=num_classes))
+    return check_dataset(ArrayDataset(name, *splits, num_classes=num_classes))
 
 
-def _prepared_builder(name: str, data_dir: str | None) -> Any:
-    """The builder of data that lie there as array_record."""
+def prepared_builder(name: str, data_dir: str | None) -> Any:
+    """The builder of data that lie there as array_record.
+
+    Args:
+        name: Name of the data set.
+        data_dir: Folder of prepared data sets; TFDS' own by default.
+
+    Raises:
+        UserError: If there is no such data set, or it is not prepared, not whole, or
+            prepared in another format.
+    """
     # TFDS takes most of a second to import, and the embedded MNIST needs none of it.
     import tensorflow_datasets as tfds
 
@@ -87,6 +119,14 @@ def _prepared_builder(name: str, data_dir: str | None) -> Any:
             f"{name}: nothing is prepared in {builder.data_dir}. "
             f"Prepare it: {_recipe(name, data_dir)}"
         )
+    for split in builder.info.splits.values():
+        for path in split.filepaths:
+            if not Path(path).exists():
+                raise UserError(
+                    f"{name}: {builder.data_dir} is not whole; it lacks "
+                    f"{Path(path).name}. Remove that folder and prepare it again: "
+                    f"{_recipe(name, data_dir)}"
+                )
     return builder
 
 
@@ -110,6 +150,11 @@ def _recipe(name: str, data_dir: str | None) -> str:
     folder = data_dir or str(Path("~/tensorflow_datasets").expanduser())
     if name.split(":")[0] == "mnist":
         return f"bn-jax prepare mnist --data_dir={folder}"
+    if name.split(":")[0] == "imagenet2012":
+        return (
+            f"bn-jax prepare imagenet2012 --manual_dir=TARS --data_dir={folder}, where "
+            "TARS is the folder of the two official tar files"
+        )
     return (
         "in an environment with TensorFlow (preparing needs it, reading does not), "
         f'python -c "import tensorflow_datasets as tfds; '
@@ -118,8 +163,8 @@ def _recipe(name: str, data_dir: str | None) -> str:
     )
 
 
-def _check_features(name: str, builder: Any) -> tuple[tuple[int, ...], int]:
-    """Shape of the images and number of classes."""
+def _check_features(name: str, builder: Any) -> tuple[tuple[int, ...] | None, int]:
+    """Shape of the images, None if it varies, and number of classes."""
     features = builder.info.features
     # A data set of another kind may have a single feature instead of a dictionary.
     names = set(getattr(features, "keys", tuple)())
@@ -130,13 +175,8 @@ def _check_features(name: str, builder: Any) -> tuple[tuple[int, ...], int]:
             f"{name}: expected the features 'image' and 'label' (a class); there are "
             f"{', '.join(sorted(names)) or features}."
         )
-    image = features["image"]
-    if None in image.shape:
-        raise UserError(
-            f"{name}: its images differ in size (shape {image.shape}); this experiment "
-            "needs images of one size."
-        )
-    return image.shape, num_classes
+    shape = features["image"].shape
+    return None if None in shape else shape, num_classes
 
 
 def _read(source: Any) -> list[np.ndarray]:

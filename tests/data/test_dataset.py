@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from bn_jax.data import Dataset
+from bn_jax.data import ArrayDataset
 from bn_jax.data.dataset import check_dataset
 from bn_jax.errors import UserError
 
-GOOD = Dataset(
+GOOD = ArrayDataset(
     name="squares",
     train_images=np.zeros((3, 2, 2, 1), np.uint8),
     train_labels=np.array([0, 1, 2], np.int32),

@@ -9,6 +9,7 @@ from data.idx_files import write_idx_folder
 
 from bn_jax.data import load_dataset
 from bn_jax.data.idx import load_idx_folder
+from bn_jax.data.imagenet import ImageSettings
 from bn_jax.errors import UserError
 
 
@@ -59,4 +60,26 @@ def test_splits_reach_tensorflow_datasets(monkeypatch: pytest.MonkeyPatch) -> No
         "data_dir": None,
         "train_split": "train[:9]",
         "test_split": "train[9:]",
+        "settings": ImageSettings(None),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "split"), [("imagenet2012:5.1.0", "validation"), ("cifar10", "test")]
+)
+def test_imagenet_is_tested_on_its_validation_images(
+    monkeypatch: pytest.MonkeyPatch, name: str, split: str
+) -> None:
+    given = {}
+    module = sys.modules["bn_jax.data.load"]
+    monkeypatch.setattr(module, "load_tfds", lambda name, **rest: given.update(rest))
+    load_dataset(name, image_size=224, distortion=0.3, augmentation_seed=7)
+    assert given["test_split"] == split
+    assert given["settings"] == ImageSettings(224, distortion=0.3, seed=7)
+
+
+def test_a_size_for_images_of_one_size_is_refused(tmp_path: Path) -> None:
+    folder = write_idx_folder(tmp_path / "digits")
+    for where in ({}, {"idx_dir": str(folder)}):
+        with pytest.raises(UserError, match=r"image_size: 32 .* are all 28x28"):
+            load_dataset("mnist", image_size=32, **where)

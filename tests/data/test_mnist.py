@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bn_jax.data import Dataset
+from bn_jax.data import ArrayDataset
 from bn_jax.data.mnist import embedded_mnist_folder, load_mnist
 from bn_jax.errors import UserError
 
@@ -14,7 +14,7 @@ FILES = sorted(path.name for path in embedded_mnist_folder().glob("*.gz"))
 
 
 @pytest.fixture(scope="module")
-def mnist() -> Dataset:
+def mnist() -> ArrayDataset:
     return load_mnist()
 
 
@@ -24,7 +24,9 @@ def copied_folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.shapes
-def test_there_are_60000_and_10000_grey_images_of_28x28_pixels(mnist: Dataset) -> None:
+def test_there_are_60000_and_10000_grey_images_of_28x28_pixels(
+    mnist: ArrayDataset,
+) -> None:
     assert mnist.train_images.shape == (60_000, 28, 28, 1)
     assert mnist.test_images.shape == (10_000, 28, 28, 1)
     assert mnist.train_labels.shape == (60_000,)
@@ -33,16 +35,16 @@ def test_there_are_60000_and_10000_grey_images_of_28x28_pixels(mnist: Dataset) -
     assert mnist.train_labels.dtype == mnist.test_labels.dtype == np.int32
 
 
-def test_the_set_is_called_mnist_and_has_ten_classes(mnist: Dataset) -> None:
+def test_the_set_is_called_mnist_and_has_ten_classes(mnist: ArrayDataset) -> None:
     assert (mnist.name, mnist.num_classes) == ("mnist", 10)
 
 
-def test_the_first_labels_are_the_known_ones(mnist: Dataset) -> None:
+def test_the_first_labels_are_the_known_ones(mnist: ArrayDataset) -> None:
     assert mnist.train_labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert mnist.test_labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
 
 
-def test_each_class_has_its_known_number_of_images(mnist: Dataset) -> None:
+def test_each_class_has_its_known_number_of_images(mnist: ArrayDataset) -> None:
     train, test = np.bincount(mnist.train_labels), np.bincount(mnist.test_labels)
     assert train.tolist() == [
         *(5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
@@ -50,13 +52,13 @@ def test_each_class_has_its_known_number_of_images(mnist: Dataset) -> None:
     assert test.tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
 
 
-def test_the_mean_pixel_is_the_known_one(mnist: Dataset) -> None:
+def test_the_mean_pixel_is_the_known_one(mnist: ArrayDataset) -> None:
     # 0.1307 is the mean that everybody normalizes MNIST with.
     assert mnist.train_images.mean() / 255 == pytest.approx(0.1307, abs=5e-5)
 
 
 def test_a_copy_of_the_files_gives_the_same_data(
-    mnist: Dataset, copied_folder: Path
+    mnist: ArrayDataset, copied_folder: Path
 ) -> None:
     np.testing.assert_equal(load_mnist(copied_folder), mnist)
 
@@ -78,7 +80,7 @@ def test_a_missing_file_is_named(copied_folder: Path, name: str) -> None:
 
 
 def test_an_unpacked_copy_of_a_file_does_not_take_its_place(
-    mnist: Dataset, copied_folder: Path
+    mnist: ArrayDataset, copied_folder: Path
 ) -> None:
     # Plain files come first in a folder of IDX files; here they are not checked.
     (copied_folder / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\0")

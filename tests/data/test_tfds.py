@@ -14,7 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from bn_jax.data import Dataset, load_dataset
+from bn_jax.data import ArrayDataset, load_dataset
 from bn_jax.data.mnist import load_mnist
 from bn_jax.errors import UserError
 
@@ -57,12 +57,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 @pytest.fixture(scope="module")
-def read_back(prepared: Prepared) -> Dataset:
+def read_back(prepared: Prepared) -> ArrayDataset:
     return load_dataset("mnist", data_dir=prepared.data_dir)
 
 
 @pytest.fixture(scope="module")
-def mnist() -> Dataset:
+def mnist() -> ArrayDataset:
     return load_mnist()
 
 
@@ -124,14 +124,14 @@ def examples(images: Iterable[np.ndarray], labels: Iterable[int]) -> Counter:
 
 @pytest.mark.slow
 def test_prepared_mnist_has_the_order_of_the_stock_preparation(
-    read_back: Dataset,
+    read_back: ArrayDataset,
 ) -> None:
     assert read_back.train_labels[:8].tolist() == [4, 1, 0, 7, 8, 1, 2, 7]
 
 
 @pytest.mark.slow
 def test_prepared_mnist_holds_the_embedded_images_and_labels(
-    read_back: Dataset, mnist: Dataset
+    read_back: ArrayDataset, mnist: ArrayDataset
 ) -> None:
     for split in ("train", "test"):
         images, labels = f"{split}_images", f"{split}_labels"
@@ -142,7 +142,7 @@ def test_prepared_mnist_holds_the_embedded_images_and_labels(
 
 @pytest.mark.slow
 def test_prepared_mnist_differs_from_the_embedded_one_in_order_only(
-    read_back: Dataset, mnist: Dataset
+    read_back: ArrayDataset, mnist: ArrayDataset
 ) -> None:
     for read, embedded in zip(read_back, mnist, strict=True):
         assert np.shape(read) == np.shape(embedded)
@@ -152,7 +152,7 @@ def test_prepared_mnist_differs_from_the_embedded_one_in_order_only(
 
 @pytest.mark.slow
 def test_plain_tfds_finds_the_prepared_mnist(
-    prepared: Prepared, mnist: Dataset
+    prepared: Prepared, mnist: ArrayDataset
 ) -> None:
     source = tfds.data_source("mnist", data_dir=prepared.data_dir, split="test")
     records = source.__getitems__(range(len(source)))
@@ -269,11 +269,27 @@ def test_a_set_that_memory_cannot_hold_is_refused(tiny: str) -> None:
         load_dataset("tiny", data_dir=tiny)
 
 
-def test_images_of_varying_size_are_refused(prepare: Prepare) -> None:
+def test_a_size_is_asked_for_where_images_vary_in_size(prepare: Prepare) -> None:
     images = labelled(TEST_IMAGES)
     data_dir = prepare(images, images, {**FEATURES, "image": tfds.features.Image()})
-    with pytest.raises(UserError, match=r"images differ in size \(shape \(None"):
+    with pytest.raises(UserError, match=r"image_size: the images of tiny vary in size"):
         load_dataset("tiny", data_dir=data_dir)
+    data = load_dataset("tiny", data_dir=data_dir, image_size=3)
+    images, _ = data.test.read(np.arange(5), np.arange(5))
+    assert images.shape == (5, 3, 3, 3)
+
+
+def test_a_size_for_images_of_one_size_is_refused(tiny: str) -> None:
+    with pytest.raises(UserError, match=r"image_size: 8 .* those of tiny are all 4x5"):
+        load_dataset("tiny", data_dir=tiny, image_size=8)
+
+
+def test_grey_images_of_varying_size_are_refused(prepare: Prepare) -> None:
+    images = labelled(TEST_IMAGES[..., 0])
+    grey = tfds.features.Image(shape=(None, None, 1))
+    data_dir = prepare(images, images, {**FEATURES, "image": grey})
+    with pytest.raises(UserError, match=r"must be in colour; .* \(None, None, 1\)"):
+        load_dataset("tiny", data_dir=data_dir, image_size=3)
 
 
 def test_a_set_without_labels_is_refused(prepare: Prepare) -> None:
