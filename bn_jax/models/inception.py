@@ -188,6 +188,11 @@ class Inception(nn.Module):
                 f"Inception: per_activation_modules must be among {', '.join(modules)}"
                 f", and {', '.join(map(repr, unknown))} is not."
             )
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(
+                "Inception: dropout_rate must be the fraction in [0, 1) that is "
+                f"dropped, and is {self.dropout_rate}; 0.0 drops none."
+            )
         if len(shape) != 4:
             raise ValueError(
                 "Inception: images must have the axes (batch, height, width, channels)"

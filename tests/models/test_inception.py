@@ -256,6 +256,11 @@ def test_population_statistics_are_those_of_its_layers():
         ({"variant": "paper"}, (2, 8, 8, 1), "variant must be .* slim, and is 'paper'"),
         ({"stem": "tiny"}, (2, 8, 8, 1), "stem must be one of imagenet, small, .*tiny"),
         ({"width": 0.0}, (2, 8, 8, 1), "width must be a positive .* is 0.0; 1.0 is"),
+        (
+            {"dropout_rate": 1.0},
+            (2, 8, 8, 1),
+            r"dropout_rate must be .* and is 1\.0; 0",
+        ),
         ({"width": -1.0}, (2, 8, 8, 1), "width must be a positive .* is -1.0"),
         (
             {},
