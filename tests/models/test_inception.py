@@ -197,6 +197,7 @@ def test_no_dropout_needs_no_key():
     model.apply(variables, images, train=True)
 
 
+@pytest.mark.slow
 def test_per_activation_modules_have_statistics_of_every_position():
     model = SMALL(norm=NORM, per_activation_modules=("5b",))
     images = images_of(5, 8, 8, 1)

@@ -144,6 +144,7 @@ def test_the_first_layer_is_what_pytorch_computes_written_out():
     np.testing.assert_allclose(inputs, h, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_bias_is_folded_without_any_change():
     state_dict = state_dict_for()
     results = []
