@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bn_jax.data.opencv import resize
+from bn_jax.data.opencv import mirror, resize
 
 # Fractions of an image's area, and width over height.
 _AREA = (0.08, 1.0)
@@ -37,15 +37,17 @@ def random_box(rng: np.random.Generator, height: int, width: int) -> Box:
         height: Of the image, in pixels.
         width: Of the image, in pixels.
     """
-    for _ in range(10):
-        area = rng.uniform(*_AREA) * height * width
-        aspect = math.exp(rng.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1])))
+    low, high = (math.log(aspect) for aspect in _ASPECT)
+    # One call for all draws: each would take longer than what is done with it.
+    for share, shape, y, x in rng.random((10, 4)).tolist():
+        area = (_AREA[0] + (_AREA[1] - _AREA[0]) * share) * height * width
+        aspect = math.exp(low + (high - low) * shape)
         box_width = round(math.sqrt(area * aspect))
         box_height = round(math.sqrt(area / aspect))
         if 0 < box_width <= width and 0 < box_height <= height:
-            top = rng.integers(height - box_height + 1)
-            left = rng.integers(width - box_width + 1)
-            return Box(int(top), int(left), box_height, box_width)
+            top = int(y * (height - box_height + 1))
+            left = int(x * (width - box_width + 1))
+            return Box(top, left, box_height, box_width)
     box_width = min(width, max(1, round(height * _ASPECT[1])))
     box_height = min(height, max(1, round(width / _ASPECT[0])))
     top, left = (height - box_height) // 2, (width - box_width) // 2
@@ -53,7 +55,11 @@ def random_box(rng: np.random.Generator, height: int, width: int) -> Box:
 
 
 def random_crop(
-    image: np.ndarray, rng: np.random.Generator, image_size: int
+    image: np.ndarray,
+    rng: np.random.Generator,
+    image_size: int,
+    *,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """A random part of an image, resized to a square, mirrored half of the time.
 
@@ -61,12 +67,13 @@ def random_crop(
         image: uint8 pixels `(height, width, channels)`.
         rng: Draws.
         image_size: Height and width of the result, in pixels.
+        out: Where to write the result, of its shape and contiguous.
     """
     box = random_box(rng, *image.shape[:2])
     rows = slice(box.top, box.top + box.height)
     columns = slice(box.left, box.left + box.width)
-    crop = resize(image[rows, columns], image_size, image_size)
-    return crop[:, ::-1] if rng.random() < 0.5 else crop
+    crop = resize(image[rows, columns], image_size, image_size, out=out)
+    return mirror(crop, out=crop) if rng.random() < 0.5 else crop
 
 
 def center_crop(image: np.ndarray, image_size: int) -> np.ndarray:
@@ -107,7 +114,7 @@ def all_crops(image: np.ndarray, image_size: int) -> np.ndarray:
             middle = _cut(square, image_size)
             whole = resize(square, image_size, image_size)
             for crop in (*corners, middle, whole):
-                crops += [crop, crop[:, ::-1]]
+                crops += [crop, mirror(crop)]
     return np.stack(crops)
 
 

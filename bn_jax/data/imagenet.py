@@ -12,6 +12,7 @@ import resource
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,9 @@ from bn_jax.data.crops import center_crop, random_crop
 from bn_jax.data.distortion import distort
 from bn_jax.data.opencv import decode_rgb, opencv
 from bn_jax.errors import UserError
+
+# What JAX, checkpoints and event files have open, generously.
+_OTHER_FILES = 200
 
 
 class ImageSettings(NamedTuple):
@@ -69,6 +73,7 @@ class RecordSplit:
                 or OpenCV is not installed.
         """
         self._size = _check_settings(builder.info.name, settings)
+        self._num_threads = settings.num_threads or os.cpu_count() or 1
         opencv()
         features = builder.info.features
         if features["image"].shape[-1] != 3:
@@ -81,13 +86,12 @@ class RecordSplit:
         self._where = f"{builder.info.name}: split {split!r} in {builder.data_dir}"
         self._recipe = recipe
         import tensorflow_datasets as tfds
+        from tensorflow_datasets.proto import tf_example_pb2
 
-        # What else a record holds is not worth its decoding.
-        wanted = {"image", "label", "file_name"} & set(features.keys())
-        self._features = tfds.features.FeaturesDict(
-            {name: features[name] for name in wanted}
-        )
-        self._decoders = {"image": tfds.decode.SkipDecoding()}
+        # TFDS' own decoding of what else a record holds would take half as long again
+        # as reading it.
+        protos: Any = tf_example_pb2
+        self._parse = protos.Example.FromString
         _allow_open_files(len(builder.info.splits[split].filenames))
         self._source: Sequence[bytes] = builder.as_data_source(
             split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
@@ -105,55 +109,69 @@ class RecordSplit:
         Raises:
             UserError: If a record or an image cannot be read.
         """
-        size = self._size
-        images = np.empty((indices.size, size, size, 3), np.uint8)
-        labels = np.empty(indices.size, np.int32)
-
-        def fill(place: int, index: int, position: int) -> None:
-            images[place], labels[place] = self._example(index, position)
-
+        shape = (indices.size, self._size, self._size, 3)
+        images, labels = np.empty(shape, np.uint8), np.empty(indices.size, np.int32)
         # Python's own integers.
-        pairs = indices.ravel().tolist(), positions.ravel().tolist()
-        for _ in self._pool.map(fill, range(indices.size), *pairs):
-            pass
+        asked = zip(indices.ravel().tolist(), positions.ravel().tolist(), strict=True)
+        queue, lock = enumerate(asked), Lock()
+
+        def take() -> None:
+            while True:
+                with lock:
+                    place, example = next(queue, (None, None))
+                if example is None:
+                    return
+                labels[place] = self._example(*example, out=images[place])
+
+        # A task a thread, not one an image: each is as long as a tenth of an image.
+        tasks = [self._pool.submit(take) for _ in range(self._num_threads)]
+        for task in tasks:
+            task.result()
         return (
-            images.reshape(*indices.shape, *images.shape[1:]),
+            images.reshape(*indices.shape, *shape[1:]),
             labels.reshape(indices.shape),
         )
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         # Decoding lets go of Python's lock.
-        return ThreadPoolExecutor(self._settings.num_threads or os.cpu_count())
+        return ThreadPoolExecutor(self._num_threads)
 
-    def _example(self, index: int, position: int) -> tuple[np.ndarray, int]:
+    def _example(self, index: int, position: int, *, out: np.ndarray) -> int:
+        """Writes an image, and gives back its label."""
         record = self._record(index)
-        image = decode_rgb(record["image"])
+        image = decode_rgb(record["image"].bytes_list.value[0])
         if image is None:
-            name = record.get("file_name", b"").decode() or f"number {index}"
+            names = record["file_name"].bytes_list.value
+            name = names[0].decode() if names else f"number {index}"
             raise UserError(
                 f"{self._where}: the image {name} cannot be decoded. Remove that "
                 f"folder and prepare it again: {self._recipe}"
             )
         if self._is_training:
             rng = np.random.default_rng((self._settings.seed, position))
-            image = random_crop(image, rng, self._size)
-            image = distort(image, rng, strength=self._settings.distortion)
+            crop = random_crop(image, rng, self._size, out=out)
+            if self._settings.distortion:
+                out[:] = distort(crop, rng, strength=self._settings.distortion)
         else:
-            image = center_crop(image, self._size)
-        return image, int(record["label"])
+            out[:] = center_crop(image, self._size)
+        return record["label"].int64_list.value[0]
 
     def _record(self, index: int) -> Any:
+        """The features of an example, still encoded."""
         try:
-            return self._features.deserialize_example_np(
-                self._source[index], decoders=self._decoders
-            )
+            record = self._parse(self._source[index]).features.feature
+            # A file that is cut off may seem to hold empty records.
+            if record["image"].bytes_list.value and record["label"].int64_list.value:
+                return record
+            cause = f"record {index} is empty"
         # What array_record raises for files that are missing or damaged.
         except (RuntimeError, ValueError, OSError, IndexError) as error:
-            raise UserError(
-                f"{self._where} cannot be read ({error}). Remove that folder and "
-                f"prepare it again: {self._recipe}"
-            ) from error
+            cause = str(error)
+        raise UserError(
+            f"{self._where} cannot be read ({cause}). Remove that folder and prepare "
+            f"it again: {self._recipe}"
+        )
 
 
 def _allow_open_files(num_files: int) -> None:
@@ -163,13 +181,15 @@ def _allow_open_files(num_files: int) -> None:
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = soft + num_files
-    if hard != resource.RLIM_INFINITY and wanted > hard:
-        wanted = hard
-        logging.warning(
-            "At most %d files can be open, and %d are to be read; `ulimit -n` says so.",
-            hard,
-            num_files,
-        )
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+        if hard < num_files + _OTHER_FILES:
+            logging.warning(
+                "%d files are to be read, and at most %d can be open, says `ulimit -Hn`"
+                "; reading may fail.",
+                num_files,
+                hard,
+            )
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
