@@ -6,8 +6,9 @@ Both read the same JPEGs, written by this script: 500x375 pixels, about 85 KB. b
 reads them from the array_record files that `bn-jax prepare imagenet2012` makes; PyTorch
 from a folder of files, by `torchvision.datasets.ImageFolder` (Pillow), with a worker
 process a core. Both crop at random, resize, flip, and give uint8 batches; in the second
-arm both also change the colours. The files lie in the system's cache. The two take
-turns, each first every other round; what is compared is the rate in pairs.
+arm both also change the colours. In the third, PyTorch gives normalized floats, as its
+recipes do; bn_jax leaves that to the device. The files lie in the system's cache. The
+two take turns, each first every other round; what is compared is the rate in pairs.
 
 Beside the rate there is the processor time an image, of all threads and processes: on
 a machine that has other work it is the steadier one.
@@ -38,7 +39,13 @@ from bn_jax.reporting.machine import describe_machine
 _SIZE = 224
 _WIDTH, _HEIGHT = 500, 375
 _SYNSETS = ("n01440764", "n01443537")
-_DISTORTION = 0.5
+# Strength of the changes of colour, and whether PyTorch normalizes.
+_ARMS = {
+    "crop": (0.0, False),
+    "crop and colours": (0.5, False),
+    "crop, PyTorch's in floats": (0.0, True),
+}
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LIBRARIES = ("bn_jax", "torch")
 
 
@@ -64,11 +71,9 @@ def main() -> None:
     arms = {}
     with tempfile.TemporaryDirectory() as folder:
         sizes = _write_images(Path(folder), options.images)
-        for arm, distortion in {"crop": 0.0, "crop and colours": _DISTORTION}.items():
-            runs = {
-                "bn_jax": _ours(Path(folder), options, len(cores), distortion),
-                "torch": _torch(Path(folder), options, len(cores), distortion),
-            }
+        for arm, (distortion, as_floats) in _ARMS.items():
+            source = (Path(folder), options, len(cores), distortion)
+            runs = {"bn_jax": _ours(*source), "torch": _torch(*source, as_floats)}
             arms[arm] = _compare(runs, options.rounds, options.images)
             print(f"{arm}: {_summary(arms[arm], len(cores))}")
     libraries = ("jax", "opencv-python-headless", "torch", "torchvision", "pillow")
@@ -214,7 +219,11 @@ def _ours(
 
 
 def _torch(
-    folder: Path, options: argparse.Namespace, num_cores: int, distortion: float
+    folder: Path,
+    options: argparse.Namespace,
+    num_cores: int,
+    distortion: float,
+    as_floats: bool,
 ) -> Callable[[], None]:
     from torch.utils.data import DataLoader
     from torchvision import transforms
@@ -228,7 +237,11 @@ def _torch(
         transforms.RandomResizedCrop(_SIZE),
         transforms.RandomHorizontalFlip(),
         *([jitter] if distortion else []),
-        transforms.PILToTensor(),
+        *(
+            [transforms.ToTensor(), transforms.Normalize(_MEAN, _STD)]
+            if as_floats
+            else [transforms.PILToTensor()]
+        ),
     ]
     loader = DataLoader(
         ImageFolder(str(folder / "files"), transforms.Compose(steps)),

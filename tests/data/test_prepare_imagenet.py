@@ -3,6 +3,9 @@
 import fcntl
 import io
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +65,20 @@ def source(data_dir: Path, split: str, **options: Any) -> Any:
     )
 
 
-def raw(data_dir: Path, split: str) -> list[bytes]:
-    method = tfds.decode.DeserializeMethod.RAW_BYTES
-    return list(source(data_dir, split, deserialize_method=method))
+def in_order(data_dir: Path, split: str) -> list[tuple[Any, ...]]:
+    """What the records hold, in their order; the order in a record is any."""
+    encoded = {"image": tfds.decode.SkipDecoding()}
+    found = source(data_dir, split, decoders=encoded)
+    return [(one["file_name"], int(one["label"]), one["image"]) for one in found]
 
 
 def records(data_dir: Path, split: str) -> Records:
     """Each image's record, by its name."""
-    encoded = {"image": tfds.decode.SkipDecoding()}
-    found = source(data_dir, split, decoders=encoded)
-    return {record["file_name"].decode(): record for record in found}
+    keys = ("file_name", "label", "image")
+    return {
+        values[0].decode(): dict(zip(keys, values, strict=True))
+        for values in in_order(data_dir, split)
+    }
 
 
 def prepare_by_tfds(data_dir: Path, training: Records, validation: Records) -> None:
@@ -112,7 +119,7 @@ def test_files_and_their_records_are_those_of_tensorflow_datasets(
     expected = theirs / "imagenet2012" / "5.1.0"
     assert names == sorted(path.name for path in expected.glob("*array_record*"))
     for split in ("train", "validation"):
-        assert raw(ours, split) == raw(theirs, split)
+        assert in_order(ours, split) == in_order(theirs, split)
 
 
 def test_every_training_image_is_there_with_its_class(data_dir: Path) -> None:
@@ -189,7 +196,39 @@ def test_a_preparation_goes_on_where_it_was_interrupted(
     assert before.items() <= again.items()
     prepare(tars, tmp_path / "once", is_subset=True)
     for split in ("train", "validation"):
-        assert raw(tmp_path / "twice", split) == raw(tmp_path / "once", split)
+        assert in_order(tmp_path / "twice", split) == in_order(tmp_path / "once", split)
+
+
+_KILLED = """
+import os, sys
+from pathlib import Path
+from tensorflow_datasets.core.utils.shard_utils import ShardConfig
+from bn_jax.data import prepare_imagenet
+ShardConfig.min_shard_size = 1
+before, names = prepare_imagenet.rgb_jpeg, []
+def check(content, *, name):
+    names.append(name)
+    if len(names) == 30:
+        os.kill(os.getpid(), 9)
+    return before(content, name=name)
+prepare_imagenet.rgb_jpeg = check
+prepare_imagenet.prepare_imagenet(*map(Path, sys.argv[1:]), is_subset=True)
+"""
+
+
+@pytest.mark.usefixtures("many_files")
+def test_a_preparation_that_was_killed_goes_on(tars: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _KILLED, str(tars), str(tmp_path / "twice")]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    (folder,) = (tmp_path / "twice" / "imagenet2012").iterdir()
+    before = finished(folder)
+    again = finished(prepare(tars, tmp_path / "twice", is_subset=True))
+    assert len(before) > 8
+    assert before.items() <= again.items()
+    prepare(tars, tmp_path / "once", is_subset=True)
+    for split in ("train", "validation"):
+        twice, once = (in_order(tmp_path / name, split) for name in ("twice", "once"))
+        assert twice == once
 
 
 @pytest.mark.usefixtures("many_files")
