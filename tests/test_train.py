@@ -63,6 +63,12 @@ BAD = {
     "a_workdir_below_a_file": [CONFIG, "--workdir=OTHER/config.json/run"],
     "an_unknown_flag": [CONFIG, "--wrokdir=runs"],
     "a_word_too_many": [CONFIG, "--config.num_steps=1", "config.seed=3"],
+    "steps_that_are_none": [CONFIG, "--profile_steps=5-7"],
+    "steps_that_end_before_they_begin": [CONFIG, "--profile_steps=7:5"],
+    "a_process_without_the_others": [CONFIG, "--process_id=1"],
+    "a_batch_that_cannot_be_divided": [CONFIG, "--config.accumulation_steps=7"],
+    "more_devices_than_there_are": [CONFIG, "--config.parallel.num_devices=99"],
+    "an_unknown_mode": [CONFIG, "--config.parallel.mode=xmap"],
 }
 EXPECTED = {
     "an_unknown_setting": r'num_stps.*Did you mean "num_steps"',
@@ -80,6 +86,12 @@ EXPECTED = {
     "a_workdir_below_a_file": r"train\.py: workdir .*: it cannot be used",
     "an_unknown_flag": r"Unknown command line flag 'wrokdir'. Did you mean: workdir",
     "a_word_too_many": r"config\.seed=3",
+    "steps_that_are_none": r"train\.py: --profile_steps must be a:b, and is '5-7'",
+    "steps_that_end_before_they_begin": r"needs 0 <= a < b, and is 7:5",
+    "a_process_without_the_others": r"train\.py: --coordinator_address, .* together",
+    "a_batch_that_cannot_be_divided": r"batch_size=60 must be divisible by 7",
+    "more_devices_than_there_are": r"num_devices must lie in 1 to 1, .* and is 99",
+    "an_unknown_mode": r"mode must be one of jit, shard_map, pmap, and is 'xmap'",
 }
 
 

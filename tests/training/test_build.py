@@ -98,5 +98,5 @@ def test_an_average_of_the_parameters_is_kept_where_it_is_wanted(
 
 
 def test_what_a_layer_refuses_is_an_error_of_the_configuration() -> None:
-    with pytest.raises(UserError, match="^config: group_size=48 must divide"):
+    with pytest.raises(UserError, match=r"^config: group_size=48 must divide"):
         refuse()
