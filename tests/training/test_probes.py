@@ -49,7 +49,7 @@ def test_percentiles_are_those_of_the_unit_with_the_median_spread(
         ["percentiles"], model=model, initial_variables=variables, inputs=INPUTS
     )
     values = np.percentile(last_hidden_inputs(model, variables), (15, 50, 85), axis=0)
-    measured = probe(variables)["percentiles"]
+    measured = probe(variables, variables["batch_stats"])["percentiles"]
     np.testing.assert_allclose(measured, values[:, 2], rtol=1e-5)
 
 
@@ -59,9 +59,10 @@ def test_the_unit_stays_the_one_that_was_typical_before_training(
     probe = make_probes(
         ["percentiles"], model=model, initial_variables=variables, inputs=INPUTS
     )
-    before = probe(variables)["percentiles"]
+    stats = variables["batch_stats"]
+    before = probe(variables, stats)["percentiles"]
     # The spread of the unit is now the largest, and it still is the one looked at.
-    after = probe(scaled(variables, 2, 1000.0))["percentiles"]
+    after = probe(scaled(variables, 2, 1000.0), stats)["percentiles"]
     np.testing.assert_allclose(after, 1000 * before, rtol=1e-5)
 
 
@@ -72,14 +73,14 @@ def test_percentiles_are_three_numbers_in_rising_order(
     probe = make_probes(
         ["percentiles"], model=model, initial_variables=variables, inputs=INPUTS
     )
-    percentiles = jax.jit(probe)(variables)["percentiles"]
+    percentiles = jax.jit(probe)(variables, variables["batch_stats"])["percentiles"]
     assert percentiles.shape == (3,)
     assert (jnp.diff(percentiles) > 0).all()
 
 
 def test_no_probe_measures_nothing(model: nn.Module, variables: Any) -> None:
     probe = make_probes([], model=model, initial_variables=variables, inputs=INPUTS)
-    assert probe(variables) == {}
+    assert probe(variables, variables["batch_stats"]) == {}
 
 
 def test_an_unknown_probe_is_refused(model: nn.Module, variables: Any) -> None:
@@ -92,3 +93,29 @@ def test_a_model_without_a_hidden_layer_to_look_at_is_refused() -> None:
         make_probes(
             ["percentiles"], model=nn.Dense(3), initial_variables={}, inputs=INPUTS
         )
+
+
+def test_each_norm_is_measured_against_its_moving_averages(
+    model: nn.Module, variables: Any
+) -> None:
+    probe = make_probes(
+        ["batch_norm"], model=model, initial_variables=variables, inputs=INPUTS
+    )
+    population = {
+        layer: {"mean": jnp.zeros(size), "var": jnp.arange(4.0, 4 + size)}
+        for layer, size in (("norm0", 5), ("norm1", 4))
+    }
+    # One standard deviation away, and twice as wide.
+    moving = {
+        layer: {"mean": jnp.sqrt(stats["var"]), "var": 4 * stats["var"]}
+        for layer, stats in population.items()
+    }
+    measured = probe({**variables, "batch_stats": population}, moving)
+    for layer in ("norm0", "norm1"):
+        # The epsilon beside a variance of 4 and more.
+        close = {"rtol": 1e-5}
+        np.testing.assert_allclose(measured[f"min_var/{layer}"], 4.0, **close)
+        np.testing.assert_allclose(measured[f"mean_drift/{layer}"], 1.0, **close)
+        drift = measured[f"log_std_drift/{layer}"]
+        np.testing.assert_allclose(drift, np.log(2.0), **close)
+    assert len(measured) == 6
