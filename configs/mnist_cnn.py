@@ -5,9 +5,8 @@
 
 Both arms train the same network on the same minibatches; one has Batch Normalization
 before each nonlinearity and no biases there, the other has biases. Expected with these
-settings and Batch Normalization, after 1,406 steps: 99.27 % test accuracy (with seed 0
-and with seed 1, the two measured), for 110 s of processor time; the runs took 184 s and
-269 s on 2 cores that had other work as well.
+settings, after 1,406 steps: 99.28 % test accuracy with it and 99.20 % without
+(results/mnist_cnn.json, 3 seeds), in one and a half to three minutes on 2 cores.
 """
 
 from ml_collections import ConfigDict, config_dict

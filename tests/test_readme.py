@@ -61,3 +61,18 @@ def test_the_ratios_of_speed_are_those_of_the_committed_benchmarks():
             assert f"{ratio:.2f}" in text
     for what in ("forward", "forward+backward"):
         assert f"{layer['geometric_mean'][what]['bn_jax']:.2f} of it" in text
+
+
+def test_the_figures_of_the_convolutional_network_are_those_of_its_committed_runs():
+    record = json.loads((_README.parent / "results/mnist_cnn.json").read_text())
+    text = " ".join(_README.read_text().split())
+    for arm in ("bn", "baseline"):
+        values = record["arms"][arm]
+        mean, stdev = values["mean_test_accuracy"], values["stdev_test_accuracy"]
+        assert f"{100 * mean:.2f} ± {100 * stdev:.2f} %" in text
+
+
+def test_the_cost_of_the_loop_is_that_of_the_committed_benchmark():
+    record = json.loads((_README.parent / "results/loop.json").read_text())
+    assert f"{record['loop_over_bare']:.2f} of its time" in _README.read_text()
+    assert record["loop_over_bare"] <= 1.02
