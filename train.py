@@ -91,17 +91,18 @@ def main(_: Sequence[str]) -> None:
         train(_CONFIG.value, _WORKDIR.value, profile_steps=_profile_steps())
     except UserError as error:
         _end(f"train.py: {error}", code=1)
+    except (ConnectionError, TimeoutError, jax.errors.JaxRuntimeError) as error:
+        if not jax.distributed.is_initialized():
+            raise
+        _end_with_the_others(error)
+    except LostProcessError as error:
+        _end_with_the_others(error)
     except OSError as error:
         # It need not name a file: a full disk does not.
         message = (
             f"train.py: workdir {_WORKDIR.value}: the run has ended early: {error}"
         )
         _end(message, code=1)
-    except (LostProcessError, jax.errors.JaxRuntimeError) as error:
-        if not jax.distributed.is_initialized():
-            raise
-        message = f"train.py: another process has ended, or: {error}"
-        _end(message, code=_FAILED_TOGETHER)
     except Exception:
         if not jax.distributed.is_initialized():
             raise
@@ -117,6 +118,10 @@ def _profile_steps() -> tuple[int, int] | None:
     if not (colon and first.isdecimal() and last.isdecimal()):
         raise UserError(f"--profile_steps must be a:b, and is {_PROFILE.value!r}.")
     return int(first), int(last)
+
+
+def _end_with_the_others(error: Exception) -> None:
+    _end(f"train.py: another process has ended, or: {error}", code=_FAILED_TOGETHER)
 
 
 def _end(message: str, *, code: int) -> None:

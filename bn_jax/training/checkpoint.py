@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 
 from bn_jax.errors import UserError
 from bn_jax.training.manifest import damaged_files, write_manifest
+from bn_jax.training.processes import LostProcessError
 from bn_jax.training.state import TrainState
 
 FORMAT_VERSION = 1
@@ -74,6 +75,7 @@ class Checkpoints:
 
         Raises:
             UserError: If the one before could not be written.
+            LostProcessError: If the processes did not complete it together.
         """
         if step in self._manager.all_steps():
             return
@@ -99,6 +101,7 @@ class Checkpoints:
 
         Raises:
             UserError: If the last checkpoint could not be written.
+            LostProcessError: If the processes did not complete it together.
         """
         try:
             self._manager.wait_until_finished()
@@ -215,11 +218,26 @@ class Checkpoints:
         key = jax.random.wrap_key_data(arrays.pop("key"))
         return TrainState(**arrays, key=key)
 
-    def _not_written(self, error: Exception) -> UserError:
+    def _not_written(self, error: Exception) -> Exception:
+        if jax.process_count() > 1 and not _is_of_a_file(error):
+            return LostProcessError(
+                f"{self._folder}: the processes did not complete a checkpoint "
+                f"together ({error})."
+            )
         return UserError(
             f"{self._folder}: a checkpoint could not be written ({error}). Earlier "
             "ones are as they were; make room, or choose another --workdir."
         )
+
+
+def _is_of_a_file(error: Exception) -> bool:
+    """Whether a file could not be written, rather than another process be reached.
+
+    Orbax raises a ValueError for both; where it is a file's, it names it.
+    """
+    if isinstance(error, OSError):
+        return not isinstance(error, ConnectionError | TimeoutError)
+    return "local file" in str(error)
 
 
 def _as_arrays(state: TrainState) -> dict[str, Any]:

@@ -44,6 +44,10 @@ SETTINGS = {
 
 # Of a start, of compiling and of training on a machine that has other work.
 SECONDS_TO_END = 120.0
+# From the loss of a process to the end of the others.
+SECONDS_TO_NOTICE = 30.0
+# 3 from Python; 134 where JAX's runtime ends the process by itself.
+LOST_A_PROCESS = (3, 128 + signal.SIGABRT)
 
 
 class Program:

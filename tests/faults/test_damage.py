@@ -4,12 +4,21 @@ import hashlib
 import json
 import shutil
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from faults.conftest import Train
-from faults.programs import assert_same_end, steps, until, wait_for_all
+from faults.programs import (
+    LOST_A_PROCESS,
+    SECONDS_TO_NOTICE,
+    Program,
+    assert_same_end,
+    steps,
+    until,
+    wait_for_all,
+)
 
 from bn_jax.training.manifest import damaged_files, write_manifest
 
@@ -135,18 +144,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before_it_intact(
     workdir = tmp_path / "run"
     programs = train(workdir, num_processes=num_processes)
 
-    def is_caught_writing() -> bool:
-        if not steps(workdir) or not _half_written(workdir):
-            return False
-        for program in programs:
-            program.send(signal.SIGSTOP)
-        if _half_written(workdir):
-            return True
-        for program in programs:
-            program.send(signal.SIGCONT)
-        return False
-
-    assert until(is_caught_writing)
+    _catch_writing(programs, workdir)
     half = _half_written(workdir)
     for program in programs:
         program.send(signal.SIGKILL)
@@ -158,6 +156,43 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before_it_intact(
     assert wait_for_all(programs) == [0] * num_processes, programs[0].output
     assert f"goes on after step {newest}." in programs[0].output
     assert_same_end(workdir, expected)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_others_end_when_a_process_is_killed_while_all_write_a_checkpoint(
+    train: Train,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+    victim: int,
+) -> None:
+    programs = train(tmp_path / "run", num_processes=2)
+    _catch_writing(programs, tmp_path / "run")
+    programs[victim].send(signal.SIGKILL)
+    programs[1 - victim].send(signal.SIGCONT)
+    killed = time.monotonic()
+    code = programs[1 - victim].wait(SECONDS_TO_NOTICE)
+    record_property("from SIGKILL to the end of the other", time.monotonic() - killed)
+    # 1 would mean that the user can mend it.
+    assert code in LOST_A_PROCESS, programs[1 - victim].output
+
+
+def _catch_writing(programs: Sequence[Program], workdir: Path) -> None:
+    """Stops all processes while they write a checkpoint that is not the first."""
+
+    def send(number: int) -> None:
+        for program in programs:
+            program.send(number)
+
+    def is_caught_writing() -> bool:
+        if not steps(workdir) or not _half_written(workdir):
+            return False
+        send(signal.SIGSTOP)
+        if _half_written(workdir):
+            return True
+        send(signal.SIGCONT)
+        return False
+
+    assert until(is_caught_writing)
 
 
 def _half_written(workdir: Path) -> list[str]:

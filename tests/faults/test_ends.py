@@ -12,10 +12,7 @@ from pathlib import Path
 
 import pytest
 from faults.conftest import Train
-from faults.programs import SCRIPT, flags, process_flags, steps, until
-
-# 3 from Python; 134 where JAX's runtime ends the process by itself.
-LOST_A_PROCESS = (3, 134)
+from faults.programs import LOST_A_PROCESS, SCRIPT, flags, process_flags, steps, until
 
 # What two processes do in place of training.
 FAIL = """

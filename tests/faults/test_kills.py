@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from faults.conftest import Train
-from faults.programs import assert_same_end, steps, until, wait_for_all
-
-# Of those that are left, to end: they wait for nobody.
-SECONDS_TO_NOTICE = 30.0
-# 3 from Python; 134 where JAX's runtime ends the process by itself.
-LOST_A_PROCESS = (3, 134)
+from faults.programs import (
+    LOST_A_PROCESS,
+    SECONDS_TO_NOTICE,
+    assert_same_end,
+    steps,
+    until,
+    wait_for_all,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,9 @@ def test_the_others_end_when_a_process_is_killed_and_the_run_goes_on(
     record_property("from SIGKILL to the end of all", time.monotonic() - killed)
     assert programs[victim].wait() == 128 + signal.SIGKILL
     assert set(codes) <= set(LOST_A_PROCESS), [other.output for other in others]
+    for other, code in zip(others, codes, strict=True):
+        reason = "another process has ended" if code == 3 else "CoordinationService"
+        assert reason in other.output
     assert not (tmp_path / "run" / "summary.json").exists()
     programs = train(tmp_path / "run", num_processes=num_processes)
     assert wait_for_all(programs) == [0] * num_processes, programs[0].output
