@@ -19,7 +19,7 @@ from bn_jax.training.parallel import Parallel
 HEARTBEAT_TIMEOUT = 10
 
 # Set by the launchers whose processes JAX finds by itself, where there are several.
-_SLURM, _OPEN_MPI = "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"
+_SLURM, _OPEN_MPI = "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"
 _TPU_HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
 

@@ -60,7 +60,7 @@ def test_signals_are_left_to_the_training_loop(calls: list[Any]) -> None:
 @pytest.mark.parametrize(
     "environment",
     [
-        {"SLURM_NTASKS": "4"},
+        {"SLURM_STEP_NUM_TASKS": "4"},
         {"OMPI_COMM_WORLD_SIZE": "2"},
         {"TPU_WORKER_HOSTNAMES": "a,b"},
         {"TPU_PROCESS_ADDRESSES": "a:1,b:1,c:1"},
@@ -80,8 +80,8 @@ def test_one_of_several_that_a_launcher_started_joins_the_others(
 @pytest.mark.parametrize(
     "environment",
     [
-        {"SLURM_NTASKS": "1"},
-        {"SLURM_NTASKS": ""},
+        {"SLURM_STEP_NUM_TASKS": "1"},
+        {"SLURM_STEP_NUM_TASKS": ""},
         {"OMPI_COMM_WORLD_SIZE": "1"},
         {"TPU_WORKER_HOSTNAMES": "localhost"},
         {"TPU_WORKER_HOSTNAMES": ""},
