@@ -202,7 +202,8 @@ def _arrays(shape: tuple[int, ...], dtype: str) -> tuple[Any, ...]:
     x = jnp.asarray(random.normal(0.5, 1.0, shape), dtype)
     scale, bias = (random.normal(size=shape[-1]).astype(np.float32) for _ in "ab")
     mean = (0.5 + 0.1 * random.normal(size=shape[-1])).astype(np.float32)
-    return x, jnp.asarray(scale), jnp.asarray(bias), jnp.asarray(mean), mean * 0 + 1
+    arrays = (scale, bias, mean, np.ones_like(mean))
+    return x, *map(jnp.asarray, arrays)
 
 
 def _forward_calls(shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
