@@ -205,9 +205,15 @@ def _check_same(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -
         if old_values.get(key, "missing") != new_values.get(key, "missing")
     ]
     if differing:
+        advice = ""
+        if old_values.keys() != new_values.keys():
+            advice = (
+                " A setting that is missing may be newer than the run: the version of "
+                "bn_jax that began it goes on with it."
+            )
         raise UserError(
             f"workdir {workdir}: it holds a run of another configuration: "
-            f"{'; '.join(differing)}. Choose another --workdir."
+            f"{'; '.join(differing)}. Choose another --workdir.{advice}"
         )
 
 

@@ -62,6 +62,8 @@ def get_config(arm: str = "bn") -> ConfigDict:
     # Statistics of the examples on all devices, not of each device's own.
     config.norm.sync = True
 
+    # Part of each label that is divided among all classes.
+    config.label_smoothing = 0.0
     # Chosen on the last 5,000 training images, which the choice held out.
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"

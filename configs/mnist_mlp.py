@@ -66,6 +66,8 @@ def get_config(arm: str = "bn") -> ConfigDict:
     # Statistics of the examples on all devices, not of each device's own.
     config.norm.sync = True
 
+    # Part of each label that is divided among all classes; the paper has none.
+    config.label_smoothing = 0.0
     # The paper does not state it. At 0.1 both arms learn; it is not the best value of
     # either, and how far they lie apart depends on it.
     config.optimizer = ConfigDict()

@@ -108,6 +108,7 @@ def build_train_step(config: Settings, parts: Parts) -> TrainStep:
         preprocess=parts.preprocess,
         accumulate=partial(accumulate_batch_stats, **averaging),
         axis_name=parts.parallel.axis_name,
+        label_smoothing=config.label_smoothing,
         ema_decay=config.ema_decay,
         max_nonfinite_steps=limit,
     )

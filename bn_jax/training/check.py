@@ -46,6 +46,12 @@ def check_config(config: Any) -> None:
             "config.on_nonfinite must be 'raise' or 'skip', and is "
             f"{config.on_nonfinite!r}."
         )
+    if not 0 <= config.label_smoothing < 1:
+        raise UserError(
+            "config.label_smoothing is the part of a label that is divided among all "
+            "classes; it must lie in [0, 1), 0 for none, and is "
+            f"{config.label_smoothing}."
+        )
     if config.ema_decay is not None and not 0 <= config.ema_decay < 1:
         raise UserError(
             "config.ema_decay is the fraction of the average that a step keeps; it "

@@ -10,7 +10,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from bn_jax.stats.precise import average_moments
-from bn_jax.training.metrics import PredictionSums, cross_entropy, prediction_sums
+from bn_jax.training.losses import smoothed_cross_entropy
+from bn_jax.training.metrics import PredictionSums, prediction_sums
 from bn_jax.training.nonfinite import first_nonfinite, undo_nonfinite
 from bn_jax.training.state import Tally, TrainState
 
@@ -49,6 +50,7 @@ def make_train_step(
     preprocess: Callable[[Array], Array],
     accumulate: Callable[[PyTree, PyTree], PyTree] | None = None,
     axis_name: str | None = None,
+    label_smoothing: float = 0.0,
     ema_decay: float | None = None,
     max_nonfinite_steps: int = 1,
 ) -> TrainStep:
@@ -62,6 +64,7 @@ def make_train_step(
             stacked `batch_moments` of its microbatches; None for a step that is
             always one microbatch.
         axis_name: Mapped axis that the examples are spread over.
+        label_smoothing: See `smoothed_cross_entropy`.
         ema_decay: Fraction of the average of the parameters that a step keeps; None
             where there is no average.
         max_nonfinite_steps: Steps in a row with a loss or gradient that is not
@@ -69,7 +72,8 @@ def make_train_step(
 
     Returns:
         Function of the state and of the step's examples in microbatches,
-        `(microbatches, examples, ...)`; its loss is the mean cross-entropy in nats.
+        `(microbatches, examples, ...)`; its loss is the mean of what is minimized,
+        the cross-entropy against smoothed labels, in nats.
     """
 
     def microbatch_grads(state: TrainState, batch: Examples, key: Array) -> Any:
@@ -81,7 +85,10 @@ def make_train_step(
                 mutable=["batch_stats", "batch_moments"],
                 rngs={"dropout": key},
             )
-            return jnp.mean(cross_entropy(logits, batch.labels)), updates
+            losses = smoothed_cross_entropy(
+                logits, batch.labels, label_smoothing=label_smoothing
+            )
+            return jnp.mean(losses), updates
 
         return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
 

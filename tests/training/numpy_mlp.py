@@ -37,7 +37,13 @@ class Step(NamedTuple):
     batch_stats: dict[str, dict[str, np.ndarray]]
 
 
-def forward(params: Tree, images: np.ndarray, labels: np.ndarray) -> Forward:
+def forward(
+    params: Tree,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    label_smoothing: float = 0.0,
+) -> Forward:
     """The network in training mode: statistics are those of the batch."""
     activations = [np.reshape(images, (len(images), -1)).astype(np.float64)]
     products = []
@@ -49,13 +55,21 @@ def forward(params: Tree, images: np.ndarray, labels: np.ndarray) -> Forward:
             h = products[-1] + params[f"hidden{index}"]["bias"]
         activations.append(1 / (1 + np.exp(-h)))
     logits = activations[-1] @ params["logits"]["kernel"] + params["logits"]["bias"]
-    return Forward(activations, products, logits, cross_entropy(logits, labels))
+    loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    return Forward(activations, products, logits, loss)
 
 
-def gradients(params: Tree, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def gradients(
+    params: Tree,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    label_smoothing: float = 0.0,
+) -> dict[str, Any]:
     """Derivatives of the mean cross-entropy with respect to each parameter."""
     activations, products, logits, _ = forward(params, images, labels)
-    dlogits = np.exp(_log_softmax(logits)) - np.eye(logits.shape[1])[labels]
+    dlogits = np.exp(_log_softmax(logits))
+    dlogits -= _targets(labels, logits.shape[1], label_smoothing)
     dlogits /= len(labels)
     grads = {"logits": _dense_gradients(activations[-1], dlogits)}
     dh = dlogits @ params["logits"]["kernel"].T
@@ -80,10 +94,11 @@ def sgd_step(
     *,
     learning_rate: float,
     momentum: float,
+    label_smoothing: float = 0.0,
 ) -> Step:
     """One step of plain gradient descent, and of the moving averages."""
-    batch = forward(params, images, labels)
-    grads = gradients(params, images, labels)
+    batch = forward(params, images, labels, label_smoothing=label_smoothing)
+    grads = gradients(params, images, labels, label_smoothing=label_smoothing)
     new_params = {
         layer: {
             name: np.asarray(value, np.float64) - learning_rate * grads[layer][name]
@@ -128,13 +143,24 @@ def predict(params: Tree, batch_stats: Tree, images: np.ndarray) -> Prediction:
     return Prediction(last_hidden_input, logits)
 
 
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+def cross_entropy(
+    logits: np.ndarray, labels: np.ndarray, *, label_smoothing: float = 0.0
+) -> float:
     """Mean over the examples, in nats."""
-    return float(-_log_softmax(logits)[np.arange(len(labels)), labels].mean())
+    targets = _targets(labels, logits.shape[1], label_smoothing)
+    return float(-(targets * _log_softmax(logits)).sum(axis=1).mean())
 
 
 def _dense_gradients(x: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarray]:
     return {"kernel": x.T @ dy, "bias": dy.sum(axis=0)}
+
+
+def _targets(
+    labels: np.ndarray, num_classes: int, label_smoothing: float
+) -> np.ndarray:
+    """Szegedy et al. (2016), section 7: q'(k) = (1 - e) [k = y] + e / K."""
+    one_hot = np.eye(num_classes)[labels]
+    return (1 - label_smoothing) * one_hot + label_smoothing / num_classes
 
 
 def _hidden(params: Tree) -> list[str]:

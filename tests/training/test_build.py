@@ -11,6 +11,7 @@ from bn_jax.data.batching import batch_indices
 from bn_jax.data.idx import load_idx_folder
 from bn_jax.errors import UserError
 from bn_jax.training.build import (
+    build_train_step,
     describe_normalization,
     read_batches,
     read_test_batches,
@@ -86,6 +87,18 @@ def test_a_network_without_norms_says_so(idx_dir: Path) -> None:
     config = tiny_config(idx_dir, arm="baseline")
     description = describe_normalization(config, parts_of(config).parallel)
     assert description == "no normalization"
+
+
+def test_labels_are_smoothed_as_the_configuration_says(idx_dir: Path) -> None:
+    losses = {}
+    for smoothing in (0.0, 0.5):
+        config = tiny_config(idx_dir, label_smoothing=smoothing)
+        parts, state = parts_of(config), initial_state(config)
+        one = jax.tree.map(lambda leaf: leaf[0], read_batches(config, parts, 0, 1))
+        losses[smoothing] = float(build_train_step(config, parts)(state, one)[1])
+    # Every score is near 0 at first, and so is all that smoothing changes.
+    assert losses[0.0] != losses[0.5]
+    assert losses[0.0] == pytest.approx(losses[0.5], rel=0.2)
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])

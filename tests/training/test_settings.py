@@ -1,13 +1,16 @@
 """Settings and folders that no run can have, refused before anything is written."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from training.tiny_runs import Complete, tiny_config
+from ml_collections import ConfigDict
+from training.tiny_runs import Complete, parts_of, tiny_config
 
 from bn_jax.errors import UserError
 from bn_jax.training.loop import train
+from bn_jax.workdir import claim_workdir
 
 
 def test_a_folder_of_another_run_is_refused_with_the_differences(
@@ -20,6 +23,22 @@ def test_a_folder_of_another_run_is_refused_with_the_differences(
     )
     with pytest.raises(UserError, match=expected):
         train(other, bn.workdir)
+
+
+def test_a_run_from_before_a_setting_is_refused_and_still_evaluated(
+    tmp_path: Path, idx_dir: Path
+) -> None:
+    config = tiny_config(idx_dir)
+    old = ConfigDict({k: v for k, v in config.items() if k != "label_smoothing"})
+    claim_workdir(tmp_path, json.loads(old.to_json()))
+    expected = (
+        r"label_smoothing is 'missing' there and 0\.0 here\. Choose another --workdir"
+        r"\. .* the version of bn_jax that began it goes on with it"
+    )
+    with pytest.raises(UserError, match=expected):
+        train(config, tmp_path)
+    # What evaluation begins with.
+    assert parts_of(old).data.name == "digits"
 
 
 @pytest.mark.parametrize(

@@ -107,9 +107,15 @@ def evaluate(arm: Arm, variables: Any, *, batch_size: int) -> dict[str, float]:
     return mean_metrics(jax.jit(arm.eval_step)(variables, batches))
 
 
-def test_a_train_step_is_that_of_float64_numpy(arm: Arm) -> None:
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+def test_a_train_step_is_that_of_float64_numpy(
+    arm: Arm, label_smoothing: float
+) -> None:
     state = with_random_parameters(arm.state)
-    new_state, loss = jax.jit(arm.train_step)(state, BATCH)
+    step = make_train_step(
+        arm.model, arm.tx, preprocess=preprocess, label_smoothing=label_smoothing
+    )
+    new_state, loss = jax.jit(step)(state, BATCH)
     expected = numpy_mlp.sgd_step(
         in_float64(state.params),
         in_float64(state.batch_stats),
@@ -117,24 +123,29 @@ def test_a_train_step_is_that_of_float64_numpy(arm: Arm) -> None:
         LABELS[:20],
         learning_rate=LEARNING_RATE,
         momentum=0.9,
+        label_smoothing=label_smoothing,
     )
     assert float(loss) == pytest.approx(expected.loss, rel=1e-6)
     assert_close(in_float64(new_state.params), expected.params)
     assert_close(in_float64(new_state.batch_stats), expected.batch_stats)
 
 
-def test_float64_gradients_are_those_of_finite_differences(bn: Arm) -> None:
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+def test_float64_gradients_are_those_of_finite_differences(
+    bn: Arm, label_smoothing: float
+) -> None:
     # The oracle of the test above, against its own loss.
     params = in_float64(with_random_parameters(bn.state).params)
     images, labels = IMAGES[:20] > 127, LABELS[:20]
-    grads = numpy_mlp.gradients(params, images, labels)
+    smoothing = {"label_smoothing": label_smoothing}
+    grads = numpy_mlp.gradients(params, images, labels, **smoothing)
     leaves, structure = jax.tree.flatten(params)
     direction = [np.random.default_rng(2).normal(size=leaf.shape) for leaf in leaves]
 
     def loss_at(distance: float) -> float:
         moved = [x + distance * d for x, d in zip(leaves, direction, strict=True)]
         moved_params = jax.tree.unflatten(structure, moved)
-        return numpy_mlp.forward(moved_params, images, labels).loss
+        return numpy_mlp.forward(moved_params, images, labels, **smoothing).loss
 
     along = sum(
         np.vdot(g, d) for g, d in zip(jax.tree.leaves(grads), direction, strict=True)
