@@ -1,18 +1,15 @@
 """The files in `configs/`, and settings that a command line changes in them."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
 
-import bn_jax
 from bn_jax.errors import UserError
 from bn_jax.experiments.configs import load_config
 
-NAMES = sorted(
-    path.name for path in (Path(bn_jax.__file__).parents[1] / "configs").glob("*.py")
-)
+# Those with one arm that has normalization, and one that has none.
+NAMES = ("mnist_cnn.py", "mnist_mlp.py")
 
 
 def load(key: str, text: str) -> ConfigDict:
@@ -34,10 +31,6 @@ def settings(
 
     add("", load_config(name, arm, overrides=overrides))
     return flat
-
-
-def test_the_papers_experiment_is_there() -> None:
-    assert "mnist_mlp.py" in NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
