@@ -61,7 +61,20 @@ def build_parts(config: Settings, parallel: Parallel) -> Parts:
     Raises:
         UserError: If a setting is not as it must be, or the data are missing.
     """
-    data = load_dataset(**config.dataset)
+    return parts_around(load_dataset(**config.dataset), config, parallel)
+
+
+def parts_around(data: Dataset, config: Settings, parallel: Parallel) -> Parts:
+    """The model and its optimizer for data that are there already.
+
+    Args:
+        data: Images and labels.
+        config: As the files in `configs/` make it; its `dataset` is not looked at.
+        parallel: Devices to train on.
+
+    Raises:
+        UserError: If a setting is not as it must be.
+    """
     if config.batch_size > len(data.train):
         raise UserError(
             f"config.batch_size: {config.batch_size} examples a step are more than the "
