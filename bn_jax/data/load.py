@@ -6,6 +6,7 @@ from bn_jax.data.dataset import Dataset
 from bn_jax.data.idx import load_idx_folder
 from bn_jax.data.imagenet import ImageSettings
 from bn_jax.data.mnist import load_mnist
+from bn_jax.data.splits import choose_splits
 from bn_jax.data.tfds import load_tfds
 from bn_jax.errors import UserError
 
@@ -29,9 +30,10 @@ def load_dataset(
             name, and mnist with a `data_dir`, is one of tensorflow-datasets.
         idx_dir: Folder of IDX files to read instead.
         data_dir: Folder where tensorflow-datasets keeps prepared data.
-        train_split: Split of tensorflow-datasets to train on.
-        test_split: Split of tensorflow-datasets to test on; "test" by default, and
-            "validation" for imagenet2012, whose test labels are not public.
+        train_split: Split to train on, as tensorflow-datasets names it: slices like
+            `train[:-5000]` included.
+        test_split: Split to test on; "test" by default, and "validation" for
+            imagenet2012, whose test labels are not public.
         image_size: Height and width, in pixels, of what is made of images whose size
             varies; others are taken as they are.
         distortion: Strength of random changes of their colours, in [0, 1].
@@ -54,13 +56,16 @@ def load_dataset(
             f"dataset.image_size: {image_size} is for images of varying size; these "
             "are all 28x28. Leave it out."
         )
-    if idx_dir is not None:
-        return load_idx_folder(Path(idx_dir).expanduser())
-    if name == "mnist" and data_dir is None:
-        return load_mnist()
     if test_split is None:
         is_imagenet = name.split(":")[0] == "imagenet2012"
         test_split = "validation" if is_imagenet else "test"
+    if in_memory:
+        data = (
+            load_mnist()
+            if idx_dir is None
+            else load_idx_folder(Path(idx_dir).expanduser())
+        )
+        return choose_splits(data, train_split=train_split, test_split=test_split)
     return load_tfds(
         name,
         data_dir=data_dir,

@@ -83,3 +83,15 @@ def test_a_size_for_images_of_one_size_is_refused(tmp_path: Path) -> None:
     for where in ({}, {"idx_dir": str(folder)}):
         with pytest.raises(UserError, match=r"image_size: 32 .* are all 28x28"):
             load_dataset("mnist", image_size=32, **where)
+
+
+def test_images_in_memory_are_split_by_the_same_names(tmp_path: Path) -> None:
+    folder = str(write_idx_folder(tmp_path / "digits"))
+    whole = load_idx_folder(Path(folder))
+    data = load_dataset(
+        "mnist", idx_dir=folder, train_split="train[:-2]", test_split="train[-2:]"
+    )
+    images, labels = data.test.read(np.arange(2), np.arange(2))
+    np.testing.assert_array_equal(images, whole.train_images[-2:])
+    np.testing.assert_array_equal(labels, whole.train_labels[-2:])
+    assert len(data.train) == len(whole.train_labels) - 2

@@ -1,0 +1,49 @@
+"""Slices and sums of the parts of a data set in memory."""
+
+import numpy as np
+import pytest
+
+from bn_jax.data.dataset import ArrayDataset
+from bn_jax.data.splits import choose_splits
+from bn_jax.errors import UserError
+
+TRAIN, TEST = np.arange(10), np.arange(4)
+
+
+def image_of(labels: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(labels[:, None, None, None], (len(labels), 2, 2, 1))
+
+
+DATA = ArrayDataset("ten", image_of(TRAIN), TRAIN, image_of(TEST), TEST, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("train", TRAIN),
+        ("test", TEST),
+        ("train[:3]", [0, 1, 2]),
+        ("train[-2:]", [8, 9]),
+        ("train[50%:80%]", [5, 6, 7]),
+        ("test[3:]+train[:1]", [3, 0]),
+    ],
+)
+def test_a_part_holds_the_examples_of_its_name(name: str, labels: list[int]) -> None:
+    data = choose_splits(DATA, train_split=name, test_split="test[:1]")
+    np.testing.assert_array_equal(data.train_labels, labels)
+    np.testing.assert_array_equal(data.train_images, image_of(np.asarray(labels)))
+    np.testing.assert_array_equal(data.test_labels, [0])
+    assert (data.name, data.num_classes) == ("ten", 10)
+
+
+@pytest.mark.parametrize(
+    "name", ["validation", "train[:x]", "train[5:70]", "train[", "", "trian+test"]
+)
+def test_a_part_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"ten: there is no split .*'train' and 'test'"):
+        choose_splits(DATA, train_split="train", test_split=name)
+
+
+def test_a_part_without_an_example_is_refused() -> None:
+    with pytest.raises(UserError, match="ten: the training split holds no image"):
+        choose_splits(DATA, train_split="train[3:3]", test_split="test")
