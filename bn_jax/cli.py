@@ -8,7 +8,7 @@ from typing import Any
 
 from bn_jax.errors import UserError
 
-_CHANGES = {"figure1": "config", "evaluate": "dataset"}
+_CHANGES = {"figure1": "config", "evaluate": "dataset", "ensemble": "dataset"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -84,14 +84,31 @@ def _parser() -> argparse.ArgumentParser:
         epilog="--dataset.KEY=VALUE changes a setting of the run's data set.",
     )
     evaluate.add_argument("--workdir", type=Path, required=True, help="a run's folder")
-    evaluate.add_argument(
-        "--statistics",
-        choices=["moving", "population", "batch"],
-        default="population",
-        help="what to normalize by: moving averages of training, population statistics "
-        "of training minibatches (as in training's own evaluations), or each test "
-        "batch's own",
+    ensemble = verbs.add_parser(
+        "ensemble",
+        help="average the predictions of several runs on their test set, or another",
+        epilog="--dataset.KEY=VALUE changes a setting of all runs' data set.",
     )
+    ensemble.add_argument(
+        "workdirs", type=Path, nargs="+", metavar="workdir", help="a run's folder"
+    )
+    for verb in (evaluate, ensemble):
+        verb.add_argument(
+            "--statistics",
+            choices=["moving", "population", "batch"],
+            default="population",
+            help="what to normalize by: moving averages of training, population "
+            "statistics of training minibatches (as in training's own evaluations), or "
+            "each test batch's own",
+        )
+        verb.add_argument(
+            "--crops",
+            type=int,
+            choices=[1, 144],
+            default=1,
+            help="crops of each image to average over: its middle alone (1), or the "
+            "paper's 144",
+        )
 
     inspect = verbs.add_parser(
         "inspect", help="show the layers of a run's newest checkpoint"
@@ -125,11 +142,18 @@ def _do(
         from bn_jax.training.evaluate import evaluate
 
         config = _saved_config(options.workdir, changes)
-        evaluation = evaluate(config, options.workdir, statistics=options.statistics)
-        print(evaluation_table(evaluation, statistics=options.statistics))
+        way = {"statistics": options.statistics, "crops": options.crops}
+        print(evaluation_table(evaluate(config, options.workdir, **way), **way))
+    elif options.verb == "ensemble":
+        from bn_jax.reporting.tables import ensemble_table
+        from bn_jax.training.ensemble import ensemble
+
+        configs = [_saved_config(workdir, changes) for workdir in options.workdirs]
+        way = {"statistics": options.statistics, "crops": options.crops}
+        print(ensemble_table(ensemble(configs, options.workdirs, **way), **way))
     elif options.verb == "inspect":
         from bn_jax.reporting.tables import layer_table
-        from bn_jax.training.evaluate import inspect
+        from bn_jax.training.inspect import inspect
 
         step, layers = inspect(_saved_config(options.workdir, {}), options.workdir)
         print(layer_table(layers, step=step))

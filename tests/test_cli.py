@@ -182,7 +182,7 @@ def test_without_a_known_verb_the_usage_is_shown(
     with pytest.raises(SystemExit) as end:
         main(words)
     assert end.value.code == 2
-    assert "{figure1,prepare,evaluate,inspect,launch}" in capsys.readouterr().err
+    assert ",prepare,evaluate,ensemble,inspect,launch}" in capsys.readouterr().err
 
 
 def test_words_are_those_of_the_process_by_default(
@@ -191,22 +191,6 @@ def test_words_are_those_of_the_process_by_default(
     monkeypatch.setattr(sys, "argv", ["bn-jax", "figure1", "--workdir=runs"])
     main()
     assert figures[0]["workdir"] == Path("runs")
-
-
-@pytest.mark.parametrize("verb", [["evaluate", "--workdir"], ["inspect"]])
-def test_a_folder_without_a_run_is_refused(tmp_path: Path, verb: list[str]) -> None:
-    *words, last = verb
-    words = [*words, f"{last}={tmp_path}"] if words else [last, str(tmp_path)]
-    with pytest.raises(SystemExit, match=r"it holds no run \(there is no config.json"):
-        main(words)
-
-
-def test_evaluate_takes_settings_of_the_data_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        main(["evaluate", f"--workdir={tmp_path}", "--config.seed=1"])
-    assert "unknown argument --config.seed=1" in capsys.readouterr().err
 
 
 def test_launch_runs_the_command_after_two_dashes(

@@ -1,6 +1,6 @@
 """What there is to know of a trained model: how well it does, and its layers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +15,46 @@ class Evaluation(NamedTuple):
         step: Steps that it was trained.
         data: Name of the data set.
         num_examples: Test examples that were evaluated.
-        metrics: `test_loss` in nats and `test_accuracy` in [0, 1]; with `ema_` in
-            front those of the averaged parameters, where the run keeps them.
+        metrics: `test_loss` in nats, `test_accuracy` in [0, 1] and, where there are
+            more than five classes, `test_top5_accuracy`; with `ema_` in front those of
+            the averaged parameters, where the run keeps them.
     """
 
     step: int
     data: str
     num_examples: int
+    metrics: Mapping[str, float]
+
+
+class Member(NamedTuple):
+    """How well a model of an ensemble does by itself.
+
+    Attributes:
+        name: What it is called.
+        step: Steps that it was trained.
+        is_averaged: Whether its parameters are a moving average of training's.
+        metrics: See `Evaluation`.
+    """
+
+    name: str
+    step: int
+    is_averaged: bool
+    metrics: Mapping[str, float]
+
+
+class EnsembleEvaluation(NamedTuple):
+    """How well several models do together.
+
+    Attributes:
+        data: Name of the data set.
+        num_examples: Test examples that were evaluated.
+        members: The models.
+        metrics: See `Evaluation`; of the arithmetic means of their probabilities.
+    """
+
+    data: str
+    num_examples: int
+    members: Sequence[Member]
     metrics: Mapping[str, float]
 
 

@@ -15,6 +15,9 @@ _REFERENCE_SIZE = 224
 _TEST_SIDE = 256
 _TEST_SIDES = (256, 288, 320, 352)
 
+# What `all_crops` gives of an image.
+NUM_CROPS = 144
+
 
 class Box(NamedTuple):
     """A rectangle of pixels."""

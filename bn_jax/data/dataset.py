@@ -15,6 +15,11 @@ class Split(Protocol):
         """Number of examples."""
         ...
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether all images are at hand, at the size that they are read at."""
+        ...
+
     def read(
         self, indices: np.ndarray, positions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -31,6 +36,17 @@ class Split(Protocol):
         """
         ...
 
+    def all_crops(self) -> "Split":
+        """The same examples, with the 144 crops of each image in its place.
+
+        See `bn_jax.data.crops.all_crops`; pixels have the shape `(*indices, 144,
+        height, width, channels)`.
+
+        Raises:
+            UserError: If there is no more of an image than what `read` gives.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class ArraySplit:
@@ -44,6 +60,8 @@ class ArraySplit:
     images: np.ndarray
     labels: np.ndarray
 
+    is_in_memory = True
+
     def __len__(self) -> int:
         """Number of examples."""
         return len(self.labels)
@@ -53,6 +71,14 @@ class ArraySplit:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Images and labels of some examples; see `Split`."""
         return self.images[indices], self.labels[indices]
+
+    def all_crops(self) -> Split:
+        """Refuses; see `Split`."""
+        height, width = self.images.shape[1:3]
+        raise UserError(
+            "--crops: 144 crops are cut from images of varying size; these are all "
+            f"{height}x{width}. Leave it out."
+        )
 
 
 class Dataset(Protocol):
@@ -108,12 +134,12 @@ class ArrayDataset(NamedTuple):
     num_classes: int
 
     @property
-    def train(self) -> Split:
+    def train(self) -> ArraySplit:
         """What to train on."""
         return ArraySplit(self.train_images, self.train_labels)
 
     @property
-    def test(self) -> Split:
+    def test(self) -> ArraySplit:
         """What to test on."""
         return ArraySplit(self.test_images, self.test_labels)
 

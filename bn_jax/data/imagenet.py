@@ -12,6 +12,7 @@ import os
 import resource
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from functools import cached_property
 from threading import Lock
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from bn_jax.data.crops import center_crop, random_crop
+from bn_jax.data.crops import NUM_CROPS, all_crops, center_crop, random_crop
 from bn_jax.data.distortion import distort
 from bn_jax.data.opencv import decode_rgb, opencv
 from bn_jax.errors import UserError
@@ -48,8 +49,11 @@ class RecordSplit:
     """A split that lies on the disk; see `Split`.
 
     Training images are random crops, flipped and distorted; what is random depends on
-    the seed and an image's position alone. Others are the middle of the image.
+    the seed and an image's position alone. Others are the middle of the image, or all
+    of its crops.
     """
+
+    is_in_memory = False
 
     def __init__(
         self,
@@ -89,6 +93,8 @@ class RecordSplit:
         self._num_classes = features["label"].num_classes
         self._settings = settings
         self._is_training = is_training
+        # An axis in front of an image's own, where `all_crops` takes its place.
+        self._crops: tuple[int, ...] = ()
         self._where = f"{builder.info.name}: split {split!r} in {builder.data_dir}"
         self._recipe = recipe
         # TFDS' own parsing takes as long again as reading. Type checkers do not see
@@ -112,7 +118,7 @@ class RecordSplit:
         Raises:
             UserError: If a record or an image cannot be read.
         """
-        shape = (indices.size, self._size, self._size, 3)
+        shape = (indices.size, *self._crops, self._size, self._size, 3)
         images, labels = np.empty(shape, np.uint8), np.empty(indices.size, np.int32)
         # Python's own integers.
         asked = zip(indices.ravel().tolist(), positions.ravel().tolist(), strict=True)
@@ -140,6 +146,12 @@ class RecordSplit:
             labels.reshape(indices.shape),
         )
 
+    def all_crops(self) -> "RecordSplit":
+        """The same examples, with all crops of each image in its place; see `Split`."""
+        split = copy(self)
+        split._crops = (NUM_CROPS,)
+        return split
+
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         # Decoding lets go of Python's lock.
@@ -156,7 +168,9 @@ class RecordSplit:
                 f"{self._where}: the image {name} cannot be decoded. Remove that "
                 f"folder and prepare it again: {self._recipe}"
             )
-        if self._is_training:
+        if self._crops:
+            out[:] = all_crops(image, self._size)
+        elif self._is_training:
             rng = np.random.default_rng((self._settings.seed, position))
             crop = random_crop(image, rng, self._size, out=out)
             if self._settings.distortion:

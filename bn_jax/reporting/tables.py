@@ -1,23 +1,46 @@
-"""Plain-text tables of a trained model."""
+"""Plain-text tables of trained models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from bn_jax.analysis.trained import Evaluation, Layer
+from bn_jax.analysis.trained import EnsembleEvaluation, Evaluation, Layer
 
 
-def evaluation_table(evaluation: Evaluation, *, statistics: str) -> str:
+def evaluation_table(evaluation: Evaluation, *, statistics: str, crops: int) -> str:
     """What was evaluated, and one line a metric.
 
     Args:
         evaluation: The result.
         statistics: What layers normalized by.
+        crops: Of each image.
     """
+    width = max(len(name) for name in evaluation.metrics)
     lines = [
-        f"after step {evaluation.step}, {evaluation.num_examples} test examples of "
-        f"{evaluation.data}, {statistics} statistics"
+        f"after step {evaluation.step}, "
+        + _what(evaluation, statistics=statistics, crops=crops)
     ]
-    lines += [f"{name:20} {value:.4f}" for name, value in evaluation.metrics.items()]
+    lines += [
+        f"{name:{width}} {value:.4f}" for name, value in evaluation.metrics.items()
+    ]
     return "\n".join(lines)
+
+
+def ensemble_table(
+    evaluation: EnsembleEvaluation, *, statistics: str, crops: int
+) -> str:
+    """What was evaluated, one line a network, and one of all together.
+
+    Args:
+        evaluation: The result.
+        statistics: What layers normalized by.
+        crops: Of each image.
+    """
+    rows: list[tuple[str, ...]] = [("network", "parameters", "step", *_RATES, "loss")]
+    for member in evaluation.members:
+        kind = "averaged" if member.is_averaged else "last"
+        rows.append((member.name, kind, str(member.step), *_rates(member.metrics)))
+    rows.append(("ensemble", "", "", *_rates(evaluation.metrics)))
+    what = _what(evaluation, statistics=statistics, crops=crops)
+    return "\n".join([f"{what}; rates in %, loss in nats", "", *_aligned(rows)])
 
 
 def layer_table(layers: Sequence[Layer], *, step: int) -> str:
@@ -31,14 +54,6 @@ def layer_table(layers: Sequence[Layer], *, step: int) -> str:
     rows = [header, *(_row(layer) for layer in layers)]
     total = sum(layer.num_parameters for layer in layers)
     rows.append(("all", "", f"{total:,}", "", "", "", ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    table = [
-        "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
     return "\n".join(
         [
             f"After step {step}. mean and var: smallest and largest of the running",
@@ -46,9 +61,47 @@ def layer_table(layers: Sequence[Layer], *, step: int) -> str:
             "running standard deviations) and standard deviation (natural logarithm of",
             "the ratio) lie from them, root mean square over features.",
             "",
-            *table,
+            *_aligned(rows),
         ]
     )
+
+
+_RATES = ("top-1", "error", "top-5", "top-5 error")
+
+
+def _what(
+    evaluation: Evaluation | EnsembleEvaluation, *, statistics: str, crops: int
+) -> str:
+    """The data in words, and how they were evaluated."""
+    of_each = "" if crops == 1 else f", {crops} crops of each"
+    return (
+        f"{evaluation.num_examples} test examples of {evaluation.data}{of_each}, "
+        f"{statistics} statistics"
+    )
+
+
+def _rates(metrics: Mapping[str, float]) -> tuple[str, ...]:
+    """Cells of right and wrong classes in percent, and of the loss."""
+    cells = []
+    for name in ("test_accuracy", "test_top5_accuracy"):
+        rate = metrics.get(name)
+        if rate is None:
+            cells += ["", ""]
+        else:
+            cells += [f"{100 * rate:.2f}", f"{100 * (1 - rate):.2f}"]
+    return (*cells, f"{metrics['test_loss']:.4f}")
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns, the first two aligned on the left, the others on the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def _row(layer: Layer) -> tuple[str, ...]:

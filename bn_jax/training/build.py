@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from bn_jax.data import load_dataset
-from bn_jax.data.batching import batch_indices, padded_batches
+from bn_jax.data.batching import batch_indices
 from bn_jax.data.dataset import Dataset
 from bn_jax.data.image import make_preprocess
 from bn_jax.errors import UserError
@@ -21,7 +21,7 @@ from bn_jax.training.optim import make_optimizer
 from bn_jax.training.parallel import Parallel, put_split
 from bn_jax.training.schedules import make_schedule
 from bn_jax.training.state import TrainState, init_state
-from bn_jax.training.steps import Examples, PaddedBatches, TrainStep, make_train_step
+from bn_jax.training.steps import Examples, TrainStep, make_train_step
 
 # A ConfigDict, whose settings no type checker knows.
 Settings = Any
@@ -179,29 +179,6 @@ def read_batches(
     positions = np.arange(first, first + len(order))
     shape = (num_steps, config.accumulation_steps, -1)
     return Examples(*put_split(parts.parallel, read, positions.reshape(shape)))
-
-
-def read_test_batches(config: Settings, parts: Parts) -> PaddedBatches:
-    """The whole test set, in batches that are split over the devices.
-
-    Args:
-        config: As the files in `configs/` make it.
-        parts: What it describes.
-    """
-    split, parallel = parts.data.test, parts.parallel
-    indices, is_example = padded_batches(
-        len(split),
-        config.evaluation.batch_size,
-        multiple_of=parallel.num_devices,
-    )
-
-    def read(places: np.ndarray) -> tuple[np.ndarray, ...]:
-        chosen = indices.reshape(-1)[places]
-        return (*split.read(chosen, chosen), is_example.reshape(-1)[places])
-
-    places = np.arange(indices.size).reshape(indices.shape)
-    images, labels, is_real = put_split(parallel, read, places)
-    return PaddedBatches(Examples(images, labels), is_real)
 
 
 def describe_normalization(config: Settings, parallel: Parallel) -> str:

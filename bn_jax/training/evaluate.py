@@ -1,40 +1,35 @@
-"""A trained model, taken from its folder: evaluated, or described layer by layer."""
+"""How well a trained model does, by its folder."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from bn_jax.analysis.drift import statistics_drift
-from bn_jax.analysis.trained import Evaluation, Layer
+from bn_jax.analysis.trained import Evaluation
+from bn_jax.data.crops import NUM_CROPS
 from bn_jax.errors import UserError
-from bn_jax.stats.collections import layers_with_statistics
-from bn_jax.training.build import (
-    Parts,
-    Settings,
-    build_initial_state,
-    build_parts,
-    read_batches,
-    read_test_batches,
-    settings_to_blame,
-)
-from bn_jax.training.checkpoint import Checkpoints
+from bn_jax.training.build import Parts, Settings, read_batches, settings_to_blame
+from bn_jax.training.held_out import add_up, make_test_reader
 from bn_jax.training.metrics import PredictionSums, mean_metrics
-from bn_jax.training.parallel import make_parallel
-from bn_jax.training.state import TrainState
-from bn_jax.training.steps import (
+from bn_jax.training.predict import (
     PaddedBatches,
+    Predict,
     make_eval_step,
-    make_population_step,
+    make_predict,
+    over_crops,
 )
+from bn_jax.training.restore import restore
+from bn_jax.training.steps import make_population_step
 
 STATISTICS = ("moving", "population", "batch")
+CROPS = (1, NUM_CROPS)
 
 
-def evaluate(config: Settings, workdir: Path, *, statistics: str) -> Evaluation:
+def evaluate(
+    config: Settings, workdir: Path, *, statistics: str, crops: int = 1
+) -> Evaluation:
     """Loss and accuracy of a run's newest checkpoint on the test set.
 
     Args:
@@ -44,20 +39,30 @@ def evaluate(config: Settings, workdir: Path, *, statistics: str) -> Evaluation:
             "population" statistics computed anew from the minibatches that training
             would reach next, or those of each test "batch" of
             `config.evaluation.batch_size` by itself.
+        crops: 144 averages the probabilities of so many crops of each image, 1 takes
+            its middle.
 
     Raises:
-        UserError: If there is no checkpoint, or the data do not suit the model.
+        UserError: If there is no checkpoint, or the data do not suit the model or the
+            crops.
     """
-    if statistics not in STATISTICS:
-        raise UserError(
-            f"--statistics must be one of {', '.join(STATISTICS)}, and is "
-            f"{statistics!r}."
-        )
-    parts, state = _restore(config, workdir)
-    sums = {"": _prediction_sums(config, parts, state, statistics)}
-    if state.ema_params:
-        averaged = state._replace(params=state.ema_params)
-        sums["ema_"] = _prediction_sums(config, parts, averaged, statistics)
+    check_choices(statistics, crops)
+    parts, state = restore(config, workdir)
+    read_test = read_test_set(config, parts, statistics=statistics, crops=crops)
+    networks = normalized(
+        config, parts, state.networks, step=int(state.step), statistics=statistics
+    )
+    predict = choose_predict(parts, statistics=statistics, crops=crops)
+    eval_step = jax.jit(make_eval_step(predict))
+
+    def sums_of(part: PaddedBatches) -> Mapping[str, PredictionSums]:
+        with settings_to_blame():
+            return {
+                prefix: eval_step(variables, part)
+                for prefix, variables in networks.items()
+            }
+
+    sums = add_up(sums_of, read_test())
     metrics = {
         f"{prefix}{name}": value
         for prefix, one in sums.items()
@@ -67,91 +72,104 @@ def evaluate(config: Settings, workdir: Path, *, statistics: str) -> Evaluation:
     return Evaluation(int(state.step), parts.data.name, num_examples, metrics)
 
 
-def inspect(config: Settings, workdir: Path) -> tuple[int, list[Layer]]:
-    """The steps that a run was trained, and the layers of its newest checkpoint.
+def check_choices(statistics: str, crops: int) -> None:
+    """Raises for a way to evaluate that there is not.
+
+    Args:
+        statistics: See `evaluate`.
+        crops: See `evaluate`.
+
+    Raises:
+        UserError: If one of them has a value that it cannot have, or they do not go
+            together.
+    """
+    if statistics not in STATISTICS:
+        raise UserError(
+            f"--statistics must be one of {', '.join(STATISTICS)}, and is "
+            f"{statistics!r}."
+        )
+    if crops not in CROPS:
+        raise UserError(f"--crops must be 1 or {NUM_CROPS}, and is {crops}.")
+    if crops > 1 and statistics == "batch":
+        raise UserError(
+            "--statistics=batch: a batch of crops would be those of a few images, and "
+            f"no sample of the data. With --crops={crops} take moving or population."
+        )
+
+
+def read_test_set(
+    config: Settings, parts: Parts, *, statistics: str, crops: int
+) -> Callable[[], Iterable[PaddedBatches]]:
+    """A function that gives all test examples, in parts to be evaluated in turn.
 
     Args:
         config: The run's configuration.
-        workdir: The run's folder; nothing in it is changed.
+        parts: What it describes.
+        statistics: Those of each "batch" leave no room for what fills it up.
+        crops: Each image's; as many images are taken at once as their crops are at
+            most `config.evaluation.batch_size`, and one at least.
 
     Raises:
-        UserError: If there is no checkpoint.
+        UserError: If the images have no crops.
     """
-    parts, state = _restore(config, workdir)
-    running = dict(layers_with_statistics(state.batch_stats))
-    batch: Mapping[str, Any] = {}
-    if running:
-        one = read_batches(config, parts, int(state.step), 1)
-        step = jax.jit(make_population_step(parts.model, preprocess=parts.preprocess))
-        batch = dict(layers_with_statistics(step(state.variables, one)["batch_stats"]))
-    layers = [
-        Layer(
-            path=path,
-            shapes={name: tuple(leaf.shape) for name, leaf in leaves.items()},
-            num_parameters=sum(leaf.size for leaf in leaves.values()),
-            batch_stats=jax.tree.map(np.asarray, running.get(path)),
-            drift=statistics_drift(batch[path], running[path])
-            if path in running
-            else None,
-        )
-        for path, leaves in _layers(state.params)
-    ]
-    return int(state.step), layers
-
-
-def _restore(config: Settings, workdir: Path) -> tuple[Parts, TrainState]:
-    # One device: the result does not depend on how many there are.
-    parallel = make_parallel("jit", num_devices=1, devices=jax.local_devices())
-    parts = build_parts(config, parallel)
-    like = build_initial_state(config, parts)
-    folder = workdir / "checkpoints"
-    state = None
-    if folder.is_dir():
-        with Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints:
-            state = checkpoints.restore_latest(like)
-    if state is None:
-        raise UserError(f"workdir {workdir}: it holds no checkpoint yet.")
-    return parts, state
-
-
-def _prediction_sums(
-    config: Settings, parts: Parts, state: TrainState, statistics: str
-) -> PredictionSums:
-    variables: PyTree = state.variables
-    if statistics == "population":
-        count = config.evaluation.population_batches
-        ahead = read_batches(config, parts, int(state.step), count)
-        step = jax.jit(make_population_step(parts.model, preprocess=parts.preprocess))
-        variables = step(variables, ahead)
-    eval_step = jax.jit(
-        make_eval_step(
-            parts.model, preprocess=parts.preprocess, by_batch=statistics == "batch"
-        )
-    )
-    test_batches = [read_test_batches(config, parts)]
+    split, batch_size = parts.data.test, config.evaluation.batch_size
+    if crops > 1:
+        split, batch_size = split.all_crops(), max(1, batch_size // crops)
+    read_test = make_test_reader(parts.parallel, split, batch_size=batch_size)
     if statistics == "batch":
-        test_batches = _without_filling(test_batches[0])
-    with settings_to_blame():
-        sums = [eval_step(variables, batches) for batches in test_batches]
-    return jax.tree.map(lambda *parts: sum(parts), *sums)
+        return lambda: _without_filling(read_test())
+    return read_test
 
 
-def _without_filling(batches: PaddedBatches) -> list[PaddedBatches]:
+def normalized(
+    config: Settings,
+    parts: Parts,
+    networks: Mapping[str, PyTree],
+    *,
+    step: int,
+    statistics: str,
+) -> Mapping[str, PyTree]:
+    """Variables of networks with the statistics that they are to normalize by.
+
+    Args:
+        config: The run's configuration.
+        parts: What it describes.
+        networks: Variables as the run left them, with moving averages.
+        step: Steps that they were trained.
+        statistics: "population" takes the place of the averages.
+    """
+    if statistics != "population":
+        return networks
+    ahead = read_batches(config, parts, step, config.evaluation.population_batches)
+    population_step = jax.jit(
+        make_population_step(parts.model, preprocess=parts.preprocess)
+    )
+    return {
+        name: population_step(variables, ahead) for name, variables in networks.items()
+    }
+
+
+def choose_predict(parts: Parts, *, statistics: str, crops: int) -> Predict:
+    """The scores of a run's network.
+
+    Args:
+        parts: What its configuration describes.
+        statistics: Whether each "batch" is normalized by itself.
+        crops: More than 1 are averaged over.
+    """
+    predict = make_predict(
+        parts.model, preprocess=parts.preprocess, by_batch=statistics == "batch"
+    )
+    return over_crops(predict) if crops > 1 else predict
+
+
+def _without_filling(parts: Iterable[PaddedBatches]) -> Iterator[PaddedBatches]:
     """The full batches, and the last one without what fills it up."""
-    rest = int(np.sum(batches.is_example[-1]))
-    if rest == batches.is_example.shape[1]:
-        return [batches]
-    last = jax.tree.map(lambda leaf: leaf[-1:, :rest], batches)
-    if batches.is_example.shape[0] == 1:
-        return [last]
-    return [jax.tree.map(lambda leaf: leaf[:-1], batches), last]
-
-
-def _layers(params: PyTree, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Path and own parameters of each layer that has any."""
-    own = {name: leaf for name, leaf in params.items() if not hasattr(leaf, "items")}
-    if own:
-        yield path, own
-    for name, child in params.items():
-        if hasattr(child, "items"):
-            yield from _layers(child, f"{path}/{name}".lstrip("/"))
+    for batches in parts:
+        rest = int(np.sum(batches.is_example[-1]))
+        if rest == batches.is_example.shape[1]:
+            yield batches
+            continue
+        if len(batches.is_example) > 1:
+            yield jax.tree.map(lambda leaf: leaf[:-1], batches)
+        yield jax.tree.map(lambda leaf, rest=rest: leaf[-1:, :rest], batches)

@@ -1,10 +1,13 @@
-"""What is measured of a model's predictions."""
+"""What is measured of predictions: sums over examples, and what they come to."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
+
+# Guesses that an example may have before its class counts as missed.
+_GUESSES = 5
 
 
 class PredictionSums(NamedTuple):
@@ -13,11 +16,14 @@ class PredictionSums(NamedTuple):
     Attributes:
         loss: Sum of the cross-entropies, in nats.
         num_right: Examples whose highest score is that of their class.
+        num_in_top5: Examples whose class is among the five highest scores; None where
+            there are no more classes than that.
         num_examples: Examples in all.
     """
 
     loss: Float[Array, ""]
     num_right: Int[Array, ""]
+    num_in_top5: Int[Array, ""] | None
     num_examples: Int[Array, ""]
 
 
@@ -34,6 +40,31 @@ def cross_entropy(
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+def class_rank(
+    logits: Float[Array, "batch classes"], labels: Int[Array, "batch"]
+) -> Int[Array, "batch"]:
+    """How many classes come before each example's own, by their scores.
+
+    The order is that of `jax.lax.top_k`: of equal scores that of the lower class comes
+    first, and NaN before all numbers. A class whose own score is NaN comes last.
+
+    Args:
+        logits: Unnormalized log-probabilities.
+        labels: True classes.
+
+    >>> scores = jnp.array([[2.0, 5.0, 2.0], [2.0, jnp.nan, 1.0]])
+    >>> class_rank(scores, jnp.array([2, 0])).tolist()
+    [2, 1]
+    """
+    own = jnp.take_along_axis(logits, jnp.expand_dims(labels, 1), axis=1)
+    # Comparisons with NaN are false.
+    is_above = ~(logits <= own)
+    is_tied_before = (logits == own) & (
+        jnp.arange(logits.shape[1]) < jnp.expand_dims(labels, 1)
+    )
+    return jnp.sum(is_above | is_tied_before, axis=1)
+
+
 def prediction_sums(
     logits: Float[Array, "batch classes"],
     labels: Int[Array, "batch"],
@@ -47,9 +78,14 @@ def prediction_sums(
         is_example: False for what only fills up the batch.
     """
     is_right = jnp.argmax(logits, axis=-1) == labels
+    num_in_top5 = None
+    if logits.shape[1] > _GUESSES:
+        is_in_top5 = class_rank(logits, labels) < _GUESSES
+        num_in_top5 = jnp.sum(is_in_top5, where=is_example)
     return PredictionSums(
         loss=jnp.sum(cross_entropy(logits, labels), where=is_example),
         num_right=jnp.sum(is_right, where=is_example),
+        num_in_top5=num_in_top5,
         num_examples=jnp.sum(is_example),
     )
 
@@ -57,13 +93,17 @@ def prediction_sums(
 def mean_metrics(sums: PredictionSums) -> dict[str, float]:
     """`test_loss` in nats and `test_accuracy` in [0, 1], as Python numbers.
 
-    The division is in double precision, so that 9,000 right of 10,000 are 0.9.
+    Where there are more than five classes, `test_top5_accuracy` as well. The division
+    is in double precision, so that 9,000 right of 10,000 are 0.9.
 
     Args:
         sums: Of the whole test set, fetched from the device.
     """
     num_examples = int(sums.num_examples)
-    return {
+    metrics = {
         "test_loss": float(sums.loss) / num_examples,
         "test_accuracy": int(sums.num_right) / num_examples,
     }
+    if sums.num_in_top5 is not None:
+        metrics["test_top5_accuracy"] = int(sums.num_in_top5) / num_examples
+    return metrics

@@ -22,7 +22,7 @@ def make_probes(
     *,
     model: nn.Module,
     initial_variables: PyTree,
-    inputs: Float[Array, "examples ..."],
+    read_inputs: Callable[[], Float[Array, "examples ..."]],
 ) -> Probe:
     """All probes that a configuration lists, as one.
 
@@ -31,7 +31,7 @@ def make_probes(
         model: Called as `model.apply(variables, x, train=...)`.
         initial_variables: What the model has before training, with population
             statistics.
-        inputs: Model inputs that the probes use.
+        read_inputs: Gives the model inputs that some probes use; called if they do.
 
     Raises:
         UserError: If there is no probe of a name, or the model does not suit it.
@@ -42,7 +42,7 @@ def make_probes(
             raise UserError(
                 f"probes: unknown probe {name!r}; there are {', '.join(_PROBES)}."
             )
-        probes.append(_PROBES[name](model, initial_variables, inputs))
+        probes.append(_PROBES[name](model, initial_variables, read_inputs))
 
     def probe_all(variables: PyTree, batch_stats: PyTree) -> Mapping[str, Array]:
         measured: dict[str, Array] = {}
@@ -53,7 +53,9 @@ def make_probes(
     return probe_all
 
 
-def _percentiles_probe(model: Any, initial_variables: PyTree, inputs: Array) -> Probe:
+def _percentiles_probe(
+    model: Any, initial_variables: PyTree, read_inputs: Callable[[], Array]
+) -> Probe:
     """The {15, 50, 85}th percentiles of what one unit of the last hidden layer gets.
 
     The unit is the one whose spread before training is the median of its layer: a
@@ -65,6 +67,8 @@ def _percentiles_probe(model: Any, initial_variables: PyTree, inputs: Array) -> 
             f"probes: 'percentiles' needs a model that names its last_hidden_input; "
             f"{type(model).__name__} does not. Leave it out of config.probes."
         )
+
+    inputs = read_inputs()
 
     def layer_inputs(variables: PyTree) -> Float[Array, "examples units"]:
         _, sown = model.apply(variables, inputs, train=False, mutable=["intermediates"])
@@ -78,7 +82,9 @@ def _percentiles_probe(model: Any, initial_variables: PyTree, inputs: Array) -> 
     return probe
 
 
-def _batch_norm_probe(model: Any, initial_variables: PyTree, inputs: Array) -> Probe:
+def _batch_norm_probe(
+    model: Any, initial_variables: PyTree, read_inputs: Callable[[], Array]
+) -> Probe:
     """Smallest variance of each normalization layer, and how far its averages lag.
 
     The drift is that of the moving averages from the population statistics.
@@ -97,7 +103,7 @@ def _batch_norm_probe(model: Any, initial_variables: PyTree, inputs: Array) -> P
     return probe
 
 
-_PROBES: Mapping[str, Callable[[Any, PyTree, Array], Probe]] = {
+_PROBES: Mapping[str, Callable[[Any, PyTree, Callable[[], Array]], Probe]] = {
     "percentiles": _percentiles_probe,
     "batch_norm": _batch_norm_probe,
 }

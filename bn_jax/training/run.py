@@ -1,6 +1,7 @@
 """What a run does over and over, compiled for its devices and over its data."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,15 +14,16 @@ from bn_jax.training.build import (
     build_initial_state,
     build_train_step,
     read_batches,
-    read_test_batches,
     settings_to_blame,
 )
+from bn_jax.training.held_out import add_up, make_test_reader
 from bn_jax.training.metrics import PredictionSums
 from bn_jax.training.parallel import compile_chunk
+from bn_jax.training.predict import PaddedBatches, make_eval_step, make_predict
 from bn_jax.training.probes import make_probes
 from bn_jax.training.processes import make_any
 from bn_jax.training.state import Tally, TrainState, clear_losses
-from bn_jax.training.steps import make_eval_step, make_population_step, make_train_chunk
+from bn_jax.training.steps import make_population_step, make_train_chunk
 
 
 class Measured(NamedTuple):
@@ -58,7 +60,7 @@ class Run(NamedTuple):
 
 
 def compile_run(config: Settings, parts: Parts) -> Run:
-    """Puts the test set on the devices, and makes ready what works on it.
+    """Makes ready what works on the data, and puts a test set in memory on the devices.
 
     On several devices of a CPU every call is waited for (see `Parallel.must_wait`).
 
@@ -84,22 +86,28 @@ def compile_run(config: Settings, parts: Parts) -> Run:
         out_shardings=parallel.replicated,
     )
     eval_step = jax.jit(
-        make_eval_step(parts.model, preprocess=parts.preprocess),
+        make_eval_step(make_predict(parts.model, preprocess=parts.preprocess)),
         out_shardings=parallel.replicated,
     )
-    test_batches = read_test_batches(config, parts)
+    read_test = make_test_reader(
+        parallel, parts.data.test, batch_size=config.evaluation.batch_size
+    )
 
-    def with_population_statistics(state: TrainState, step: int) -> PyTree:
-        # The minibatches that training comes to next: it has not fitted them yet.
+    def networks(state: TrainState, step: int) -> Mapping[str, PyTree]:
+        # The minibatches that training comes to next: it has not fitted them yet. The
+        # averaged network is another one, and so are its statistics.
         ahead = read_batches(config, parts, step, config.evaluation.population_batches)
-        return settle(population_step(state.variables, ahead))
+        return {
+            prefix: settle(population_step(variables, ahead))
+            for prefix, variables in state.networks.items()
+        }
 
     probe = jax.jit(
         make_probes(
             config.probes,
             model=parts.model,
-            initial_variables=with_population_statistics(state, 0),
-            inputs=parts.preprocess(_first_test_images(config, parts)),
+            initial_variables=networks(state, 0)[""],
+            read_inputs=partial(_first_test_inputs, config, parts),
         ),
         out_shardings=parallel.replicated,
     )
@@ -112,14 +120,16 @@ def compile_run(config: Settings, parts: Parts) -> Run:
             return settle(train_chunk(state, batches))
 
     def evaluate(state: TrainState, step: int) -> Measured:
-        variables = with_population_statistics(state, step)
-        sums = {"": settle(eval_step(variables, test_batches))}
-        if state.ema_params:
-            # The averaged network is another one, and so are its statistics.
-            averaged = state._replace(params=state.ema_params)
-            ema_variables = with_population_statistics(averaged, step)
-            sums["ema_"] = settle(eval_step(ema_variables, test_batches))
-        return Measured(sums, settle(probe(variables, state.batch_stats)))
+        evaluated = networks(state, step)
+
+        def sums_of(part: PaddedBatches) -> Mapping[str, PredictionSums]:
+            return {
+                prefix: settle(eval_step(variables, part))
+                for prefix, variables in evaluated.items()
+            }
+
+        sums = settle(add_up(sums_of, read_test()))
+        return Measured(sums, settle(probe(evaluated[""], state.batch_stats)))
 
     clear = jax.jit(clear_losses, out_shardings=parallel.replicated)
     return Run(
@@ -132,6 +142,7 @@ def compile_run(config: Settings, parts: Parts) -> Run:
     )
 
 
-def _first_test_images(config: Settings, parts: Parts) -> np.ndarray:
+def _first_test_inputs(config: Settings, parts: Parts) -> Array:
     count = min(config.evaluation.probe_examples, len(parts.data.test))
-    return parts.data.test.read(np.arange(count), np.arange(count))[0]
+    images, _ = parts.data.test.read(np.arange(count), np.arange(count))
+    return parts.preprocess(images)

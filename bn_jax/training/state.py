@@ -60,6 +60,17 @@ class TrainState(NamedTuple):
         """The collections that `model.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
+    @property
+    def networks(self) -> dict[str, dict[str, Any]]:
+        """The variables to evaluate, by what their metrics' names begin with.
+
+        Those of the averaged parameters, where they are kept, are under `ema_`.
+        """
+        networks = {"": self.variables}
+        if self.ema_params:
+            networks["ema_"] = {**self.variables, "params": self.ema_params}
+        return networks
+
 
 def init_state(
     model: nn.Module,

@@ -1,4 +1,4 @@
-"""Training and evaluation as pure functions, to be compiled by the caller."""
+"""Training as pure functions, to be compiled by the caller."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -7,11 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from bn_jax.stats.precise import average_moments
 from bn_jax.training.losses import smoothed_cross_entropy
-from bn_jax.training.metrics import PredictionSums, prediction_sums
 from bn_jax.training.nonfinite import first_nonfinite, undo_nonfinite
 from bn_jax.training.state import Tally, TrainState
 
@@ -26,18 +25,6 @@ class Examples(NamedTuple):
 
     images: Shaped[Array, "*batch height width channels"]
     labels: Int[Array, "*batch"]
-
-
-class PaddedBatches(NamedTuple):
-    """A whole data set, cut into batches of one size.
-
-    Attributes:
-        examples: Images and labels, with an axis of batches in front.
-        is_example: False for what only fills the last batch.
-    """
-
-    examples: Examples
-    is_example: Bool[Array, "batches batch"]
 
 
 TrainStep = Callable[[TrainState, Examples], tuple[TrainState, Float[Array, ""]]]
@@ -203,41 +190,6 @@ def make_population_step(
         return {"params": variables["params"], "batch_stats": batch_stats}
 
     return population_step
-
-
-def make_eval_step(
-    model: nn.Module,
-    *,
-    preprocess: Callable[[Array], Array],
-    by_batch: bool = False,
-) -> Callable[[PyTree, PaddedBatches], PredictionSums]:
-    """A function that evaluates a model on every example of a data set.
-
-    Args:
-        model: Called as `model.apply(variables, x, train=...)`.
-        preprocess: Turns stored pixels into the model's input.
-        by_batch: Whether each batch is normalized by its own statistics, which what
-            fills it up then is part of.
-
-    Returns:
-        Function of the variables and the data set in batches.
-    """
-
-    def eval_step(variables: PyTree, batches: PaddedBatches) -> PredictionSums:
-        def batch_sums(batch: PaddedBatches) -> PredictionSums:
-            images = preprocess(batch.examples.images)
-            logits: Any
-            if by_batch:
-                logits, _ = model.apply(
-                    variables, images, train=True, mutable=["batch_stats"]
-                )
-            else:
-                logits = model.apply(variables, images, train=False)
-            return prediction_sums(logits, batch.examples.labels, batch.is_example)
-
-        return jax.tree.map(jnp.sum, jax.lax.map(batch_sums, batches))
-
-    return eval_step
 
 
 def _own_key(key: Array, axis_name: str | None) -> Array:

@@ -45,6 +45,11 @@ def test_a_label_that_is_no_class_is_refused(label: int, range: str) -> None:
         check_dataset(bad)
 
 
+def test_images_of_one_size_have_no_crops() -> None:
+    with pytest.raises(UserError, match=r"--crops: .* these are all 2x2. Leave it out"):
+        GOOD.test.all_crops()
+
+
 def test_splits_of_different_image_sizes_are_refused() -> None:
     bad = GOOD._replace(test_images=np.zeros((2, 2, 3, 1), np.uint8))
     with pytest.raises(UserError, match=r"\(2, 2, 1\) and test images .*\(2, 3, 1\)"):

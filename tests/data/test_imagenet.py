@@ -21,7 +21,7 @@ from data.imagenet_files import (
 from PIL import Image
 
 from bn_jax.data import load_dataset, opencv, prepare_imagenet
-from bn_jax.data.crops import center_crop, random_crop
+from bn_jax.data.crops import all_crops, center_crop, random_crop
 from bn_jax.data.dataset import Split
 from bn_jax.data.distortion import distort
 from bn_jax.errors import UserError
@@ -106,6 +106,21 @@ def test_a_test_image_is_the_middle(data_dir: str) -> None:
     images = read(load(data_dir).test, np.arange(12))
     for image, record in zip(images, source, strict=True):
         np.testing.assert_array_equal(image, center_crop(record["image"], SIZE))
+
+
+def test_the_crops_of_each_image_take_its_place(data_dir: str) -> None:
+    source = tfds.data_source("imagenet2012", data_dir=data_dir, split="validation")
+    data = load(data_dir)
+    indices = np.array([[3, 0], [11, 5]])
+    crops, labels = data.test.all_crops().read(indices, indices)
+    assert (crops.shape, crops.dtype) == ((2, 2, 144, SIZE, SIZE, 3), np.uint8)
+    for place, index in np.ndenumerate(indices):
+        expected = all_crops(source[int(index)]["image"], SIZE)
+        np.testing.assert_array_equal(crops[place], expected)
+    # The split itself is as it was.
+    images, same = data.test.read(indices, indices)
+    assert images.shape == (2, 2, SIZE, SIZE, 3)
+    np.testing.assert_array_equal(labels, same)
 
 
 def test_what_is_random_depends_on_the_seed_and_the_position_alone(

@@ -3,8 +3,8 @@
 import numpy as np
 
 from bn_jax.analysis.drift import Drift
-from bn_jax.analysis.trained import Evaluation, Layer
-from bn_jax.reporting.tables import evaluation_table, layer_table
+from bn_jax.analysis.trained import EnsembleEvaluation, Evaluation, Layer, Member
+from bn_jax.reporting.tables import ensemble_table, evaluation_table, layer_table
 
 DENSE = Layer("dense", {"bias": (3,), "kernel": (4, 3)}, 15, None, None)
 NORM = Layer(
@@ -39,8 +39,46 @@ def test_the_last_row_is_the_sum_of_all_parameters() -> None:
 
 def test_an_evaluation_says_of_what_it_is() -> None:
     evaluation = Evaluation(60, "digits", 97, {"test_loss": 0.5, "test_accuracy": 0.9})
-    assert evaluation_table(evaluation, statistics="moving").splitlines() == [
+    table = evaluation_table(evaluation, statistics="moving", crops=1)
+    assert table.splitlines() == [
         "after step 60, 97 test examples of digits, moving statistics",
-        "test_loss            0.5000",
-        "test_accuracy        0.9000",
+        "test_loss     0.5000",
+        "test_accuracy 0.9000",
     ]
+
+
+def test_an_evaluation_of_crops_says_so() -> None:
+    evaluation = Evaluation(60, "imagenet2012", 12, {"test_loss": 0.5})
+    table = evaluation_table(evaluation, statistics="population", crops=144)
+    assert table.splitlines()[0] == (
+        "after step 60, 12 test examples of imagenet2012, 144 crops of each, "
+        "population statistics"
+    )
+
+
+ONE = {"test_loss": 1.25, "test_accuracy": 0.748, "test_top5_accuracy": 0.9218}
+ALL = {"test_loss": 1.0, "test_accuracy": 0.799, "test_top5_accuracy": 0.951}
+
+
+def test_an_ensemble_shows_each_network_and_all_together() -> None:
+    members = [Member("runs/one", 600, False, ONE), Member("runs/2", 50, True, ONE)]
+    evaluation = EnsembleEvaluation("imagenet2012", 12, members, ALL)
+    table = ensemble_table(evaluation, statistics="moving", crops=144)
+    assert table.splitlines() == [
+        "12 test examples of imagenet2012, 144 crops of each, moving statistics; "
+        "rates in %, loss in nats",
+        "",
+        "network   parameters  step  top-1  error  top-5  top-5 error    loss",
+        "runs/one  last         600  74.80  25.20  92.18         7.82  1.2500",
+        "runs/2    averaged      50  74.80  25.20  92.18         7.82  1.2500",
+        "ensemble                    79.90  20.10  95.10         4.90  1.0000",
+    ]
+
+
+def test_with_few_classes_an_ensemble_has_no_top_five() -> None:
+    few = {"test_loss": 0.5, "test_accuracy": 0.9}
+    members = [Member(name, 5, False, few) for name in "ab"]
+    table = ensemble_table(
+        EnsembleEvaluation("digits", 97, members, few), statistics="batch", crops=1
+    )
+    assert row(table, "a ") == ["a", "last", "5", "90.00", "10.00", "0.5000"]

@@ -7,8 +7,12 @@ from pathlib import Path
 import jax
 import pytest
 from data.idx_files import write_idx_folder
+from data.imagenet_files import write_tars
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from training.tiny_imagenet import tiny_imagenet_config
 from training.tiny_runs import Complete, complete_run, tiny_config
+
+from bn_jax.data.prepare_imagenet import prepare_imagenet
 
 _CACHE_SETTINGS = (
     "jax_compilation_cache_dir",
@@ -47,6 +51,27 @@ def baseline(
     workdir = tmp_path_factory.mktemp("runs") / "baseline"
     with kept_compiled_code(compilation_cache):
         return complete_run(tiny_config(idx_dir, arm="baseline"), workdir)
+
+
+@pytest.fixture(scope="session")
+def imagenet_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder in which a tiny ImageNet is prepared."""
+    folder = tmp_path_factory.mktemp("imagenet")
+    prepare_imagenet(write_tars(folder), folder, is_subset=True)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def imagenet(
+    tmp_path_factory: pytest.TempPathFactory,
+    imagenet_dir: str,
+    compilation_cache: Path,
+) -> Complete:
+    """A run on images that are read from the disk, with averaged parameters."""
+    workdir = tmp_path_factory.mktemp("runs") / "imagenet"
+    with kept_compiled_code(compilation_cache):
+        config = tiny_imagenet_config(imagenet_dir, ema_decay=0.5)
+        return complete_run(config, workdir)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,7 +14,6 @@ from bn_jax.training.build import (
     build_train_step,
     describe_normalization,
     read_batches,
-    read_test_batches,
     settings_to_blame,
 )
 
@@ -41,20 +40,6 @@ def test_each_step_gets_its_examples_in_microbatches(
     order = order.reshape(3, microbatches, -1)
     np.testing.assert_array_equal(batches.images, data.train_images[order])
     np.testing.assert_array_equal(batches.labels, data.train_labels[order])
-
-
-@pytest.mark.parametrize(("num_devices", "batch"), [(1, 40), (8, 40), (3, 42)])
-def test_the_test_set_is_there_once(
-    idx_dir: Path, num_devices: int, batch: int
-) -> None:
-    config = tiny_config(idx_dir, batch_size=24, parallel__num_devices=num_devices)
-    batches = read_test_batches(config, parts_of(config))
-    data = load_idx_folder(idx_dir)
-    assert batches.is_example.shape == (3, batch)
-    is_example = np.asarray(batches.is_example)
-    images, labels = (np.asarray(leaf)[is_example] for leaf in batches.examples)
-    np.testing.assert_array_equal(images, data.test_images)
-    np.testing.assert_array_equal(labels, data.test_labels)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Trained models, evaluated and described from their folder."""
+"""Trained models, evaluated from their folder."""
 
 from pathlib import Path
 from typing import Any
@@ -6,19 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from training import numpy_mlp
-from training.tiny_runs import Complete, final_state, tiny_config
+from training.tiny_runs import Complete, final_state, saved_config, tiny_config
 
 from bn_jax.data.idx import load_idx_folder
 from bn_jax.errors import UserError
-from bn_jax.training.evaluate import evaluate, inspect
-from bn_jax.workdir import read_config
-
-
-def saved_config(run: Complete) -> ConfigDict:
-    """The configuration as it comes back from the folder."""
-    return ConfigDict(read_config(run.workdir)).lock()
+from bn_jax.training.evaluate import evaluate
 
 
 def float64(tree: Any) -> Any:
@@ -81,37 +74,30 @@ def test_without_normalization_all_statistics_are_alike(
 def test_nothing_in_the_folder_is_changed(bn: Complete) -> None:
     before = {path: path.stat().st_mtime_ns for path in bn.workdir.rglob("*")}
     evaluate(saved_config(bn), bn.workdir, statistics="moving")
-    inspect(saved_config(bn), bn.workdir)
     assert {path: path.stat().st_mtime_ns for path in bn.workdir.rglob("*")} == before
-
-
-def test_every_layer_is_described_with_its_shapes_and_parameters(bn: Complete) -> None:
-    step, layers = inspect(saved_config(bn), bn.workdir)
-    shapes = {layer.path: layer.shapes for layer in layers}
-    assert step == 60
-    assert shapes["hidden1"] == {"kernel": (8, 7)}
-    assert shapes["norm1"] == {"scale": (7,), "bias": (7,)}
-    numbers = sum(layer.num_parameters for layer in layers)
-    state = final_state(bn.config, bn.workdir)
-    assert numbers == sum(leaf.size for leaf in jax.tree.leaves(state.params))
-
-
-def test_only_normalization_layers_have_statistics_and_drift(bn: Complete) -> None:
-    _, layers = inspect(saved_config(bn), bn.workdir)
-    with_drift = [layer.path for layer in layers if layer.drift is not None]
-    assert with_drift == ["norm0", "norm1"]
-    stats = final_state(bn.config, bn.workdir).batch_stats["norm0"]
-    (norm0,) = [layer for layer in layers if layer.path == "norm0"]
-    assert norm0.batch_stats is not None
-    np.testing.assert_array_equal(norm0.batch_stats["mean"], stats["mean"])
-    # 60 steps of an average over some hundred leave it far behind.
-    assert norm0.drift is not None
-    assert float(norm0.drift.mean) > 0.1
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path, idx_dir: Path) -> None:
     with pytest.raises(UserError, match="it holds no checkpoint yet"):
         evaluate(tiny_config(idx_dir), tmp_path, statistics="moving")
+
+
+@pytest.mark.parametrize("crops", [0, 2, 143, -144])
+def test_other_numbers_of_crops_are_refused(bn: Complete, crops: int) -> None:
+    with pytest.raises(UserError, match=rf"--crops must be 1 or 144, and is {crops}"):
+        evaluate(bn.config, bn.workdir, statistics="moving", crops=crops)
+
+
+def test_images_of_one_size_have_no_crops(bn: Complete) -> None:
+    expected = r"--crops: 144 crops are cut from images of varying size; .* all 28x28"
+    with pytest.raises(UserError, match=expected):
+        evaluate(saved_config(bn), bn.workdir, statistics="moving", crops=144)
+
+
+def test_crops_are_not_normalized_by_themselves(bn: Complete) -> None:
+    expected = r"--statistics=batch: .* With --crops=144 take moving or population"
+    with pytest.raises(UserError, match=expected):
+        evaluate(saved_config(bn), bn.workdir, statistics="batch", crops=144)
 
 
 def test_unknown_statistics_are_refused(bn: Complete) -> None:

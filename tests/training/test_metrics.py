@@ -8,6 +8,7 @@ import pytest
 
 from bn_jax.training.metrics import (
     PredictionSums,
+    class_rank,
     cross_entropy,
     mean_metrics,
     prediction_sums,
@@ -17,10 +18,23 @@ LOGITS = np.array([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0], [1.0, 4.0, 0.0]])
 LABELS = np.array([0, 1, 1])
 
 
-def sums(loss: float, num_right: int, num_examples: int) -> PredictionSums:
+def sums(
+    loss: float, num_right: int, num_examples: int, num_in_top5: int | None = None
+) -> PredictionSums:
     return PredictionSums(
-        jnp.float32(loss), jnp.int32(num_right), jnp.int32(num_examples)
+        jnp.float32(loss),
+        jnp.int32(num_right),
+        None if num_in_top5 is None else jnp.int32(num_in_top5),
+        jnp.int32(num_examples),
     )
+
+
+def in_top5(scores: list[float], label: int) -> int:
+    """Whether one example counts among the five highest."""
+    one = jnp.ones(1, bool)
+    found = prediction_sums(jnp.array([scores]), jnp.array([label]), one)
+    assert found.num_in_top5 is not None
+    return int(found.num_in_top5)
 
 
 @pytest.mark.parametrize("num_right", [1, 8999, 9000, 9001])
@@ -37,6 +51,70 @@ def test_metrics_are_python_numbers() -> None:
     metrics = mean_metrics(sums(5.0, 3, 4))
     assert metrics == {"test_loss": 1.25, "test_accuracy": 0.75}
     assert {type(value) for value in metrics.values()} == {float}
+
+
+def test_with_more_than_five_classes_there_is_the_top_five_accuracy() -> None:
+    assert mean_metrics(sums(5.0, 3, 10_000, 9000)) == {
+        "test_loss": 5e-4,
+        "test_accuracy": 3e-4,
+        "test_top5_accuracy": 0.9,
+    }
+
+
+@pytest.mark.parametrize(("num_classes", "is_there"), [(3, 0), (5, 0), (6, 1)])
+def test_five_guesses_of_five_classes_are_not_counted(
+    num_classes: int, is_there: bool
+) -> None:
+    found = prediction_sums(
+        jnp.zeros((2, num_classes)), jnp.zeros(2, int), jnp.ones(2, bool)
+    )
+    assert (found.num_in_top5 is not None) == is_there
+
+
+@pytest.mark.parametrize("num_values", [2, 5, 1000])
+def test_the_five_highest_are_those_of_a_stable_order(num_values: int) -> None:
+    # Few values: many scores are the same.
+    rng = np.random.default_rng(num_values)
+    scores = rng.integers(0, num_values, (200, 9)).astype(np.float64)
+    labels = rng.integers(0, 9, 200)
+    five = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    is_in = (five == labels[:, None]).any(axis=1)
+    is_example = rng.random(200) < 0.8
+    found = prediction_sums(
+        jnp.asarray(scores, jnp.float32), jnp.asarray(labels), jnp.asarray(is_example)
+    )
+    assert found.num_in_top5 == (is_in & is_example).sum()
+    # The order of XLA's own sort.
+    _, by_xla = jax.lax.top_k(jnp.asarray(scores, jnp.float32), 5)
+    np.testing.assert_array_equal(by_xla, five)
+
+
+def test_the_first_of_all_has_rank_0_and_is_what_accuracy_counts() -> None:
+    scores = jnp.asarray(np.random.default_rng(0).integers(0, 4, (50, 7)), float)
+    labels = jnp.arange(50) % 7
+    is_first = class_rank(scores, labels) == 0
+    np.testing.assert_array_equal(is_first, jnp.argmax(scores, axis=-1) == labels)
+
+
+@pytest.mark.parametrize("label", range(6))
+def test_a_class_whose_score_is_nan_is_never_right(label: int) -> None:
+    scores = [1.0] * 6
+    scores[label] = float("nan")
+    assert in_top5(scores, label) == 0
+    assert in_top5([float("nan")] * 6, label) == 0
+
+
+def test_a_nan_comes_before_all_numbers_as_in_top_k() -> None:
+    nan, inf = float("nan"), float("inf")
+    assert in_top5([inf, nan, nan, nan, nan, 0.0], 0) == 1
+    assert in_top5([inf, nan, nan, nan, nan, nan], 0) == 0
+
+
+def test_infinite_scores_are_ordered_as_numbers() -> None:
+    inf = float("inf")
+    assert in_top5([-inf] * 6, 4) == 1
+    assert in_top5([-inf] * 6, 5) == 0
+    assert in_top5([inf] * 5 + [3.0], 5) == 0
 
 
 def test_cross_entropy_is_the_negative_log_likelihood_in_nats() -> None:

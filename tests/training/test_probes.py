@@ -46,7 +46,10 @@ def test_percentiles_are_those_of_the_unit_with_the_median_spread(
     model: nn.Module, variables: Any
 ) -> None:
     probe = make_probes(
-        ["percentiles"], model=model, initial_variables=variables, inputs=INPUTS
+        ["percentiles"],
+        model=model,
+        initial_variables=variables,
+        read_inputs=lambda: INPUTS,
     )
     values = np.percentile(last_hidden_inputs(model, variables), (15, 50, 85), axis=0)
     measured = probe(variables, variables["batch_stats"])["percentiles"]
@@ -57,7 +60,10 @@ def test_the_unit_stays_the_one_that_was_typical_before_training(
     model: nn.Module, variables: Any
 ) -> None:
     probe = make_probes(
-        ["percentiles"], model=model, initial_variables=variables, inputs=INPUTS
+        ["percentiles"],
+        model=model,
+        initial_variables=variables,
+        read_inputs=lambda: INPUTS,
     )
     stats = variables["batch_stats"]
     before = probe(variables, stats)["percentiles"]
@@ -71,7 +77,10 @@ def test_percentiles_are_three_numbers_in_rising_order(
     model: nn.Module, variables: Any
 ) -> None:
     probe = make_probes(
-        ["percentiles"], model=model, initial_variables=variables, inputs=INPUTS
+        ["percentiles"],
+        model=model,
+        initial_variables=variables,
+        read_inputs=lambda: INPUTS,
     )
     percentiles = jax.jit(probe)(variables, variables["batch_stats"])["percentiles"]
     assert percentiles.shape == (3,)
@@ -79,19 +88,38 @@ def test_percentiles_are_three_numbers_in_rising_order(
 
 
 def test_no_probe_measures_nothing(model: nn.Module, variables: Any) -> None:
-    probe = make_probes([], model=model, initial_variables=variables, inputs=INPUTS)
+    probe = make_probes(
+        [], model=model, initial_variables=variables, read_inputs=lambda: INPUTS
+    )
     assert probe(variables, variables["batch_stats"]) == {}
+
+
+@pytest.mark.parametrize("names", [[], ["batch_norm"]])
+def test_no_inputs_are_read_where_no_probe_uses_them(
+    model: nn.Module, variables: Any, names: list[str]
+) -> None:
+    make_probes(
+        names, model=model, initial_variables=variables, read_inputs=pytest.fail
+    )
 
 
 def test_an_unknown_probe_is_refused(model: nn.Module, variables: Any) -> None:
     with pytest.raises(UserError, match="unknown probe 'median'; there are percentile"):
-        make_probes(["median"], model=model, initial_variables=variables, inputs=INPUTS)
+        make_probes(
+            ["median"],
+            model=model,
+            initial_variables=variables,
+            read_inputs=lambda: INPUTS,
+        )
 
 
 def test_a_model_without_a_hidden_layer_to_look_at_is_refused() -> None:
     with pytest.raises(UserError, match="last_hidden_input; Dense does not"):
         make_probes(
-            ["percentiles"], model=nn.Dense(3), initial_variables={}, inputs=INPUTS
+            ["percentiles"],
+            model=nn.Dense(3),
+            initial_variables={},
+            read_inputs=lambda: INPUTS,
         )
 
 
@@ -99,7 +127,10 @@ def test_each_norm_is_measured_against_its_moving_averages(
     model: nn.Module, variables: Any
 ) -> None:
     probe = make_probes(
-        ["batch_norm"], model=model, initial_variables=variables, inputs=INPUTS
+        ["batch_norm"],
+        model=model,
+        initial_variables=variables,
+        read_inputs=lambda: INPUTS,
     )
     population = {
         layer: {"mean": jnp.zeros(size), "var": jnp.arange(4.0, 4 + size)}

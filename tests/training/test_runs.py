@@ -54,6 +54,7 @@ def test_a_line_has_these_values(bn: Complete) -> None:
             "train_loss": float,
             "test_loss": float,
             "test_accuracy": float,
+            "test_top5_accuracy": float,
             "percentiles": list,
         }
         assert [type(value) for value in line["percentiles"]] == [float] * 3
@@ -125,6 +126,8 @@ def numpy_run(config: ConfigDict, data: Any) -> dict[str, np.ndarray]:
             ahead = [train_images[chosen] for chosen in indices(step, 4)]
             population = numpy_mlp.population_statistics(params, ahead) if stats else {}
             inputs, logits = numpy_mlp.predict(params, population, test_images)
+            five = np.argsort(-logits)[:, :5]
+            is_in_top5 = (five == data.test_labels[:, None]).any(axis=1)
             percentiles = np.percentile(inputs[:50], (15, 50, 85), axis=0)
             if unit is None:
                 spread = percentiles[2] - percentiles[0]
@@ -136,6 +139,7 @@ def numpy_run(config: ConfigDict, data: Any) -> dict[str, np.ndarray]:
                     "train_loss": np.mean(losses),
                     "test_loss": numpy_mlp.cross_entropy(logits, data.test_labels),
                     "test_accuracy": np.mean(logits.argmax(-1) == data.test_labels),
+                    "test_top5_accuracy": np.mean(is_in_top5),
                     "percentiles": percentiles[:, unit],
                 }
             )

@@ -11,16 +11,12 @@ import pytest
 from training import numpy_mlp
 from training.tiny_runs import plain
 
-from bn_jax.data.batching import padded_batches
 from bn_jax.data.image import binarize
 from bn_jax.models import make_model, make_norm
-from bn_jax.training.metrics import mean_metrics
 from bn_jax.training.optim import make_optimizer
 from bn_jax.training.state import TrainState, init_state
 from bn_jax.training.steps import (
     Examples,
-    PaddedBatches,
-    make_eval_step,
     make_population_step,
     make_train_chunk,
     make_train_step,
@@ -58,7 +54,6 @@ class Arm:
             clip_norm=None,
         )
         self.train_step = make_train_step(self.model, self.tx, preprocess=preprocess)
-        self.eval_step = make_eval_step(self.model, preprocess=preprocess)
         self.population_step = make_population_step(self.model, preprocess=preprocess)
         self.state = init_state(
             self.model, self.tx, key=jax.random.key(seed), example=self.inputs[:1]
@@ -99,12 +94,6 @@ def with_random_parameters(state: TrainState) -> TrainState:
     ]
     params, batch_stats = jax.tree.unflatten(structure, changed)
     return state._replace(params=params, batch_stats=batch_stats)
-
-
-def evaluate(arm: Arm, variables: Any, *, batch_size: int) -> dict[str, float]:
-    indices, is_example = padded_batches(len(LABELS), batch_size)
-    batches = PaddedBatches(Examples(IMAGES[indices], LABELS[indices]), is_example)
-    return mean_metrics(jax.jit(arm.eval_step)(variables, batches))
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
@@ -206,28 +195,6 @@ def test_the_baseline_has_biases_and_the_other_arm_none_before_its_norms() -> No
     assert set(baseline.params["hidden0"]) == {"kernel", "bias"}
     assert set(bn.params["hidden0"]) == {"kernel"}
     assert (set(bn.batch_stats), baseline.batch_stats) == ({"norm0", "norm1"}, {})
-
-
-@pytest.mark.parametrize("batch_size", [10, 52, 1000])
-def test_evaluation_counts_every_example_once(arm: Arm, batch_size: int) -> None:
-    variables = arm.trained().variables
-    logits = arm.model.apply(variables, arm.inputs, train=False)
-    is_right = np.argmax(logits, axis=-1) == LABELS
-    metrics = evaluate(arm, variables, batch_size=batch_size)
-    assert metrics["test_accuracy"] == is_right.sum() / 53
-    log_p = in_float64(jax.nn.log_softmax(logits))
-    expected_loss = -log_p[np.arange(53), LABELS].mean()
-    assert metrics["test_loss"] == pytest.approx(expected_loss, rel=1e-6)
-
-
-def test_evaluation_normalizes_by_the_statistics_that_it_is_given(bn: Arm) -> None:
-    state = with_random_parameters(bn.state)
-    params, stats = in_float64(state.params), in_float64(state.batch_stats)
-    logits = numpy_mlp.predict(params, stats, IMAGES > 127).logits
-    metrics = evaluate(bn, state.variables, batch_size=9)
-    expected_loss = numpy_mlp.cross_entropy(logits, LABELS)
-    assert metrics["test_loss"] == pytest.approx(expected_loss, rel=1e-6)
-    assert metrics["test_accuracy"] == (logits.argmax(axis=-1) == LABELS).mean()
 
 
 def test_population_statistics_are_those_of_algorithm_2(bn: Arm) -> None:

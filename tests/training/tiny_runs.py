@@ -16,7 +16,7 @@ from bn_jax.training.checkpoint import Checkpoints
 from bn_jax.training.loop import train
 from bn_jax.training.parallel import make_parallel
 from bn_jax.training.state import TrainState
-from bn_jax.workdir import read_metrics
+from bn_jax.workdir import read_config, read_metrics
 
 # Stretches are 10 or 5 steps long, so that little is compiled; the batches divide
 # neither the training set nor the test set. One device, of the eight there are.
@@ -83,6 +83,11 @@ def tiny_config(idx_dir: Path, *, arm: str = "bn", **settings: Any) -> ConfigDic
 def complete_run(config: ConfigDict, workdir: Path) -> Complete:
     """Trains without a progress bar."""
     return Complete(config, workdir, train(config, workdir, show_progress=False))
+
+
+def saved_config(run: Complete) -> ConfigDict:
+    """The configuration as it comes back from the folder."""
+    return ConfigDict(read_config(run.workdir)).lock()
 
 
 def parts_of(config: ConfigDict) -> Parts:

@@ -1,0 +1,182 @@
+"""What networks predict of a data set: one alone, over crops of images, or several."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
+
+from bn_jax.training.metrics import PredictionSums, prediction_sums
+from bn_jax.training.steps import Examples
+
+# Scores of each image, unnormalized log-probabilities, by a network's variables.
+Predict = Callable[[PyTree, Shaped[Array, "batch ..."]], Float[Array, "batch classes"]]
+
+
+class PaddedBatches(NamedTuple):
+    """A data set or a part of it, cut into batches of one size.
+
+    Attributes:
+        examples: Images and labels, with an axis of batches in front.
+        is_example: False for what only fills the last batch.
+    """
+
+    examples: Examples
+    is_example: Bool[Array, "batches batch"]
+
+
+class EnsembleSums(NamedTuple):
+    """Sums of the predictions of several networks.
+
+    Attributes:
+        members: Of each of them.
+        ensemble: Of all together.
+    """
+
+    members: Sequence[PredictionSums]
+    ensemble: PredictionSums
+
+
+def make_predict(
+    model: nn.Module,
+    *,
+    preprocess: Callable[[Array], Array],
+    by_batch: bool = False,
+) -> Predict:
+    """The scores of one network.
+
+    Args:
+        model: Called as `model.apply(variables, x, train=...)`.
+        preprocess: Turns stored pixels into the model's input.
+        by_batch: Whether each batch is normalized by its own statistics, which what
+            fills it up then is part of. The network is in training mode then, and
+            drops activations where it has Dropout.
+    """
+
+    def predict(variables: PyTree, images: Array) -> Any:
+        inputs = preprocess(images)
+        if not by_batch:
+            return model.apply(variables, inputs, train=False)
+        scores, _ = model.apply(
+            variables,
+            inputs,
+            train=True,
+            mutable=["batch_stats"],
+            # The same noise at every evaluation.
+            rngs={"dropout": jax.random.key(0)},
+        )
+        return scores
+
+    return predict
+
+
+def over_crops(predict: Predict) -> Predict:
+    """The scores of images that are averages over crops of them.
+
+    Args:
+        predict: Gives the scores of single crops.
+
+    Returns:
+        Function of the variables and of crops `(batch, crops, ...)`; it returns the
+        logarithm of the averaged probabilities, `(batch, classes)`.
+    """
+
+    def predict_together(variables: PyTree, crops: Array) -> Array:
+        scores = predict(variables, crops.reshape(-1, *crops.shape[2:]))
+        scores = scores.reshape(*crops.shape[:2], -1)
+        return log_mean_probabilities(scores, axis=1)
+
+    return predict_together
+
+
+def log_mean_probabilities(
+    scores: Float[Array, "*batch classes"], *, axis: int
+) -> Float[Array, "*mean"]:
+    """The logarithm of the arithmetic mean of probabilities.
+
+    They are never formed: the result is finite where each of them would be 0 in
+    floating point. Source: Ioffe & Szegedy (2015), section 4.2.3.
+
+    Args:
+        scores: Unnormalized log-probabilities.
+        axis: What to average over, another axis than the last.
+
+    Returns:
+        Logarithms of probabilities that sum to 1 over the last axis, in at least
+        float32.
+
+    >>> scores = jnp.log(jnp.array([[0.5, 0.5], [0.3, 0.1]]))
+    >>> jnp.exp(log_mean_probabilities(scores, axis=0)).round(3).tolist()
+    [0.625, 0.375]
+    """
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    log_p = jax.nn.log_softmax(scores, axis=-1)
+    return jax.nn.logsumexp(log_p, axis=axis) - math.log(scores.shape[axis])
+
+
+def make_eval_step(
+    predict: Predict,
+) -> Callable[[PyTree, PaddedBatches], PredictionSums]:
+    """A function that evaluates a network on every example of batches.
+
+    Args:
+        predict: Gives its scores.
+
+    Returns:
+        Function of the variables and of the batches.
+    """
+
+    def eval_step(variables: PyTree, batches: PaddedBatches) -> PredictionSums:
+        return _sum_over_batches(
+            lambda batch: _batch_sums(predict(variables, batch.examples.images), batch),
+            batches,
+        )
+
+    return eval_step
+
+
+def make_ensemble_step(
+    predicts: Sequence[Predict],
+) -> Callable[[Sequence[PyTree], PaddedBatches], EnsembleSums]:
+    """A function that evaluates networks, each and all, on every example of batches.
+
+    The ensemble's probabilities are the arithmetic means of the members'.
+
+    Args:
+        predicts: Give the scores of each member.
+
+    Returns:
+        Function of the variables of each and of the batches.
+    """
+
+    def ensemble_step(
+        variables: Sequence[PyTree], batches: PaddedBatches
+    ) -> EnsembleSums:
+        def sums(batch: PaddedBatches) -> EnsembleSums:
+            images = batch.examples.images
+            members = [
+                predict(one, images)
+                for predict, one in zip(predicts, variables, strict=True)
+            ]
+            together = log_mean_probabilities(jnp.stack(members), axis=0)
+            return EnsembleSums(
+                members=[_batch_sums(scores, batch) for scores in members],
+                ensemble=_batch_sums(together, batch),
+            )
+
+        return _sum_over_batches(sums, batches)
+
+    return ensemble_step
+
+
+def _batch_sums(scores: Array, batch: PaddedBatches) -> PredictionSums:
+    return prediction_sums(scores, batch.examples.labels, batch.is_example)
+
+
+def _sum_over_batches(
+    sums: Callable[[PaddedBatches], Any], batches: PaddedBatches
+) -> Any:
+    return jax.tree.map(jnp.sum, jax.lax.map(sums, batches))

@@ -1,0 +1,36 @@
+"""A run's newest checkpoint, taken from its folder to work on."""
+
+from pathlib import Path
+
+import jax
+
+from bn_jax.errors import UserError
+from bn_jax.training.build import Parts, Settings, build_initial_state, build_parts
+from bn_jax.training.checkpoint import Checkpoints
+from bn_jax.training.parallel import make_parallel
+from bn_jax.training.state import TrainState
+
+
+def restore(config: Settings, workdir: Path) -> tuple[Parts, TrainState]:
+    """What a run trains, and its newest state, on one device.
+
+    What is computed of it does not depend on how many devices there are.
+
+    Args:
+        config: The run's configuration, perhaps with another `dataset`.
+        workdir: The run's folder; nothing in it is changed.
+
+    Raises:
+        UserError: If there is no checkpoint, or the data do not suit the model.
+    """
+    parallel = make_parallel("jit", num_devices=1, devices=jax.local_devices())
+    parts = build_parts(config, parallel)
+    like = build_initial_state(config, parts)
+    folder = workdir / "checkpoints"
+    state = None
+    if folder.is_dir():
+        with Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints:
+            state = checkpoints.restore_latest(like)
+    if state is None:
+        raise UserError(f"workdir {workdir}: it holds no checkpoint yet.")
+    return parts, state

@@ -1,0 +1,90 @@
+"""The verbs of `bn-jax` that look at trained models, and what they are given."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bn_jax.training.ensemble
+import bn_jax.training.evaluate
+from bn_jax.analysis.trained import EnsembleEvaluation, Evaluation
+from bn_jax.cli import main
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """Folders of two runs, of which nothing but the configurations is there."""
+    workdirs = [tmp_path / "one", tmp_path / "two"]
+    for workdir in workdirs:
+        workdir.mkdir()
+        config = {"format_version": 1, "dataset": {"name": "mnist"}}
+        (workdir / "config.json").write_text(json.dumps(config))
+    return workdirs
+
+
+@pytest.mark.parametrize("verb", [["evaluate", "--workdir"], ["inspect"], ["ensemble"]])
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, verb: list[str]) -> None:
+    *words, last = verb
+    words = [*words, f"{last}={tmp_path}"] if words else [last, str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"it holds no run \(there is no config.json"):
+        main(words)
+
+
+@pytest.mark.parametrize("words", [["evaluate", "--workdir=run"], ["ensemble", "run"]])
+def test_evaluations_take_settings_of_the_data_alone(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*words, "--config.seed=1"])
+    assert "unknown argument --config.seed=1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["evaluate", "--workdir=run"], ["ensemble", "run"]])
+def test_other_numbers_of_crops_are_refused(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*words, "--crops=10"])
+    assert "invalid choice: 10 (choose from 1, 144)" in capsys.readouterr().err
+
+
+def test_evaluate_has_one_crop_of_each_image_unless_told_otherwise(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    ways: list[Any] = []
+
+    def evaluate(config: Any, workdir: Path, **way: Any) -> Evaluation:
+        ways.append((workdir, way))
+        return Evaluation(5, "digits", 9, {"test_loss": 0.5})
+
+    monkeypatch.setattr(bn_jax.training.evaluate, "evaluate", evaluate)
+    main(["evaluate", f"--workdir={runs[0]}"])
+    main(["evaluate", f"--workdir={runs[1]}", "--crops=144", "--statistics=moving"])
+    assert ways == [
+        (runs[0], {"statistics": "population", "crops": 1}),
+        (runs[1], {"statistics": "moving", "crops": 144}),
+    ]
+    assert "digits, 144 crops of each, moving" in capsys.readouterr().out
+
+
+def test_ensemble_gets_every_run_with_the_same_change_of_its_data(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    calls: list[Any] = []
+
+    def ensemble(configs: Any, workdirs: Any, **way: Any) -> EnsembleEvaluation:
+        names = [config.dataset.name for config in configs]
+        calls.append((names, workdirs, way))
+        return EnsembleEvaluation("digits", 9, [], {"test_loss": 0, "test_accuracy": 1})
+
+    monkeypatch.setattr(bn_jax.training.ensemble, "ensemble", ensemble)
+    main(["ensemble", *map(str, runs), "--dataset.name=other", "--crops=144"])
+    way = {"statistics": "population", "crops": 144}
+    assert calls == [(["other", "other"], runs, way)]
+    assert "ensemble" in capsys.readouterr().out
+
+
+def test_an_ensemble_of_one_run_is_refused(runs: list[Path]) -> None:
+    with pytest.raises(SystemExit, match=r"bn-jax ensemble: .* needs two runs or more"):
+        main(["ensemble", str(runs[0])])

@@ -1,0 +1,131 @@
+"""Evaluations whose images are read from the disk, crops of them included."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from training.tiny_imagenet import tiny_imagenet_config
+from training.tiny_runs import Complete, final_state, parts_of, saved_config
+
+from bn_jax.data import load_dataset
+from bn_jax.data.crops import NUM_CROPS
+from bn_jax.data.imagenet import RecordSplit
+from bn_jax.training.evaluate import evaluate
+from bn_jax.training.metrics import mean_metrics
+from bn_jax.training.run import compile_run
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many test images each call to read them asks for."""
+    sizes: list[int] = []
+    read = RecordSplit.read
+
+    def spy(self: Any, indices: np.ndarray, positions: np.ndarray) -> Any:
+        if len(self) == 12:
+            sizes.append(indices.size)
+        return read(self, indices, positions)
+
+    monkeypatch.setattr(RecordSplit, "read", spy)
+    return sizes
+
+
+def probabilities(run: Complete, images: np.ndarray, prefix: str = "") -> np.ndarray:
+    """Of each image, by moving averages, in float64 from the scores on."""
+    variables = final_state(run.config, run.workdir).networks[prefix]
+    inputs = images.astype(np.float32) / 255
+    logits: Any = parts_of(run.config).model.apply(variables, inputs, train=False)
+    p = np.exp(np.asarray(logits, np.float64))
+    return p / p.sum(axis=-1, keepdims=True)
+
+
+def expected_metrics(p: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    five = np.argsort(-p, axis=-1)[:, :5]
+    return {
+        "test_loss": float(-np.log(p[np.arange(len(p)), labels]).mean()),
+        "test_accuracy": float((five[:, 0] == labels).mean()),
+        "test_top5_accuracy": float((five == labels[:, None]).any(axis=1).mean()),
+    }
+
+
+def assert_metrics(found: Any, expected: dict[str, float], prefix: str = "") -> None:
+    assert len(expected) == 3
+    for name, value in expected.items():
+        # The network computes in float32.
+        assert found[f"{prefix}{name}"] == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12, 1000])
+def test_every_image_counts_once_whatever_is_read_at_once(
+    imagenet: Complete, imagenet_dir: str, batch_size: int
+) -> None:
+    config = saved_config(imagenet)
+    config.evaluation.batch_size = batch_size
+    evaluation = evaluate(config, imagenet.workdir, statistics="moving")
+    split = load_dataset("imagenet2012", data_dir=imagenet_dir, image_size=16).test
+    images, labels = split.read(np.arange(12), np.arange(12))
+    for prefix in ("", "ema_"):
+        expected = expected_metrics(probabilities(imagenet, images, prefix), labels)
+        assert_metrics(evaluation.metrics, expected, prefix)
+    assert evaluation.num_examples == 12
+
+
+def test_population_statistics_give_the_evaluation_of_training(
+    imagenet: Complete,
+) -> None:
+    config = saved_config(imagenet)
+    evaluation = evaluate(config, imagenet.workdir, statistics="population")
+    assert len(evaluation.metrics) == 6
+    for name, value in evaluation.metrics.items():
+        assert value == pytest.approx(imagenet.metrics[name][-1], rel=1e-6)
+
+
+def test_training_reads_a_batch_at_a_time_and_once_for_the_averaged_network_too(
+    imagenet_dir: str, asked: list[int]
+) -> None:
+    config = tiny_imagenet_config(imagenet_dir, ema_decay=0.5)
+    run = compile_run(config, parts_of(config))
+    # Without probes, nothing is read before the first evaluation.
+    assert asked == []
+    run.evaluate(run.initial_state, 0)
+    assert asked == [5, 5, 5]
+
+
+@pytest.mark.parametrize("num_devices", [2, 4])
+def test_the_sums_are_those_of_one_device(imagenet_dir: str, num_devices: int) -> None:
+    metrics = []
+    for count in (1, num_devices):
+        config = tiny_imagenet_config(imagenet_dir, parallel__num_devices=count)
+        run = compile_run(config, parts_of(config))
+        sums = jax.device_get(run.evaluate(run.initial_state, 0).sums[""])
+        assert sums.num_examples == 12
+        metrics.append(mean_metrics(sums))
+    assert_metrics(metrics[1], metrics[0])
+
+
+def test_the_probabilities_of_all_crops_of_each_image_are_averaged(
+    imagenet: Complete, imagenet_dir: str
+) -> None:
+    data = load_dataset("imagenet2012", data_dir=imagenet_dir, image_size=16)
+    crops, labels = data.test.all_crops().read(np.arange(12), np.arange(12))
+    evaluation = evaluate(
+        saved_config(imagenet), imagenet.workdir, statistics="moving", crops=144
+    )
+    for prefix in ("", "ema_"):
+        p = [probabilities(imagenet, of_one, prefix).mean(axis=0) for of_one in crops]
+        expected = expected_metrics(np.stack(p), labels)
+        assert_metrics(evaluation.metrics, expected, prefix)
+    assert evaluation.num_examples == 12
+
+
+@pytest.mark.parametrize(("batch_size", "images"), [(5, 1), (300, 2), (144 * 5, 5)])
+def test_as_many_images_are_cropped_at_once_as_fit_into_a_batch(
+    imagenet: Complete, asked: list[int], batch_size: int, images: int
+) -> None:
+    config = saved_config(imagenet)
+    config.evaluation.batch_size = batch_size
+    found = evaluate(config, imagenet.workdir, statistics="moving", crops=NUM_CROPS)
+    assert found.num_examples == 12
+    # The last batch is filled up.
+    assert asked == [images] * -(-12 // images)
