@@ -1,7 +1,6 @@
 """Several local processes of one program, which find each other and end together."""
 
 import os
-import re
 import selectors
 import shutil
 import signal
@@ -9,18 +8,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import IO
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from bn_jax.errors import UserError
-
-# A process that loses another one notices in seconds, and has its own output to write.
-SECONDS_TO_END = 30.0
-# After a signal all processes save a checkpoint.
-SECONDS_TO_SAVE = 120.0
-# From SIGTERM, or a second signal, to SIGKILL.
-SECONDS_TO_DIE = 5.0
+from bn_jax.relay import handle_events, relay_output
+from bn_jax.supervise import SECONDS_TO_DIE, Supervisor, kill
 
 _OWN_FLAGS = ("coordinator_address", "num_processes", "process_id")
 
@@ -51,8 +44,8 @@ def launch(command: Sequence[str], *, num_processes: int) -> int:
 
     SIGINT and SIGTERM are passed on. When a process fails, the others have
     `SECONDS_TO_END` to end by themselves, then SIGTERM, and `SECONDS_TO_DIE` later
-    SIGKILL; after a signal they have `SECONDS_TO_SAVE`. On Linux they die with the
-    launcher; elsewhere they outlive its SIGKILL.
+    SIGKILL; after a signal they have `SECONDS_TO_SAVE` (see `bn_jax.supervise`). On
+    Linux they die with the launcher; elsewhere they outlive its SIGKILL.
 
     Args:
         command: The program and its arguments. What must receive the signals is the
@@ -71,7 +64,7 @@ def launch(command: Sequence[str], *, num_processes: int) -> int:
     path = _check(command, num_processes)
     processes: list[subprocess.Popen[bytes]] = []
     with selectors.DefaultSelector() as selector, _signals() as (wakeup, received):
-        run = _Run(processes, received)
+        run = Supervisor(processes, received)
         selector.register(wakeup, selectors.EVENT_READ, lambda: bool(wakeup.recv(4096)))
         try:
             for words, environment in _children(command, path, num_processes):
@@ -85,97 +78,16 @@ def launch(command: Sequence[str], *, num_processes: int) -> int:
                         start_new_session=True,
                     )
                 )
-                _follow(processes[-1], f"[{len(processes) - 1}] ", selector)
+                relay_output(processes[-1], f"[{len(processes) - 1}] ", selector)
             while run.is_going_on():
-                _handle_events(selector, run.seconds_left())
+                handle_events(selector, run.seconds_left())
             # What has left a process's session may keep its output open for ever.
             deadline = time.monotonic() + SECONDS_TO_DIE
             while len(selector.get_map()) > 1 and time.monotonic() < deadline:
-                _handle_events(selector, deadline - time.monotonic())
+                handle_events(selector, deadline - time.monotonic())
         finally:
-            _kill(processes)
+            kill(processes)
     return run.exit_code
-
-
-class _Run:
-    """What becomes of the processes, and what is done about it when."""
-
-    def __init__(
-        self, processes: Sequence[subprocess.Popen[bytes]], received: list[int]
-    ) -> None:
-        self.exit_code = 0
-        self._processes = processes
-        self._received = received
-        self._num_passed_on = 0
-        self._ended: set[int] = set()
-        # The next signal that the launcher sends by itself, and when.
-        self._next_signal = signal.SIGTERM
-        self._deadline: float | None = None
-
-    def is_going_on(self) -> bool:
-        """Passes signals on, looks who has ended, and ends who is late."""
-        self._pass_signals_on()
-        for index, process in enumerate(self._processes):
-            if index not in self._ended and process.poll() is not None:
-                self._ended.add(index)
-                # Whatever it has started ends with it.
-                _send(process, signal.SIGKILL, to_group=True)
-                self._judge(index, process.returncode)
-        if self.seconds_left() == 0:
-            self._end_who_is_late()
-        return len(self._ended) < len(self._processes)
-
-    def seconds_left(self) -> float | None:
-        """Seconds until something is due; None if nothing is."""
-        if self._deadline is None:
-            return None
-        return max(0.0, self._deadline - time.monotonic())
-
-    def _pass_signals_on(self) -> None:
-        while self._num_passed_on < len(self._received):
-            number = self._received[self._num_passed_on]
-            self._num_passed_on += 1
-            for process in self._running():
-                _send(process, number)
-            if self.exit_code == 0:
-                self.exit_code = 128 + number
-                self._say(f"{_name(number)} is passed on to all processes.")
-                self._wait_for(SECONDS_TO_SAVE)
-            else:
-                # The second signal, or nothing left to save: one has failed.
-                self._next_signal = signal.SIGKILL
-                self._wait_for(SECONDS_TO_DIE)
-
-    def _judge(self, index: int, returncode: int) -> None:
-        code = returncode if returncode >= 0 else 128 - returncode
-        if returncode >= 0:
-            how = f"ended with code {code}"
-        else:
-            how = f"was killed by {_name(-returncode)} (code {code})"
-        if self.exit_code == 0 and code != 0:
-            self.exit_code = code
-            self._say(f"process {index} {how}.")
-            self._wait_for(SECONDS_TO_END)
-        elif self._received and code not in (0, self.exit_code):
-            self._say(f"process {index} {how}.")
-
-    def _end_who_is_late(self) -> None:
-        number = self._next_signal
-        for index, process in enumerate(self._processes):
-            if index not in self._ended:
-                self._say(f"process {index} is still running: {_name(number)}.")
-                _send(process, number, to_group=number == signal.SIGKILL)
-        self._next_signal = signal.SIGKILL
-        self._wait_for(SECONDS_TO_DIE)
-
-    def _wait_for(self, seconds: float) -> None:
-        self._deadline = time.monotonic() + seconds
-
-    def _running(self) -> list[subprocess.Popen[bytes]]:
-        return [p for i, p in enumerate(self._processes) if i not in self._ended]
-
-    def _say(self, what: str) -> None:
-        _write(sys.stderr, f"[launch] {what}\n".encode())
 
 
 def _check(command: Sequence[str], num_processes: int) -> str:
@@ -256,78 +168,3 @@ def _signals() -> Iterator[tuple[socket.socket, list[int]]]:
         signal.set_wakeup_fd(old_wakeup)
         reader.close()
         writer.close()
-
-
-def _handle_events(selector: selectors.BaseSelector, seconds: float | None) -> None:
-    """Waits for events; one whose handler returns False is not waited for again."""
-    for key, _ in selector.select(seconds):
-        if not key.data():
-            selector.unregister(key.fileobj)
-
-
-def _follow(
-    process: subprocess.Popen[bytes], prefix: str, selector: selectors.BaseSelector
-) -> None:
-    """Has the process's output written wherever the launcher's own goes."""
-    assert process.stdout is not None
-    assert process.stderr is not None
-    for pipe, stream in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
-        handler = _copier(pipe, stream, prefix.encode())
-        selector.register(pipe, selectors.EVENT_READ, handler)
-
-
-def _copier(pipe: IO[bytes], stream: IO[str], prefix: bytes) -> Callable[[], bool]:
-    """A function that copies whole lines from a pipe, and says whether more may come.
-
-    A carriage return ends a line as well: progress bars are drawn with them.
-    """
-    # A carriage return at the end may be half of a CRLF.
-    end_of_line = re.compile(rb"(\r\n|\n|\r(?=.))", re.DOTALL)
-    rest = b""
-
-    def copy() -> bool:
-        nonlocal rest
-        new = os.read(pipe.fileno(), 1 << 16)
-        rest += new
-        if not new and rest:
-            rest = rest.rstrip(b"\r") + b"\n"
-        *parts, rest = end_of_line.split(rest)
-        lines = [a + b for a, b in zip(parts[::2], parts[1::2], strict=True)]
-        # A progress bar begins with a carriage return, before which is nothing.
-        _write(stream, b"".join(prefix + line for line in lines if line != b"\r"))
-        return bool(new)
-
-    return copy
-
-
-def _write(stream: IO[str], text: bytes) -> None:
-    stream.flush()
-    # Bytes, because what a process writes need not be text.
-    stream.buffer.write(text)  # pyright: ignore[reportAttributeAccessIssue]
-    stream.buffer.flush()  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _send(
-    process: subprocess.Popen[bytes], number: int, *, to_group: bool = False
-) -> None:
-    # It may have ended since; macOS refuses signals to who has.
-    with suppress(ProcessLookupError, PermissionError):
-        (os.killpg if to_group else os.kill)(process.pid, number)
-
-
-def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Leaves no process behind, nor its pipes."""
-    for process in processes:
-        if process.returncode is None:
-            _send(process, signal.SIGKILL, to_group=True)
-            process.wait()
-        for pipe in (process.stdout, process.stderr):
-            assert pipe is not None
-            pipe.close()
-
-
-def _name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
