@@ -25,13 +25,12 @@ from typing import Any
 
 import equinox as eqx
 import flax
-import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from flax import nnx
+from norm_layers import Layer, jax_layers, to_torch, torch_arrays
 
 import bn_jax
 from bn_jax.reporting.machine import describe_machine
@@ -40,9 +39,6 @@ SHAPES = ((64, 56, 56, 64), (32, 28, 28, 192), (4096, 1024), (60, 100))
 _REFERENCE = "flax"
 # Values that one timing works through at least, so that it takes milliseconds.
 _WORK = 2_000_000
-
-# Takes x, scale, bias, running mean and variance; returns y and what is kept.
-Layer = Callable[..., tuple[Any, Any]]
 
 
 def main() -> None:
@@ -128,74 +124,6 @@ def _time(
     return {name: np.array(values) for name, values in times.items()}
 
 
-def _jax_layers() -> dict[str, Layer]:
-    """Every JAX library behind the same call."""
-
-    def of_linen(*, use_fast_variance: bool) -> Layer:
-        def call(x: Any, scale: Any, bias: Any, mean: Any, var: Any) -> Any:
-            layer = nn.BatchNorm(
-                use_running_average=False,
-                dtype=x.dtype,
-                use_fast_variance=use_fast_variance,
-            )
-            variables = {
-                "params": {"scale": scale, "bias": bias},
-                "batch_stats": {"mean": mean, "var": var},
-            }
-            return layer.apply(variables, x, mutable=["batch_stats"])
-
-        return call
-
-    def of_nnx(x: Any, scale: Any, bias: Any, mean: Any, var: Any) -> Any:
-        layer = nnx.BatchNorm(x.shape[-1], dtype=x.dtype, rngs=nnx.Rngs(0))
-        layer.scale[...], layer.bias[...] = scale, bias
-        layer.mean[...], layer.var[...] = mean, var
-        y = layer(x, use_running_average=False)
-        return y, (layer.mean[...], layer.var[...])
-
-    def of_haiku(x: Any, scale: Any, bias: Any, mean: Any, var: Any) -> Any:
-        def function(x: Any) -> Any:
-            return hk.BatchNorm(True, True, 0.99)(x, is_training=True)
-
-        shape = (1,) * (x.ndim - 1) + x.shape[-1:]
-        average = {"hidden": mean.reshape(shape), "average": mean.reshape(shape)}
-        other = {"hidden": var.reshape(shape), "average": var.reshape(shape)}
-        counter = {"counter": jnp.zeros((), jnp.int32)}
-        state = {
-            "batch_norm/~/mean_ema": {**average, **counter},
-            "batch_norm/~/var_ema": {**other, **counter},
-        }
-        params = {
-            "batch_norm": {"scale": scale.reshape(shape), "offset": bias.reshape(shape)}
-        }
-        return hk.transform_with_state(function).apply(params, state, None, x)
-
-    def of_equinox(x: Any, scale: Any, bias: Any, mean: Any, var: Any) -> Any:
-        del mean, var
-        layer, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(
-            x.shape[-1], axis_name="batch", mode="batch", dtype=x.dtype
-        )
-        layer = eqx.tree_at(
-            lambda module: (module.weight, module.bias), layer, (scale, bias)
-        )
-        # Channels first within an example, and a mapped axis for the batch.
-        return jax.vmap(
-            layer, axis_name="batch", in_axes=(0, None), out_axes=(0, None)
-        )(jnp.moveaxis(x, -1, 1), state)
-
-    def of_ours(x: Any, scale: Any, bias: Any, mean: Any, var: Any) -> Any:
-        return bn_jax.batch_norm(x, scale, bias, {"mean": mean, "var": var})
-
-    return {
-        "bn_jax": of_ours,
-        "flax": of_linen(use_fast_variance=True),
-        "flax, stable": of_linen(use_fast_variance=False),
-        "flax.nnx": of_nnx,
-        "haiku": of_haiku,
-        "equinox": of_equinox,
-    }
-
-
 def _arrays(shape: tuple[int, ...], dtype: str) -> tuple[Any, ...]:
     """x, scale, bias, and running statistics near those of x."""
     random = np.random.default_rng(0)
@@ -212,8 +140,8 @@ def _forward_calls(shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
     def call(function: Any) -> Callable[[], Any]:
         return lambda: function(*arrays)
 
-    calls = {name: call(jax.jit(layer)) for name, layer in _jax_layers().items()}
-    x, parameters, running = _torch_arrays(arrays)
+    calls = {name: call(jax.jit(layer)) for name, layer in jax_layers().items()}
+    x, parameters, running = torch_arrays(arrays)
 
     def of_torch() -> Any:
         with torch.no_grad():
@@ -242,9 +170,9 @@ def _backward_calls(shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
 
         return lambda: function(*arrays, dy)
 
-    calls = {name: call(layer) for name, layer in _jax_layers().items()}
-    x, parameters, running = _torch_arrays(arrays)
-    cotangent = _to_torch(dy)
+    calls = {name: call(layer) for name, layer in jax_layers().items()}
+    x, parameters, running = torch_arrays(arrays)
+    cotangent = to_torch(dy)
     inputs = [x.requires_grad_(), *(p.requires_grad_() for p in parameters)]
 
     def of_torch() -> Any:
@@ -252,23 +180,6 @@ def _backward_calls(shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
         return torch.autograd.grad(y, inputs, cotangent)
 
     return {**calls, "pytorch": of_torch}
-
-
-def _to_torch(array: Any) -> torch.Tensor:
-    """Channels-last memory under PyTorch's order of axes, on its fastest device."""
-    tensor = torch.from_numpy(np.array(array, np.float32))
-    if array.dtype == jnp.bfloat16:
-        tensor = tensor.bfloat16()
-    tensor = tensor.to("cuda" if torch.cuda.is_available() else "cpu")
-    # A view: the memory stays as it is.
-    return tensor.movedim(-1, 1) if tensor.ndim > 2 else tensor
-
-
-def _torch_arrays(
-    arrays: tuple[Any, ...],
-) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-    x, scale, bias, mean, var = map(_to_torch, map(jnp.asarray, arrays))
-    return x, [scale, bias], [mean, var]
 
 
 def _wait(result: Any) -> None:
@@ -285,9 +196,9 @@ def _errors(dtype: str) -> dict[str, float]:
     ones, zeros = jnp.ones(8), jnp.zeros(8)
     outputs = {
         name: jax.jit(layer)(x, ones, zeros, zeros, ones)[0]
-        for name, layer in _jax_layers().items()
+        for name, layer in jax_layers().items()
     }
-    tensor, parameters, running = _torch_arrays((x, ones, zeros, zeros, ones))
+    tensor, parameters, running = torch_arrays((x, ones, zeros, zeros, ones))
     outputs["pytorch"] = (
         torch.nn.functional.batch_norm(tensor, *running, *parameters, training=True)
         .float()
