@@ -11,6 +11,8 @@ from PIL import Image
 CMYK = "n01739381_1309.JPEG"
 PNG = "n02105855_2933.JPEG"
 GREY = "n01440764_900.JPEG"
+TRAIN_TAR = "ILSVRC2012_img_train.tar"
+VALIDATION_TAR = "ILSVRC2012_img_val.tar"
 SYNSETS = ("n01440764", "n01739381", "n02105855", "n02123045", "n03062245")
 
 Files = Mapping[str, bytes]
@@ -74,6 +76,6 @@ def write_tars(
     # As in the official file, images lie in no order.
     shuffled = dict(sorted(validation.items(), key=lambda item: item[0][::-1]))
     inner = {f"{synset}.tar": tar_bytes(files) for synset, files in training.items()}
-    (folder / "ILSVRC2012_img_train.tar").write_bytes(tar_bytes(inner))
-    (folder / "ILSVRC2012_img_val.tar").write_bytes(tar_bytes(shuffled))
+    (folder / TRAIN_TAR).write_bytes(tar_bytes(inner))
+    (folder / VALIDATION_TAR).write_bytes(tar_bytes(shuffled))
     return folder

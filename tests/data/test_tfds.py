@@ -1,21 +1,18 @@
-"""Data sets of tensorflow-datasets, prepared and read without TensorFlow."""
+"""Data sets of tensorflow-datasets, read without TensorFlow."""
 
 import io
 import json
-import subprocess
-import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from data.tfds_files import examples, prepare_by_tfds, run_without_tensorflow
 from PIL import Image
 
-from bn_jax.data import ArrayDataset, load_dataset
-from bn_jax.data.mnist import load_mnist
+from bn_jax.data import load_dataset
 from bn_jax.errors import UserError
 
 SHAPE = (4, 5, 3)
@@ -27,43 +24,7 @@ RNG = np.random.default_rng(0)
 TRAIN_IMAGES = RNG.integers(0, 256, (7, *SHAPE), dtype=np.uint8)
 TEST_IMAGES = RNG.integers(0, 256, (5, *SHAPE), dtype=np.uint8)
 
-PREPARE = "from bn_jax.cli import main; main(sys.argv[1:])"
-
 Prepare = Callable[..., str]
-
-
-class Prepared(NamedTuple):
-    """MNIST as `bn-jax prepare mnist` left it."""
-
-    data_dir: str
-    output: str
-
-
-def run_without_tensorflow(program: str, *arguments: str) -> str:
-    """Runs a program that fails if it imports TensorFlow, and returns its output."""
-    program = f"import sys; {program}; assert 'tensorflow' not in sys.modules"
-    command = [sys.executable, "-c", program, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    data_dir = str(tmp_path_factory.mktemp("tfds"))
-    data_dir_flag = f"--data_dir={data_dir}"
-    output = run_without_tensorflow(PREPARE, "prepare", "mnist", data_dir_flag)
-    return Prepared(data_dir, output)
-
-
-@pytest.fixture(scope="module")
-def read_back(prepared: Prepared) -> ArrayDataset:
-    return load_dataset("mnist", data_dir=prepared.data_dir)
-
-
-@pytest.fixture(scope="module")
-def mnist() -> ArrayDataset:
-    return load_mnist()
 
 
 @pytest.fixture
@@ -73,23 +34,14 @@ def prepare(tmp_path: Path) -> Prepare:
     def prepare_examples(
         train: Iterable[Any], test: Iterable[Any], features: Mapping[str, Any]
     ) -> str:
-        class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-            name = "tiny"
-            VERSION = tfds.core.Version("1.0.0")
-            pkg_dir_path = code_path = None
-
-            def _info(self) -> Any:
-                dictionary = tfds.features.FeaturesDict(features)
-                return tfds.core.DatasetInfo(builder=self, features=dictionary)
-
-            def _split_generators(self, dl_manager: Any) -> Any:
-                del dl_manager
-                return {"train": enumerate(train), "test": enumerate(test)}
-
-            def _generate_examples(self) -> Any:
-                raise NotImplementedError
-
-        Tiny(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+        splits = {"train": enumerate(train), "test": enumerate(test)}
+        prepare_by_tfds(
+            tmp_path,
+            dataset="tiny",
+            version="1.0.0",
+            features=tfds.features.FeaturesDict(features),
+            splits=splits,
+        )
         return str(tmp_path)
 
     return prepare_examples
@@ -115,65 +67,6 @@ def edit_info(data_dir: str, edit: Callable[[dict[str, Any]], None]) -> None:
     info = json.loads(path.read_text())
     edit(info)
     path.write_text(json.dumps(info))
-
-
-def examples(images: Iterable[np.ndarray], labels: Iterable[int]) -> Counter:
-    pairs = zip(images, labels, strict=True)
-    return Counter((image.tobytes(), int(label)) for image, label in pairs)
-
-
-@pytest.mark.slow
-def test_prepared_mnist_has_the_order_of_the_stock_preparation(
-    read_back: ArrayDataset,
-) -> None:
-    assert read_back.train_labels[:8].tolist() == [4, 1, 0, 7, 8, 1, 2, 7]
-
-
-@pytest.mark.slow
-def test_prepared_mnist_holds_the_embedded_images_and_labels(
-    read_back: ArrayDataset, mnist: ArrayDataset
-) -> None:
-    for split in ("train", "test"):
-        images, labels = f"{split}_images", f"{split}_labels"
-        assert examples(
-            getattr(read_back, images), getattr(read_back, labels)
-        ) == examples(getattr(mnist, images), getattr(mnist, labels))
-
-
-@pytest.mark.slow
-def test_prepared_mnist_differs_from_the_embedded_one_in_order_only(
-    read_back: ArrayDataset, mnist: ArrayDataset
-) -> None:
-    for read, embedded in zip(read_back, mnist, strict=True):
-        assert np.shape(read) == np.shape(embedded)
-        assert getattr(read, "dtype", None) == getattr(embedded, "dtype", None)
-    assert (read_back.name, read_back.num_classes) == ("mnist", 10)
-
-
-@pytest.mark.slow
-def test_plain_tfds_finds_the_prepared_mnist(
-    prepared: Prepared, mnist: ArrayDataset
-) -> None:
-    source = tfds.data_source("mnist", data_dir=prepared.data_dir, split="test")
-    records = source.__getitems__(range(len(source)))
-    images, labels = ([record[key] for record in records] for key in FEATURES)
-    assert examples(images, labels) == examples(mnist.test_images, mnist.test_labels)
-
-
-@pytest.mark.slow
-def test_prepare_says_how_to_read_what_it_wrote(prepared: Prepared) -> None:
-    data_dir = prepared.data_dir
-    assert prepared.output.splitlines()[-1] == (
-        f"{Path(data_dir, 'mnist', '3.0.1')}: read it with "
-        f'tfds.data_source("mnist", data_dir="{data_dir}").'
-    )
-
-
-@pytest.mark.slow
-def test_preparing_again_keeps_what_is_there(prepared: Prepared) -> None:
-    data_dir_flag = f"--data_dir={prepared.data_dir}"
-    again = run_without_tensorflow(PREPARE, "prepare", "mnist", data_dir_flag)
-    assert again.splitlines()[-1] == prepared.output.splitlines()[-1]
 
 
 def test_a_small_set_comes_back_as_it_was_prepared(tiny: str) -> None:

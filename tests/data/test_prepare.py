@@ -1,0 +1,89 @@
+"""MNIST prepared for tensorflow-datasets without TensorFlow."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from data.tfds_files import examples, run_without_tensorflow
+
+from bn_jax.data import ArrayDataset, load_dataset
+from bn_jax.data.mnist import load_mnist
+
+pytestmark = pytest.mark.slow
+
+PREPARE = "from bn_jax.cli import main; main(sys.argv[1:])"
+
+
+class Prepared(NamedTuple):
+    """MNIST as `bn-jax prepare mnist` left it."""
+
+    data_dir: str
+    output: str
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    data_dir = str(tmp_path_factory.mktemp("tfds"))
+    data_dir_flag = f"--data_dir={data_dir}"
+    output = run_without_tensorflow(PREPARE, "prepare", "mnist", data_dir_flag)
+    return Prepared(data_dir, output)
+
+
+@pytest.fixture(scope="module")
+def read_back(prepared: Prepared) -> ArrayDataset:
+    return load_dataset("mnist", data_dir=prepared.data_dir)
+
+
+@pytest.fixture(scope="module")
+def mnist() -> ArrayDataset:
+    return load_mnist()
+
+
+def test_prepared_mnist_has_the_order_of_the_stock_preparation(
+    read_back: ArrayDataset,
+) -> None:
+    assert read_back.train_labels[:8].tolist() == [4, 1, 0, 7, 8, 1, 2, 7]
+
+
+def test_prepared_mnist_holds_the_embedded_images_and_labels(
+    read_back: ArrayDataset, mnist: ArrayDataset
+) -> None:
+    for split in ("train", "test"):
+        images, labels = f"{split}_images", f"{split}_labels"
+        assert examples(
+            getattr(read_back, images), getattr(read_back, labels)
+        ) == examples(getattr(mnist, images), getattr(mnist, labels))
+
+
+def test_prepared_mnist_differs_from_the_embedded_one_in_order_only(
+    read_back: ArrayDataset, mnist: ArrayDataset
+) -> None:
+    for read, embedded in zip(read_back, mnist, strict=True):
+        assert np.shape(read) == np.shape(embedded)
+        assert getattr(read, "dtype", None) == getattr(embedded, "dtype", None)
+    assert (read_back.name, read_back.num_classes) == ("mnist", 10)
+
+
+def test_plain_tfds_finds_the_prepared_mnist(
+    prepared: Prepared, mnist: ArrayDataset
+) -> None:
+    source = tfds.data_source("mnist", data_dir=prepared.data_dir, split="test")
+    records = source.__getitems__(range(len(source)))
+    images, labels = ([record[key] for record in records] for key in ("image", "label"))
+    assert examples(images, labels) == examples(mnist.test_images, mnist.test_labels)
+
+
+def test_prepare_says_how_to_read_what_it_wrote(prepared: Prepared) -> None:
+    data_dir = prepared.data_dir
+    assert prepared.output.splitlines()[-1] == (
+        f"{Path(data_dir, 'mnist', '3.0.1')}: read it with "
+        f'tfds.data_source("mnist", data_dir="{data_dir}").'
+    )
+
+
+def test_preparing_again_keeps_what_is_there(prepared: Prepared) -> None:
+    data_dir_flag = f"--data_dir={prepared.data_dir}"
+    again = run_without_tensorflow(PREPARE, "prepare", "mnist", data_dir_flag)
+    assert again.splitlines()[-1] == prepared.output.splitlines()[-1]

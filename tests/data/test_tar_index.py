@@ -1,0 +1,129 @@
+"""Tar files that are not ImageNet's are refused, each by what is wrong with it."""
+
+from pathlib import Path
+
+import pytest
+from data.imagenet_files import (
+    SYNSETS,
+    TRAIN_TAR,
+    VALIDATION_TAR,
+    encode,
+    picture,
+    validation_files,
+    write_tars,
+)
+
+from bn_jax.data import prepare_imagenet
+from bn_jax.data.prepare_imagenet import prepare_imagenet as prepare
+from bn_jax.errors import UserError
+
+JPEG = encode(picture(0))
+
+
+@pytest.mark.parametrize("tar", [TRAIN_TAR, VALIDATION_TAR])
+def test_a_missing_tar_is_named(tmp_path: Path, tar: str) -> None:
+    folder = write_tars(tmp_path)
+    (folder / tar).unlink()
+    with pytest.raises(UserError, match=f"manual_dir: there is no {tar} in {folder}"):
+        prepare(folder, tmp_path / "data", is_subset=True)
+
+
+@pytest.mark.parametrize(("tar", "number"), [(VALIDATION_TAR, 12), (TRAIN_TAR, 43)])
+def test_fewer_images_than_the_official_ones_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tars: Path, tmp_path: Path, tar: str, number: int
+) -> None:
+    if tar == TRAIN_TAR:
+        counts = {**prepare_imagenet._NUM_IMAGES, "validation": 12}
+        monkeypatch.setattr(prepare_imagenet, "_NUM_IMAGES", counts)
+    with pytest.raises(UserError, match=rf"{tar}: expected \d+ images, .* {number};"):
+        prepare(tars, tmp_path)
+
+
+def test_a_file_that_is_no_tar_is_refused(tmp_path: Path) -> None:
+    folder = write_tars(tmp_path)
+    (folder / TRAIN_TAR).write_bytes(b"<html>" * 500)
+    with pytest.raises(UserError, match=rf"{TRAIN_TAR}: it is no tar file"):
+        prepare(folder, tmp_path / "data", is_subset=True)
+
+
+@pytest.mark.parametrize("tar", [TRAIN_TAR, VALIDATION_TAR])
+@pytest.mark.parametrize("fraction", [0.3, 0.7])
+def test_a_tar_that_is_cut_off_is_refused(
+    tmp_path: Path, tar: str, fraction: float
+) -> None:
+    path = write_tars(tmp_path) / tar
+    content = path.read_bytes()
+    path.write_bytes(content[: int(fraction * len(content))])
+    with pytest.raises(UserError, match=rf"{tar}.*Download it again"):
+        prepare(tmp_path, tmp_path / "data", is_subset=True)
+
+
+def test_an_empty_tar_is_refused(tmp_path: Path) -> None:
+    folder = write_tars(tmp_path, training={})
+    with pytest.raises(UserError, match=r"expected 1281167 images, and found 0"):
+        prepare(folder, tmp_path / "data", is_subset=True)
+
+
+@pytest.mark.parametrize(
+    ("synset", "name", "expected"),
+    [
+        ("n00000000", "n00000000_1.JPEG", r"one tar file a class .* n00000000\.tar"),
+        (SYNSETS[0], f"{SYNSETS[1]}_1.JPEG", rf"{SYNSETS[0]}_<number>.JPEG, each once"),
+        (SYNSETS[0], f"{SYNSETS[0]}_1.png", rf"{SYNSETS[0]}_<number>.JPEG, each once"),
+    ],
+)
+def test_a_training_tar_with_anything_else_is_refused(
+    tmp_path: Path, synset: str, name: str, expected: str
+) -> None:
+    folder = write_tars(tmp_path, training={synset: {name: JPEG}})
+    with pytest.raises(UserError, match=expected):
+        prepare(folder, tmp_path / "data", is_subset=True)
+
+
+def test_the_tars_under_each_others_names_are_refused(tmp_path: Path) -> None:
+    folder = write_tars(tmp_path)
+    content = (folder / TRAIN_TAR).read_bytes()
+    (folder / TRAIN_TAR).write_bytes((folder / VALIDATION_TAR).read_bytes())
+    with pytest.raises(UserError, match=rf"{TRAIN_TAR}: .*ILSVRC2012_val_"):
+        prepare(folder, tmp_path / "data", is_subset=True)
+    (folder / VALIDATION_TAR).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{VALIDATION_TAR}: .*found n01440764.tar"):
+        prepare(folder, tmp_path / "data", is_subset=True)
+
+
+@pytest.mark.parametrize("missing", [1, 5])
+def test_validation_images_with_a_gap_are_refused(tmp_path: Path, missing: int) -> None:
+    files = validation_files()
+    del files[f"ILSVRC2012_val_{missing:08d}.JPEG"]
+    folder = write_tars(tmp_path, validation=files)
+    expected = rf"without a gap \(here: ILSVRC2012_val_{missing:08d}.JPEG\), and found"
+    with pytest.raises(UserError, match=expected):
+        prepare(folder, tmp_path / "data", is_subset=True)
+
+
+def test_a_folder_in_a_tar_is_refused(tmp_path: Path) -> None:
+    folder = write_tars(tmp_path)
+    # The type of a tar's first member stands at byte 156.
+    content = bytearray((folder / TRAIN_TAR).read_bytes())
+    header = content[:512]
+    header[156:157] = b"5"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (folder / TRAIN_TAR).write_bytes(bytes(header + content[512:]))
+    with pytest.raises(UserError, match=r"expected files only; n01440764.tar is none"):
+        prepare(folder, tmp_path / "data", is_subset=True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(JPEG[: len(JPEG) // 2], id="cut off"),
+        pytest.param(b"", id="empty"),
+        pytest.param(encode(picture(0), "GIF"), id="neither JPEG nor PNG"),
+    ],
+)
+def test_a_damaged_image_is_named(tmp_path: Path, content: bytes) -> None:
+    name = f"{SYNSETS[0]}_1.JPEG"
+    folder = write_tars(tmp_path, training={SYNSETS[0]: {name: content}})
+    with pytest.raises(UserError, match=rf"{TRAIN_TAR}: {name}: .* cannot be decoded"):
+        prepare(folder, tmp_path / "data", is_subset=True)
