@@ -5,26 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from layers.nnx_model import Model, normal
 
-import bn_jax
 from bn_jax.nnx import with_counts
-
-
-class Model(nnx.Module):
-    def __init__(self, layer=bn_jax.nnx.BatchNorm, **settings):
-        rngs = nnx.Rngs(0)
-        settings = {"momentum": 0.9, "rngs": rngs} | settings
-        self.norms = nnx.List([layer(3, **settings), layer(4, **settings)])
-        self.linear = nnx.Linear(3, 4, use_bias=False, rngs=rngs)
-
-    def __call__(self, x):
-        x = jnp.tanh(self.linear(self.norms[0](x)))
-        return self.norms[1](x)
-
-
-def normal(*shape):
-    values = np.random.default_rng(0).normal(1, 2, shape)
-    return jnp.asarray(values, jnp.float32)
 
 
 def trained_by_flax(x):

@@ -8,6 +8,7 @@ import numpy as np
 import oracles
 import pytest
 from flax import nnx
+from layers.nnx_model import Model, normal
 
 import bn_jax
 from bn_jax.nnx import (
@@ -25,18 +26,6 @@ OPTIONS = [
 ]
 
 
-class Model(nnx.Module):
-    def __init__(self, layer=bn_jax.nnx.BatchNorm, **settings):
-        rngs = nnx.Rngs(0)
-        settings = {"momentum": 0.9, "rngs": rngs} | settings
-        self.norms = nnx.List([layer(3, **settings), layer(4, **settings)])
-        self.linear = nnx.Linear(3, 4, use_bias=False, rngs=rngs)
-
-    def __call__(self, x):
-        x = jnp.tanh(self.linear(self.norms[0](x)))
-        return self.norms[1](x)
-
-
 class Linen(nn.Module):
     """The same model in the other interface."""
 
@@ -48,11 +37,6 @@ class Linen(nn.Module):
         x = bn_jax.BatchNorm(use_running_average=False, name="norm0", **fields)(x)
         x = jnp.tanh(nn.Dense(4, use_bias=False, name="linear")(x))
         return bn_jax.BatchNorm(use_running_average=False, name="norm1", **fields)(x)
-
-
-def batches_of(*shape, seed=0):
-    values = np.random.default_rng(seed).normal(1, 2, shape)
-    return jnp.asarray(values, jnp.float32)
 
 
 def run(model, x):
@@ -86,7 +70,7 @@ def assert_close(state, expected):
 
 @pytest.mark.parametrize("wrap", [lambda f: f, nnx.jit], ids=["plain", "jit"])
 def test_population_statistics_are_those_of_algorithm_2_and_of_linen(wrap):
-    model, batches = Model(), batches_of(6, 8, 3)
+    model, batches = Model(), normal(6, 8, 3)
     state = population_statistics(wrap(run), model, batches)
     oracle = [
         dict(zip(("mean", "var"), oracles.population_statistics(h), strict=True))
@@ -99,7 +83,7 @@ def test_population_statistics_are_those_of_algorithm_2_and_of_linen(wrap):
 
 
 def test_population_statistics_change_the_model_only_when_it_is_updated():
-    model, batches = Model(), batches_of(4, 8, 3)
+    model, batches = Model(), normal(4, 8, 3)
     before = jax.tree.map(jnp.copy, nnx.state(model))
     state = population_statistics(run, model, batches)
     chex.assert_trees_all_equal(nnx.state(model), before)
@@ -109,7 +93,7 @@ def test_population_statistics_change_the_model_only_when_it_is_updated():
 
 
 def test_every_batch_finds_the_running_statistics_of_the_model():
-    model, batches = Model(), batches_of(3, 8, 3)
+    model, batches = Model(), normal(3, 8, 3)
     found = []
 
     def watch(model, x):
@@ -121,7 +105,7 @@ def test_every_batch_finds_the_running_statistics_of_the_model():
 
 
 def test_a_frozen_layer_keeps_its_statistics():
-    model, batches = Model(), batches_of(4, 8, 3)
+    model, batches = Model(), normal(4, 8, 3)
     model.norms[0].mean[...] = jnp.full(3, 7.0)
     model.norms[0].use_running_average = True
     state = nnx.to_pure_dict(population_statistics(run, model, batches))["norms"]
@@ -137,7 +121,7 @@ def test_the_calls_of_a_shared_layer_count_as_batches():
         def __call__(self, x):
             return self.a(x), self.b(3 * x + 1)
 
-    model, batches = Shared(), batches_of(4, 6, 3)
+    model, batches = Shared(), normal(4, 6, 3)
     state = population_statistics(run, model, batches)
     calls = [call for x in batches for call in (x, 3 * x + 1)]
     mean, var = oracles.population_statistics(calls)
@@ -148,8 +132,8 @@ def test_the_calls_of_a_shared_layer_count_as_batches():
 @pytest.mark.parametrize(
     ("model", "batches", "message"),
     [
-        (Model(nnx.BatchNorm), batches_of(2, 6, 3), "use bn_jax.nnx.BatchNorm"),
-        (Model(use_running_average=True), batches_of(2, 6, 3), "in training mode"),
+        (Model(nnx.BatchNorm), normal(2, 6, 3), "use bn_jax.nnx.BatchNorm"),
+        (Model(use_running_average=True), normal(2, 6, 3), "in training mode"),
         (Model(), [], "at least one batch"),
     ],
     ids=["flax", "inference", "empty"],
@@ -168,7 +152,7 @@ def capture_microbatches(model, x):
 
 @pytest.mark.parametrize("settings", OPTIONS, ids=str)
 def test_microbatches_take_one_step_like_linen(settings):
-    model, x = Model(**settings), batches_of(5, 6, 3)
+    model, x = Model(**settings), normal(5, 6, 3)
     variables, apply = linen_twin(model, x[0], **settings)
     _, updates = jax.lax.map(lambda x: apply(variables, x), x)
     linen = bn_jax.accumulate_batch_stats(
@@ -181,7 +165,7 @@ def test_microbatches_take_one_step_like_linen(settings):
 
 
 def test_microbatches_take_one_step_like_the_large_batch():
-    model, x = Model(), batches_of(5, 6, 3)
+    model, x = Model(), normal(5, 6, 3)
     nnx.update(model, accumulate_batch_stats(model, capture_microbatches(model, x)))
     expected = []
     for h in inputs_of_norms(model, x):
@@ -193,7 +177,7 @@ def test_microbatches_take_one_step_like_the_large_batch():
 
 
 def test_a_train_step_over_microbatches_is_one_step_of_everything():
-    model, x = Model(), batches_of(5, 6, 3)
+    model, x = Model(), normal(5, 6, 3)
 
     def loss_fn(model, x):
         return jnp.mean(jnp.tanh(model(x) - 1))
@@ -220,13 +204,13 @@ def test_a_train_step_over_microbatches_is_one_step_of_everything():
 
 
 def test_moments_that_nobody_captured_are_refused():
-    model, x = Model(nnx.BatchNorm), batches_of(2, 6, 3)
+    model, x = Model(nnx.BatchNorm), normal(2, 6, 3)
     with pytest.raises(ValueError, match=r"^accumulate_batch_stats: no layer"):
         accumulate_batch_stats(model, nnx.capture(model, BatchMoments)(x[0])[1])
 
 
 def test_nothing_is_kept_unless_it_is_captured():
-    layer, x = bn_jax.nnx.BatchNorm(3, rngs=nnx.Rngs(0)), batches_of(6, 3)
+    layer, x = bn_jax.nnx.BatchNorm(3, rngs=nnx.Rngs(0)), normal(6, 3)
     graphdef, state = nnx.split(layer)
     _, nothing = nnx.capture(layer, nnx.Intermediate)(x)
     nnx.jit(run)(layer, x)
@@ -240,7 +224,7 @@ def test_nothing_is_kept_unless_it_is_captured():
 
 
 def test_a_view_freezes_the_statistics_and_shares_them():
-    layer, x = bn_jax.nnx.BatchNorm(3, rngs=nnx.Rngs(0)), batches_of(6, 3)
+    layer, x = bn_jax.nnx.BatchNorm(3, rngs=nnx.Rngs(0)), normal(6, 3)
     frozen = nnx.view(layer, update_running_average=False)
     frozen(x)
     np.testing.assert_array_equal(layer.mean[...], 0)
@@ -251,6 +235,6 @@ def test_a_view_freezes_the_statistics_and_shares_them():
 
 
 def test_population_statistics_count_as_far_advanced():
-    model, batches = Model(debias=True), batches_of(4, 8, 3)
+    model, batches = Model(debias=True), normal(4, 8, 3)
     nnx.update(model, population_statistics(run, model, batches))
     assert [norm.count[...] for norm in model.norms] == [np.inf] * 2

@@ -1,30 +1,16 @@
+"""The convolutional network against its docstring, written out in NumPy."""
+
 from functools import partial
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from models.networks import KEY, NORM, images_of, init, num_values
 
-import bn_jax
 from bn_jax.models.cnn import CNN
-
-KEY = jax.random.key(0)
-NORM = partial(bn_jax.BatchNorm, momentum=0.9)
-
-
-def images_of(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).random(shape), jnp.float32)
-
-
-def init(model, images, *, train):
-    return jax.jit(model.init, static_argnames="train")(KEY, images, train=train)
-
-
-def num_values(tree):
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 @pytest.mark.parametrize(
@@ -88,47 +74,6 @@ def test_the_network_is_what_its_docstring_says_written_out(norm, train):
         np.testing.assert_allclose(sown, hidden, rtol=1e-4, atol=1e-4)
 
 
-def test_training_moves_the_statistics_and_inference_does_not():
-    model = CNN(num_classes=3, channels=(4,), norm=NORM)
-    images = images_of(4, 6, 6, 1)
-    variables = init(model, images, train=True)
-    for train in (True, False):
-        _, updates = model.apply(
-            variables, images, train=train, mutable=["batch_stats"]
-        )
-        before = jax.tree.leaves(variables["batch_stats"])
-        after = jax.tree.leaves(updates["batch_stats"])
-        moved = [bool(np.any(a != b)) for a, b in zip(before, after, strict=True)]
-        assert moved == [train] * 2
-
-
-def test_the_norm_is_made_from_its_factory_for_each_block():
-    made = []
-
-    def factory(**keywords):
-        made.append(keywords)
-        return nn.LayerNorm(name=keywords["name"])
-
-    images = images_of(2, 4, 4, 1)
-    init(CNN(num_classes=3, channels=(2, 3), norm=factory), images, train=False)
-    assert made == [
-        {"use_running_average": True, "name": "norm0"},
-        {"use_running_average": True, "name": "norm1"},
-    ]
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_half_precision_is_near_float32(dtype):
-    images = images_of(16, 12, 12, 1)
-    model = CNN(num_classes=3, channels=(4, 8), norm=NORM)
-    variables = init(model, images, train=True)
-    expected = model.apply(variables, images, train=False)
-    half = model.clone(dtype=dtype).apply(variables, images, train=False)
-    # bfloat16 keeps 8 bits.
-    np.testing.assert_allclose(half, expected, rtol=0.05, atol=0.05)
-    assert np.any(half != expected)
-
-
 @pytest.mark.parametrize(
     ("fields", "shape", "message"),
     [
@@ -153,16 +98,3 @@ def test_the_smallest_images_are_one_pixel_in_the_end():
     images = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
     variables = jax.eval_shape(partial(model.init, train=False), KEY, images)
     chex.assert_shape(variables["params"]["logits"]["kernel"], (64, 10))
-
-
-@pytest.mark.parametrize("channels", [(2,), (2, 3), (2, 3, 4)])
-def test_the_last_hidden_input_is_named(channels):
-    model = CNN(num_classes=2, channels=channels)
-    mutable = ["params", "intermediates"]
-    _, sown = jax.eval_shape(
-        partial(model.init_with_output, train=True, mutable=mutable),
-        KEY,
-        images_of(2, 8, 8, 1),
-    )
-    (hidden,) = sown["intermediates"][model.last_hidden_input]
-    chex.assert_shape(hidden, (2, *(8 // 2 ** (len(channels) - 1),) * 2, channels[-1]))

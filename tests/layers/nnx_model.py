@@ -1,0 +1,24 @@
+"""An NNX model with two layers of normalization, ours or another's."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import bn_jax
+
+
+class Model(nnx.Module):
+    def __init__(self, layer=bn_jax.nnx.BatchNorm, **settings):
+        rngs = nnx.Rngs(0)
+        settings = {"momentum": 0.9, "rngs": rngs} | settings
+        self.norms = nnx.List([layer(3, **settings), layer(4, **settings)])
+        self.linear = nnx.Linear(3, 4, use_bias=False, rngs=rngs)
+
+    def __call__(self, x):
+        x = jnp.tanh(self.linear(self.norms[0](x)))
+        return self.norms[1](x)
+
+
+def normal(*shape, seed=0):
+    values = np.random.default_rng(seed).normal(1, 2, shape)
+    return jnp.asarray(values, jnp.float32)

@@ -1,0 +1,96 @@
+"""What the fully connected and the convolutional network have in common."""
+
+from functools import partial
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models.networks import KEY, NORM, images_of, init
+
+from bn_jax.models.cnn import CNN
+from bn_jax.models.mlp import MLP
+
+
+def mlp(*features, **fields):
+    return MLP(num_classes=3, hidden_features=features, **fields)
+
+
+def cnn(*features, **fields):
+    return CNN(num_classes=3, channels=features, **fields)
+
+
+networks = pytest.mark.parametrize("network", [mlp, cnn])
+IMAGES = images_of(16, 12, 12, 1)
+
+
+@networks
+def test_training_moves_the_statistics_of_every_layer_and_inference_none(network):
+    model = network(7, 5, norm=NORM)
+    variables = init(model, IMAGES, train=True)
+    for train in (True, False):
+        _, updates = model.apply(
+            variables, IMAGES, train=train, mutable=["batch_stats"]
+        )
+        before = jax.tree.leaves(variables["batch_stats"])
+        after = jax.tree.leaves(updates["batch_stats"])
+        moved = [bool(np.any(a != b)) for a, b in zip(before, after, strict=True)]
+        assert moved == [train] * 4
+
+
+@networks
+def test_the_norm_is_made_from_its_factory_for_each_layer(network):
+    made = []
+
+    def factory(**keywords):
+        made.append(keywords)
+        return nn.LayerNorm(name=keywords["name"])
+
+    init(network(2, 3, norm=factory), IMAGES, train=False)
+    assert made == [
+        {"use_running_average": True, "name": "norm0"},
+        {"use_running_average": True, "name": "norm1"},
+    ]
+
+
+@networks
+@pytest.mark.parametrize("features", [(7,), (7, 5), (7, 5, 4)])
+def test_the_last_hidden_input_is_named(network, features):
+    model = network(*features)
+    mutable = ["params", "intermediates"]
+    init_with_output = partial(model.init_with_output, train=True, mutable=mutable)
+    _, sown = jax.eval_shape(init_with_output, KEY, IMAGES)
+    (hidden,) = sown["intermediates"][model.last_hidden_input]
+    assert model.last_hidden_input == f"hidden{len(features) - 1}_input"
+    assert hidden.shape[-1] == features[-1]
+
+
+@networks
+@pytest.mark.parametrize("norm", [None, NORM])
+def test_float32_by_name_is_float32_by_default_to_the_last_bit(network, norm):
+    model = network(7, 5, norm=norm)
+    named = model.clone(dtype=jnp.float32)
+    variables = init(model, IMAGES, train=True)
+    chex.assert_trees_all_equal(init(named, IMAGES, train=True), variables)
+    for train in (True, False):
+        outputs = [
+            jax.jit(partial(m.apply, train=train, mutable=["batch_stats"]))(
+                variables, IMAGES
+            )
+            for m in (model, named)
+        ]
+        chex.assert_trees_all_equal(*outputs)
+
+
+@networks
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_near_float32(network, dtype):
+    model = network(7, 5, norm=NORM)
+    variables = init(model, IMAGES, train=True)
+    expected = model.apply(variables, IMAGES, train=False)
+    half = model.clone(dtype=dtype).apply(variables, IMAGES, train=False)
+    # bfloat16 keeps 8 bits.
+    np.testing.assert_allclose(half, expected, rtol=0.05, atol=0.05)
+    assert np.any(half != expected)
