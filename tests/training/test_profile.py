@@ -67,6 +67,14 @@ def test_steps_that_were_taken_before_have_no_trace(
     assert calls == []
 
 
+def test_a_run_with_steps_that_are_none_leaves_no_folder(
+    bn: Complete, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="--profile_steps"):
+        train(bn.config, tmp_path / "run", profile_steps=(6, 5))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("steps", [(5, 5), (6, 5), (-1, 5)])
 def test_steps_that_are_none_are_refused(tmp_path: Path, steps: tuple) -> None:
     expected = f"needs 0 <= a < b, and is {steps[0]}:{steps[1]}"
