@@ -1,8 +1,8 @@
 """Checkpoints of everything that a run needs to go on, by Orbax, with checksums."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ FORMAT_VERSION = 1
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
 
 
-class Checkpoints:
+class Checkpoints(AbstractContextManager):
     """The checkpoints of one run, in a folder of their own.
 
     They are written in the background and appear whole or not at all; leaving the
@@ -45,25 +45,17 @@ class Checkpoints:
         self._keep = keep
         self._manager = self._open()
 
-    def __enter__(self) -> "Checkpoints":
-        """Returns itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         """Waits until everything is on disk."""
         if error is None:
             self.wait()
             self._manager.close()
             return
-        # Whatever ended the run is what is to be told.
         try:
             self._manager.close()
         except Exception as second:
+            # Orbax passes on whatever its threads have raised. What has ended the run
+            # is to be told, and a second error would hide it.
             logging.error("%s: the last checkpoint is lost: %s", self._folder, second)
 
     def save(self, state: TrainState, *, step: int) -> None:

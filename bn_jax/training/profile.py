@@ -1,7 +1,7 @@
 """A trace of some training steps, for TensorBoard or Perfetto."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 
 import jax
 from absl import logging
@@ -9,7 +9,7 @@ from absl import logging
 from bn_jax.errors import UserError
 
 
-class Profile:
+class Profile(AbstractContextManager):
     """A context that writes a trace of the stretches that hold the wanted steps.
 
     It begins and ends between two compiled calls, so that it changes no result.
@@ -33,16 +33,7 @@ class Profile:
         self._steps = steps
         self._is_running = False
 
-    def __enter__(self) -> "Profile":
-        """Returns itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Writes what there is."""
         self._stop()
 

@@ -3,9 +3,8 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
-from types import TracebackType
 
 from absl import logging
 from tensorboardX import SummaryWriter
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from bn_jax.workdir import drop_metrics_after
 
 
-class MetricsWriter:
+class MetricsWriter(AbstractContextManager):
     """Writes each evaluation to `metrics.jsonl` and to TensorBoard, and shows it.
 
     On a terminal there is a progress bar with step, loss, accuracy, steps per second
@@ -72,16 +71,7 @@ class MetricsWriter:
         )
         self._bar = self._open.enter_context(closing(bar))
 
-    def __enter__(self) -> "MetricsWriter":
-        """Returns itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Closes the files and the progress bar."""
         self._open.close()
 
