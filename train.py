@@ -106,7 +106,8 @@ def main(_: Sequence[str]) -> None:
     except Exception:
         if not jax.distributed.is_initialized():
             raise
-        # The others would wait for this process, and it for them.
+        # Whatever the error is, and be it a mistake in the program: JAX would wait for
+        # the others when this process ends, and they wait for it.
         traceback.print_exc()
         _end("train.py: one process of several has failed.", code=_FAILED_TOGETHER)
 

@@ -177,6 +177,8 @@ def _psum(devices: Devices, packed: Array) -> Array:
         return jax.lax.psum(
             packed, devices.axis_names, axis_index_groups=devices.axis_index_groups
         )
+    # JAX raises the first for groups within an axis where it has no such sum, and the
+    # second for an axis of vmap together with a checked one of a mesh.
     except (NotImplementedError, ValueError) as error:
         raise type(error)(
             f"batch_norm: JAX cannot sum over {devices.axis_names} with "

@@ -6,6 +6,7 @@ die with the one that has started it.
 """
 
 import ctypes
+import importlib
 import json
 import os
 import resource
@@ -13,11 +14,8 @@ import runpy
 import signal
 import sys
 
-from absl import app, flags, logging  # noqa: F401
-from ml_collections import config_flags  # noqa: F401
-
-import bn_jax.training.loop  # noqa: F401
-
+# What train.py imports: a process that is forked has it already.
+_IMPORTED = ("absl.app", "bn_jax.training.loop", "ml_collections.config_flags")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -71,6 +69,8 @@ def die_with_parent() -> None:
 
 if __name__ == "__main__":
     die_with_parent()
+    for name in _IMPORTED:
+        importlib.import_module(name)
     words = serve(sys.argv[1])
     if words is not None:
         sys.argv = words

@@ -27,8 +27,9 @@ def pytorchcv():
 def cadene():
     package = importlib.util.find_spec("pretrainedmodels")
     if package is None or package.origin is None:
+        # `pytest.importorskip` would run the package's own imports: what its other
+        # models need, and this one does not.
         pytest.skip("needs pretrainedmodels")
-    # The package itself imports what its other models need.
     path = Path(package.origin).parent / "models" / "bninception.py"
     spec = importlib.util.spec_from_file_location("cadene_bninception", path)
     module = importlib.util.module_from_spec(spec)
