@@ -158,6 +158,7 @@ def test_runs_on_other_data_are_refused_with_what_differs(
         together(bn, imagenet)
 
 
+@pytest.mark.slow
 def test_networks_of_other_classes_are_refused(
     bn: Complete, idx_dir: Path, tmp_path: Path
 ) -> None:
