@@ -1,7 +1,6 @@
 """A small convolutional network for images such as MNIST's."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ from flax.typing import Dtype
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
-from bn_jax.models.convolution import same_convolution
+from bn_jax.models.mixed_precision import convolve_same, promote_inputs
 
 
 class CNN(nn.Module):
@@ -66,15 +65,17 @@ class CNN(nn.Module):
         norm_dtype = {} if self.dtype is None else {"dtype": self.dtype}
         h = images
         for index, features in enumerate(self.channels):
-            h = nn.Conv(
+            convolution = nn.Conv(
                 features,
                 (self.kernel_size, self.kernel_size),
                 use_bias=self.norm is None,
                 kernel_init=kernel_init,
                 dtype=self.dtype,
-                conv_general_dilated=_convolve,
+                promote_dtype=promote_inputs,
+                conv_general_dilated=convolve_same,
                 name=f"hidden{index}",
-            )(h)
+            )
+            h = jnp.asarray(convolution(h), self.dtype)
             if self.norm is not None:
                 name = f"norm{index}"
                 norm = self.norm(use_running_average=not train, name=name, **norm_dtype)
@@ -112,8 +113,3 @@ class CNN(nn.Module):
                 f"need images of at least {smallest} x {smallest} pixels, and these "
                 f"have {shape[1]} x {shape[2]}; fewer channels would do."
             )
-
-
-def _convolve(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
-    # Strides, padding and layout are always those of `nn.Conv` by default.
-    return same_convolution(x, kernel)

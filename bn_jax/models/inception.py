@@ -10,7 +10,6 @@ from jax.nn import initializers
 from jaxtyping import Array, Float
 
 from bn_jax.models import inception_sizes
-from bn_jax.models.convolution import same_convolution
 from bn_jax.models.inception_table import (
     FIGURE_5,
     Branch,
@@ -19,6 +18,7 @@ from bn_jax.models.inception_table import (
     Pool,
     stages,
 )
+from bn_jax.models.mixed_precision import convolve, convolve_same, promote_inputs
 
 
 class Inception(nn.Module):
@@ -150,7 +150,7 @@ class Inception(nn.Module):
         if layer.is_separable:
             h = self._convolve_each_channel(layer, h)
             layer = layer._replace(kernel_size=1, stride=1)
-        return nn.Conv(
+        convolution = nn.Conv(
             layer.features,
             (layer.kernel_size,) * 2,
             (layer.stride,) * 2,
@@ -158,9 +158,13 @@ class Inception(nn.Module):
             use_bias=self.has_biases,
             kernel_init=self._kernel_init(2.0),
             dtype=self.dtype,
-            conv_general_dilated=_same_convolution if layer.stride == 1 else None,
+            promote_dtype=promote_inputs,
+            # Zeros beyond the edges, on both sides alike, are what the first makes of
+            # odd kernels.
+            conv_general_dilated=convolve_same if layer.stride == 1 else convolve,
             name=layer.name,
-        )(h)
+        )
+        return jnp.asarray(convolution(h), self.dtype)
 
     def _convolve_each_channel(self, layer: Convolution, h: Array) -> Array:
         return nn.Conv(
@@ -173,6 +177,8 @@ class Inception(nn.Module):
             # No nonlinearity follows that would halve the squares.
             kernel_init=self._kernel_init(1.0),
             dtype=self.dtype,
+            promote_dtype=promote_inputs,
+            conv_general_dilated=convolve,
             name=f"{layer.name}_depthwise",
         )(h)
 
@@ -234,8 +240,3 @@ def _pool(pool: Pool, h: Array) -> Array:
 
 def _padding(layer: Convolution | Pool, h: Array) -> list[tuple[int, int]]:
     return [inception_sizes.padding(layer, size) for size in h.shape[1:3]]
-
-
-def _same_convolution(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
-    # Zeros beyond the edges, on both sides alike, are what it makes of odd kernels.
-    return same_convolution(x, kernel)

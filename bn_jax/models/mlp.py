@@ -8,6 +8,8 @@ from flax.typing import Dtype
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
+from bn_jax.models.mixed_precision import dot_general, promote_inputs
+
 
 class MLP(nn.Module):
     """Hidden layers of one nonlinearity each, and a linear layer of class scores.
@@ -69,9 +71,11 @@ class MLP(nn.Module):
                 use_bias=use_bias,
                 kernel_init=kernel_init,
                 dtype=self.dtype,
+                promote_dtype=promote_inputs,
+                dot_general=dot_general,
                 name=f"hidden{index}",
             )
-            h = dense(h)
+            h = jnp.asarray(dense(h), self.dtype)
             if self.norm is not None:
                 name = f"norm{index}"
                 norm = self.norm(use_running_average=not train, name=name, **norm_dtype)

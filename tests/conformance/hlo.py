@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 _KINDS = (
     "all-reduce",
@@ -14,6 +15,7 @@ _KINDS = (
     "ragged-all-to-all",
 )
 _COLLECTIVE = re.compile(rf" ({'|'.join(_KINDS)})(?:-start)?\(")
+_SUMMED = re.compile(r" = \(?(\w+)\[.* all-reduce(?:-start)?\(")
 _HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{\s*$")
 _BRANCHES = re.compile(
     r"(?:true_computation|false_computation)=%?([\w.\-]+)"
@@ -65,6 +67,22 @@ def count_collectives(text: str) -> Collectives:
         found = [match[1] for match in map(_COLLECTIVE.search, lines) if match]
         (in_branches if name in in_branch else always).update(found)
     return Collectives(always, in_branches)
+
+
+def summed_dtypes(lowered: Any, folder: Path) -> Counter[str]:
+    """Dtypes that all-reduces of a program have once XLA has divided it.
+
+    The compiled text does not tell: a CPU sums bfloat16 in float32, and sends it so.
+
+    Args:
+        lowered: What `jax.jit(f).lower(...)` returns.
+        folder: Empty; XLA writes the program there.
+    """
+    name = "spmd-partitioning"
+    options = {"xla_dump_to": str(folder), "xla_dump_hlo_pass_re": name}
+    lowered.compile(compiler_options=options)
+    (path,) = folder.glob(f"*.after_{name}.*")
+    return Counter(_SUMMED.findall(path.read_text()))
 
 
 def _named(pattern: re.Pattern[str], lines: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import pytest
-from conformance.hlo import count_collectives
+from conformance.hlo import count_collectives, summed_dtypes
 from training.tiny_runs import parts_of, tiny_config
 
 from bn_jax.training.build import build_initial_state, build_train_step, read_batches
@@ -67,6 +67,15 @@ def test_everything_is_summed_over_devices_in_float32(
     # Eight gradients, the loss, and each norm's statistics there and back at least.
     assert len(reduced) >= 8 + 1 + 4
     assert {re.split(r"[<x>]", operand)[-2] for operand in reduced} == {"f32"}
+
+
+@pytest.mark.parametrize("arm", ["bn", "baseline"])
+def test_everything_is_summed_in_float32_where_xla_divides_the_program(
+    idx_dir: Path, tmp_path: Path, arm: str
+) -> None:
+    program = lowered(idx_dir, "jit", dtype="bfloat16", arm=arm)
+    assert "bf16" in program.as_text()
+    assert set(summed_dtypes(program, tmp_path)) == {"f32"}
 
 
 def test_accumulation_sums_gradients_over_devices_once(idx_dir: Path) -> None:
