@@ -60,10 +60,9 @@ def batch_moments(
     >>> batch_moments(x, jnp.zeros(2), feature_axes=(1,), devices=Devices()).var
     Array([1., 4.], dtype=float32)
     """
-    x = x.astype(wide_dtype(x.dtype))
     # Running statistics that an earlier batch spoiled must not spoil this one.
     shift = jnp.where(jnp.isfinite(shift), shift, jnp.zeros((), shift.dtype))
-    shift = shift.astype(x.dtype)
+    shift = shift.astype(wide_dtype(x.dtype))
 
     around = partial(
         _moments_around, x, feature_axes=feature_axes, mask=mask, devices=devices
@@ -104,6 +103,9 @@ def _moments_around(
             values = jnp.where(mask, values, jnp.zeros((), values.dtype))
         return jnp.sum(values, axis=other_axes(x.ndim, feature_axes))
 
+    # Here and not by the caller: what the branch that is hardly ever taken is given
+    # would be a wide copy of x, made in every step.
+    x = x.astype(wide_dtype(x.dtype))
     # The second difference adds the negative instead of subtracting. Were both the
     # same expression, XLA would compute it once, store an array of x's size and read
     # it twice; like this each is part of its sum.

@@ -225,3 +225,13 @@ def test_sums_that_would_overflow_do_not():
     x = (1e18 * normal(4096, 2)).astype(np.float32)
     _, _, var = oracles.moments(x)
     np.testing.assert_allclose(compiled(jnp.asarray(x)).var, var, rtol=1e-5)
+
+
+def test_the_branch_of_a_far_shift_is_given_half_precision_as_it_is():
+    x = jnp.zeros((8, 3), jnp.bfloat16)
+    moments = partial(batch_moments, feature_axes=(1,), devices=Devices())
+    equations = jax.make_jaxpr(moments)(x, jnp.zeros(3)).eqns
+    (branch,) = [eqn for eqn in equations if eqn.primitive.name == "cond"]
+    handed = [v.aval.dtype for v in branch.invars if v.aval.shape == x.shape]
+    # A float32 copy would be made whether or not the branch is taken.
+    assert handed == [jnp.bfloat16]
