@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import canonicalize_dtype
 from flax.typing import Dtype
-from jaxtyping import Array, Inexact, Shaped
+from jaxtyping import Array
 
 from bn_jax.models.convolution import same_convolution
 
@@ -29,20 +29,17 @@ _Product = Callable[[Array, Array], Array]
 
 
 def promote_inputs(
-    x: Shaped[Array, "*batch inputs"],
-    *parameters: Inexact[Array, "..."] | None,
-    dtype: Dtype | None = None,
-    inexact: bool = True,
-) -> tuple[Array | None, ...]:
+    *arrays: Any, dtype: Dtype | None = None, inexact: bool = True
+) -> Any:
     """The inputs in the dtype that a layer computes in, its parameters as they are.
 
     Args:
-        x: Inputs.
-        parameters: Kernel and bias, or None.
+        arrays: Inputs, kernel and bias, or None in its place.
         dtype: Dtype to compute in; by default that of inputs and parameters promoted.
         inexact: Whether integers become floating-point numbers.
     """
-    dtype = canonicalize_dtype(x, *parameters, dtype=dtype, inexact=inexact)
+    dtype = canonicalize_dtype(*arrays, dtype=dtype, inexact=inexact)
+    x, *parameters = arrays
     return jnp.asarray(x, dtype), *parameters
 
 
