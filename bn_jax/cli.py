@@ -8,7 +8,12 @@ from typing import Any
 
 from bn_jax.errors import UserError
 
-_CHANGES = {"figure1": "config", "evaluate": "dataset", "ensemble": "dataset"}
+_CHANGES = {
+    "figure1": "config",
+    "figure2": "config",
+    "evaluate": "dataset",
+    "ensemble": "dataset",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,8 +56,21 @@ def _parser() -> argparse.ArgumentParser:
         help="train the paper's MNIST experiment and draw its Figure 1",
         epilog="--config.KEY=VALUE changes a setting of configs/mnist_mlp.py.",
     )
-    figure1.add_argument("--workdir", type=Path, required=True, help="folder to fill")
-    figure1.add_argument("--seeds", type=int, default=3, help="seeds an arm (3)")
+    figure2 = verbs.add_parser(
+        "figure2",
+        help="train the ImageNet arms at a small size, draw the paper's Figures 2, 3",
+        epilog="--config.KEY=VALUE changes a setting of configs/inception_small.py.",
+    )
+    figure2.add_argument(
+        "--search",
+        action="store_true",
+        help="search for the learning rate of Inception first",
+    )
+    for figure in (figure1, figure2):
+        figure.add_argument(
+            "--workdir", type=Path, required=True, help="folder to fill"
+        )
+        figure.add_argument("--seeds", type=int, default=3, help="seeds an arm (3)")
 
     prepare = verbs.add_parser(
         "prepare", help="prepare a data set for tensorflow-datasets, without TensorFlow"
@@ -132,6 +150,17 @@ def _do(
         from bn_jax.experiments.figure1 import figure1
 
         print(figure1(options.workdir, seeds=options.seeds, overrides=changes))
+    elif options.verb == "figure2":
+        from bn_jax.experiments.figure2 import figure2
+
+        print(
+            figure2(
+                options.workdir,
+                seeds=options.seeds,
+                search=options.search,
+                overrides=changes,
+            )
+        )
     elif options.verb == "prepare":
         data_dir = options.data_dir
         folder = _prepare(options, data_dir.expanduser())

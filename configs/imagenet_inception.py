@@ -16,10 +16,16 @@ What the paper published, single crop; nothing of it has been run here, on Image
 docs/imagenet.md has the preparation, and estimates of time and cost.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict, config_dict
 
 ARMS = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid", "modern")
 _TRAINING_IMAGES = 1_281_167
+
+
+# A ConfigDict, whose settings no type checker knows.
+Settings = Any
 
 
 def get_config(arm: str = "bn_x30") -> ConfigDict:
@@ -47,7 +53,7 @@ def get_config(arm: str = "bn_x30") -> ConfigDict:
     return config.lock()
 
 
-def _accelerate(config: ConfigDict, *, learning_rate_factor: int) -> None:
+def _accelerate(config: Settings, *, learning_rate_factor: int) -> None:
     """The changes of section 4.2.1, but for two that all arms have.
 
     Local response normalization, which it removes, is in none of these networks, and
@@ -63,7 +69,7 @@ def _accelerate(config: ConfigDict, *, learning_rate_factor: int) -> None:
     config.num_steps = 6_000_000
 
 
-def _modernize(config: ConfigDict) -> None:
+def _modernize(config: Settings) -> None:
     """Large batches and what is usual with them: Goyal et al. (2017), 90 epochs."""
     config.dtype = "bfloat16"
     config.batch_size = 1024
@@ -90,7 +96,7 @@ def _modernize(config: ConfigDict) -> None:
     config.log_every = 50
 
 
-def _inception() -> ConfigDict:
+def _inception() -> Settings:
     """The network without normalization, from which the others differ."""
     config = ConfigDict()
     # Initial weights and the order of the examples.

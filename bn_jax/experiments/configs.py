@@ -14,13 +14,16 @@ from bn_jax.errors import UserError
 
 def load_config(
     name: str, arm: str, *, overrides: Mapping[str, str] | None = None
-) -> ConfigDict:
+) -> Any:
     """The configuration of one arm of an experiment.
 
     Args:
         name: Name of the file in `configs/`, such as "mnist_mlp.py".
         arm: Given to its `get_config`.
         overrides: Settings to change, as text: `{"optimizer.learning_rate": "1.0"}`.
+
+    Returns:
+        A locked ConfigDict.
 
     Raises:
         UserError: If an override names no setting, or has a wrong type.

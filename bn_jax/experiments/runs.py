@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
+from bn_jax.errors import DivergedError
 from bn_jax.training.compilation import keep_compiled_code
 from bn_jax.training.loop import train
 from bn_jax.workdir import read_metrics
@@ -28,13 +29,16 @@ class Job(NamedTuple):
     Attributes:
         config: Its configuration, a ConfigDict.
         workdir: Its folder.
+        may_diverge: Whether it is a result, and no error, that the loss or a gradient
+            stops being finite.
     """
 
     config: Any
     workdir: Path
+    may_diverge: bool = False
 
 
-def run_jobs(jobs: Sequence[Job]) -> None:
+def run_jobs(jobs: Sequence[Job]) -> list[int | None]:
     """Trains all runs; those that are complete already are not trained again.
 
     On CPU each core gets a process of its own: small models gain nothing from a
@@ -42,6 +46,10 @@ def run_jobs(jobs: Sequence[Job]) -> None:
 
     Args:
         jobs: The runs.
+
+    Returns:
+        For each run the last step whose state was finite, if it has diverged; None if
+        it is complete.
 
     Raises:
         UserError: As `bn_jax.training.loop.train` does; runs that have begun are
@@ -58,37 +66,45 @@ def run_jobs(jobs: Sequence[Job]) -> None:
     ) as pool:
         # Asked there, because a process that has looked at an accelerator holds it.
         if pool.submit(jax.default_backend).result() == "cpu":
-            _follow(jobs, [pool.submit(_train, job) for job in jobs])
-            return
+            return _follow(jobs, [pool.submit(_train, job) for job in jobs])
     keep_compiled_code()
-    run_on_devices(jobs, jax.local_devices())
+    return run_on_devices(jobs, jax.local_devices())
 
 
-def run_on_devices(jobs: Sequence[Job], devices: Sequence[Any]) -> None:
+def run_on_devices(jobs: Sequence[Job], devices: Sequence[Any]) -> list[int | None]:
     """Trains all runs in this process, one at a time on each device.
 
     Args:
         jobs: The runs.
         devices: Devices of this process.
+
+    Returns:
+        As for `run_jobs`.
     """
     free: Queue[Any] = Queue()
     for device in devices:
         free.put(device)
 
-    def train_on_a_free_device(job: Job) -> None:
+    def train_on_a_free_device(job: Job) -> int | None:
         device = free.get()
         try:
             with jax.default_device(device):
-                train(job.config, job.workdir, show_progress=False, devices=[device])
+                return _train(job, devices=[device])
         finally:
             free.put(device)
 
     with ThreadPoolExecutor(len(devices)) as pool:
-        _follow(jobs, [pool.submit(train_on_a_free_device, job) for job in jobs])
+        return _follow(jobs, [pool.submit(train_on_a_free_device, job) for job in jobs])
 
 
-def _train(job: Job) -> None:
-    train(job.config, job.workdir, show_progress=False)
+def _train(job: Job, *, devices: Sequence[Any] | None = None) -> int | None:
+    try:
+        train(job.config, job.workdir, show_progress=False, devices=devices)
+    except DivergedError as error:
+        if not job.may_diverge:
+            raise
+        return error.step
+    return None
 
 
 def _prepare(free_cores: Any) -> None:
@@ -99,7 +115,9 @@ def _prepare(free_cores: Any) -> None:
         os.sched_setaffinity(0, {free_cores.get()})
 
 
-def _follow(jobs: Sequence[Job], futures: Sequence[Future[None]]) -> None:
+def _follow(
+    jobs: Sequence[Job], futures: Sequence[Future[int | None]]
+) -> list[int | None]:
     """Shows how far all runs are, until they are complete or one has failed."""
     total = sum(job.config.num_steps for job in jobs)
     unfinished = set(futures)
@@ -112,6 +130,7 @@ def _follow(jobs: Sequence[Job], futures: Sequence[Future[None]]) -> None:
                     future.cancel()
                 failed[0].result()
             bar.update(sum(_steps_taken(job) for job in jobs) - bar.n)
+    return [future.result() for future in futures]
 
 
 def _steps_taken(job: Job) -> int:

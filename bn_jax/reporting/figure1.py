@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from bn_jax.reporting.load import Run
+from bn_jax.reporting.spread import mean_and_deviation, spread
 
 # Colours that differ for the colour-blind, and in grey.
 _LOOKS: Mapping[str, dict[str, Any]] = {
@@ -76,7 +77,7 @@ def figure1_record(arms: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
             values[name] = [run.summary[name] for run in runs]
         record["arms"][arm] = {
             "seeds": [run.config["seed"] for run in runs],
-            **{name: _spread(seeds) for name, seeds in values.items()},
+            **{name: spread(seeds) for name, seeds in values.items()},
             "curves": {
                 "step": runs[0].metrics["step"].tolist(),
                 "test_accuracy": [r.metrics["test_accuracy"].tolist() for r in runs],
@@ -103,14 +104,10 @@ def figure1_table(record: Mapping[str, Any]) -> str:
     lines = [f"{'':12}{'steps to 90 %':>16}{'steps to 95 %':>16}{'final accuracy':>18}"]
     for arm in ("baseline", "bn"):
         values = record["arms"][arm]
-        ninety = _cell(values["steps_to_90_percent"], "{:.0f}")
-        ninety_five = _cell(values["steps_to_95_percent"], "{:.0f}")
-        percent = {
-            key: None if value is None else 100 * value
-            for key, value in values["final_test_accuracy"].items()
-            if key != "seeds"
-        }
-        final = _cell(percent, "{:.2f}") + " %"
+        ninety = mean_and_deviation(values["steps_to_90_percent"], "{:.0f}")
+        ninety_five = mean_and_deviation(values["steps_to_95_percent"], "{:.0f}")
+        accuracy = values["final_test_accuracy"]
+        final = mean_and_deviation(accuracy, "{:.2f}", unit=0.01) + " %"
         label = _LOOKS[arm]["label"]
         lines.append(f"{label:12}{ninety:>16}{ninety_five:>16}{final:>18}")
     ratio = record["steps_to_90_percent_baseline_over_bn"]
@@ -150,21 +147,3 @@ def _draw_percentiles(axes: Axes, run: Run, color: str) -> None:
             fontsize=8,
             annotation_clip=False,
         )
-
-
-def _spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """The values of all seeds; mean and sample deviation where all have one."""
-    known = [value for value in values if value is not None]
-    is_known = len(known) == len(values)
-    return {
-        "seeds": list(values),
-        "mean": float(np.mean(known)) if is_known else None,
-        "std": float(np.std(known, ddof=1)) if is_known and len(known) > 1 else None,
-    }
-
-
-def _cell(values: Mapping[str, float | None], form: str) -> str:
-    if values["mean"] is None:
-        return "-"
-    mean = form.format(values["mean"])
-    return mean if values["std"] is None else f"{mean} ± {form.format(values['std'])}"

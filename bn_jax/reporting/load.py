@@ -15,7 +15,7 @@ class Run(NamedTuple):
 
     Attributes:
         config: Its configuration.
-        summary: What it came to.
+        summary: What it came to; empty if it has diverged.
         metrics: Arrays by name, one entry an evaluation; `step` among them.
     """
 
@@ -33,21 +33,24 @@ class Run(NamedTuple):
         return int(reached[0]) if len(reached) else None
 
 
-def load_run(workdir: Path) -> Run:
+def load_run(workdir: Path, *, has_diverged: bool = False) -> Run:
     """Reads a run's folder.
 
     Args:
         workdir: The folder.
+        has_diverged: Whether the run has ended early because something was not finite:
+            it has no summary then, and perhaps no evaluation.
 
     Raises:
         UserError: If the run is not complete.
     """
     summary = read_summary(workdir)
-    if summary is None:
+    if summary is None and not has_diverged:
         raise UserError(f"{workdir}: this run is not complete; train it first.")
     lines = read_metrics(workdir)
+    names = lines[0] if lines else ("step", "test_accuracy")
     return Run(
         config=json.loads((workdir / "config.json").read_text()),
-        summary=summary,
-        metrics={name: np.array([line[name] for line in lines]) for name in lines[0]},
+        summary=summary or {},
+        metrics={name: np.array([line[name] for line in lines]) for name in names},
     )

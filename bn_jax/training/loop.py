@@ -21,7 +21,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 import bn_jax
-from bn_jax.errors import UserError
+from bn_jax.errors import DivergedError
 from bn_jax.training.build import (
     Parts,
     Settings,
@@ -78,8 +78,8 @@ def train(
         `versions`.
 
     Raises:
-        UserError: If the configuration, the data or the folder is not as it must be,
-            or the loss or a gradient stops being finite.
+        UserError: If the configuration, the data or the folder is not as it must be.
+        DivergedError: If the loss, a gradient or a measurement stops being finite.
         StoppedBySignalError: After SIGTERM or SIGINT, once the state is saved.
     """
     started = time.monotonic()
@@ -226,9 +226,10 @@ def _report(
         values |= {k: np.asarray(v).tolist() for k, v in measured.probed.items()}
         for name, value in values.items():
             if not np.all(np.isfinite(value)):
-                raise UserError(
+                raise DivergedError(
                     f"{name} is {value} after step {step}; a lower learning rate may "
-                    "keep it finite."
+                    "keep it finite.",
+                    step,
                 )
         if tally.num_skipped:
             values["skipped_steps"] = int(tally.num_skipped)
@@ -249,11 +250,12 @@ def _give_up(config: Settings, state: TrainState, checkpoints: Checkpoints) -> N
     times = ""
     if config.on_nonfinite == "skip":
         times = f", {config.max_nonfinite_steps} steps in a row"
-    raise UserError(
+    raise DivergedError(
         f"{what} is not finite at step {step + 1}{times}. The state after step {step} "
         "is saved. A lower learning rate, a longer warm-up or "
         "config.optimizer.clip_norm may keep it finite; config.on_nonfinite='skip' "
-        "leaves such steps out."
+        "leaves such steps out.",
+        step,
     )
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 from training.tiny_runs import SHORT, tiny_config
 
-from bn_jax.errors import UserError
+from bn_jax.errors import DivergedError, UserError
 from bn_jax.experiments import runs
 from bn_jax.experiments.runs import Job, run_jobs, run_on_devices
 from bn_jax.training.loop import train
@@ -93,6 +93,21 @@ def test_a_failing_run_raises_once_the_others_are_complete(
     with pytest.raises(UserError, match=r"config\.seed must not be 0"):
         run_on_devices(make_jobs(2), jax.devices()[:2])
     assert complete == [1]
+
+
+def test_a_run_that_may_diverge_gives_its_last_finite_step(
+    monkeypatch: pytest.MonkeyPatch, make_jobs: Callable[[int], list[Job]]
+) -> None:
+    def diverge(config: Any, _: Path) -> None:
+        if config.seed == 1:
+            raise DivergedError("the loss is not finite.", 7)
+
+    replace_train(monkeypatch, diverge)
+    jobs = make_jobs(3)
+    allowed = [job._replace(may_diverge=True) for job in jobs]
+    assert run_on_devices(allowed, jax.devices()[:1]) == [None, 7, None]
+    with pytest.raises(DivergedError, match=r"the loss is not finite\."):
+        run_on_devices(jobs, jax.devices()[:1])
 
 
 def test_a_device_is_free_again_after_a_failure(

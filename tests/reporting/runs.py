@@ -40,6 +40,6 @@ def write_run(workdir: Path, run: Run) -> Path:
         json.dumps(dict(zip(names, values, strict=True)))
         for values in zip(*columns, strict=True)
     ]
-    (workdir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (workdir / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
     write_summary(workdir, run.summary)
     return workdir

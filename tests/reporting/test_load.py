@@ -44,3 +44,18 @@ def test_a_run_that_is_not_complete_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing: this run is not complete"):
         load_run(tmp_path / "nothing")
+
+
+def test_a_run_that_has_diverged_has_metrics_and_no_summary(tmp_path: Path) -> None:
+    (write_run(tmp_path, RUN) / "summary.json").unlink()
+    run = load_run(tmp_path, has_diverged=True)
+    assert run.summary == {}
+    np.testing.assert_equal(run.metrics, RUN.metrics)
+
+
+def test_a_run_that_has_diverged_may_have_no_evaluation(tmp_path: Path) -> None:
+    (write_run(tmp_path, RUN) / "summary.json").unlink()
+    (tmp_path / "metrics.jsonl").write_text("")
+    run = load_run(tmp_path, has_diverged=True)
+    assert run.metrics["test_accuracy"].shape == (0,)
+    assert run.steps_to(0.5) is None

@@ -23,7 +23,7 @@ from training.tiny_runs import (
 
 from bn_jax.data.batching import batch_indices
 from bn_jax.data.idx import load_idx_folder
-from bn_jax.errors import UserError
+from bn_jax.errors import DivergedError, UserError
 from bn_jax.training import build, steps
 from bn_jax.training.loop import train
 from bn_jax.training.metrics import cross_entropy
@@ -97,10 +97,10 @@ def test_the_last_good_state_is_saved_and_the_step_is_named(
         f"the loss is not finite at step {step}{times}. "
         f"The state after step {step - 1} is saved."
     )
-    with pytest.raises(UserError, match=expected):
+    with pytest.raises(DivergedError, match=expected) as caught:
         train(config, tmp_path / "run", show_progress=False)
     state = final_state(config, tmp_path / "run")
-    assert int(state.step) == step - 1
+    assert caught.value.step == int(state.step) == step - 1
     good = state_after(idx_dir, tmp_path, 13)
     chex.assert_trees_all_equal(learned(state), learned(good))
 
@@ -171,5 +171,7 @@ def test_a_test_loss_that_is_not_finite_ends_the_run(
 ) -> None:
     # The loss before the first step is finite, and nothing after it is.
     config = tiny_config(idx_dir, optimizer__learning_rate=3e38, num_steps=1)
-    with pytest.raises(UserError, match=r"loss is (nan|inf) .* 1; a lower learning"):
+    match = r"loss is (nan|inf) .* 1; a lower learning"
+    with pytest.raises(DivergedError, match=match) as caught:
         train(config, tmp_path, show_progress=False)
+    assert caught.value.step == 1

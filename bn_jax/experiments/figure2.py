@@ -1,0 +1,129 @@
+"""Figures 2 and 3 of the paper at a small size: a search, seven arms, their claims."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bn_jax.errors import UserError
+from bn_jax.experiments.configs import load_config
+from bn_jax.experiments.runs import Job, run_jobs
+from bn_jax.reporting.figure2 import (
+    PUBLISHED,
+    draw_figure2,
+    figure2_record,
+    figure2_table,
+)
+from bn_jax.reporting.load import load_run
+from bn_jax.reporting.machine import describe_machine
+
+_CONFIG = "inception_small.py"
+# Those that the paper tells in words stand behind those of its figure.
+_ARMS = (*PUBLISHED["arms"], "inception_x5", "inception_sigmoid")
+# Each twice the one before. The seed is none that the arms are compared with.
+_RATES = (0.005, 0.01, 0.02, 0.04, 0.08)
+_SEARCH_SEED = 100
+
+
+def figure2(
+    workdir: Path,
+    *,
+    seeds: int = 3,
+    search: bool = False,
+    overrides: Mapping[str, str] | None = None,
+) -> str:
+    """Trains what is not trained yet, and writes `figure2.{svg,png,json}`.
+
+    Args:
+        workdir: Folder of the figure; each run has one in it, `<arm>/seed<n>`.
+        seeds: How many seeds each arm is trained with, from 0.
+        search: Whether to train Inception without normalization at several learning
+            rates first, and to take the one with which it reaches the highest
+            validation accuracy as the rate that the arms have 1, 5 and 30 times. By
+            default it is the one that this gave with the default settings.
+        overrides: Settings of `configs/inception_small.py` to change, as text, in
+            all arms.
+
+    Returns:
+        Where the picture lies, and the table of Figure 3.
+
+    Raises:
+        UserError: If there is no seed, or as for training.
+    """
+    if seeds < 1:
+        raise UserError(f"figure2: --seeds must be at least 1, and is {seeds}.")
+    for name in ("seed", "optimizer.learning_rate"):
+        if overrides and name in overrides:
+            raise UserError(
+                f"figure2: its runs differ in --config.{name}, which cannot be set for "
+                "all; leave it out. --seeds says how many seeds, and --search finds a "
+                "rate."
+            )
+    found = _search(workdir / "search", overrides) if search else None
+    jobs: dict[str, list[Job]] = {}
+    for arm in _ARMS:
+        jobs[arm] = []
+        for seed in range(seeds):
+            config = load_config(_CONFIG, arm, overrides=overrides)
+            if found is not None:
+                config.optimizer.learning_rate *= found["learning_rate"] / _own_rate()
+            config.seed = seed
+            job = Job(config, workdir / arm / f"seed{seed}", may_diverge=True)
+            jobs[arm].append(job)
+    # A seed of all arms after the other, so that a part of it is a whole comparison.
+    order = [job for same_seed in zip(*jobs.values(), strict=True) for job in same_seed]
+    ends = dict(zip((j.workdir for j in order), run_jobs(order), strict=True))
+
+    diverged_after = {arm: [ends[j.workdir] for j in jobs[arm]] for arm in _ARMS}
+    arms = {
+        arm: [
+            load_run(job.workdir, has_diverged=end is not None)
+            for job, end in zip(jobs[arm], diverged_after[arm], strict=True)
+        ]
+        for arm in _ARMS
+    }
+    record = {
+        "machine": describe_machine(),
+        "search": found,
+        **figure2_record(arms, diverged_after=diverged_after),
+    }
+    picture = workdir / "figure2.png"
+    draw_figure2(arms, [picture, workdir / "figure2.svg"])
+    (workdir / "figure2.json").write_text(json.dumps(record) + "\n")
+    return f"{figure2_table(record)}\n\nThe figure: {picture}"
+
+
+def _search(workdir: Path, overrides: Mapping[str, str] | None) -> dict[str, Any]:
+    """The rates that Inception was trained with, and the best of them."""
+    jobs = []
+    for rate in _RATES:
+        config = load_config(_CONFIG, "inception", overrides=overrides)
+        config.optimizer.learning_rate = rate
+        config.seed = _SEARCH_SEED
+        jobs.append(Job(config, workdir / f"rate{rate:g}", may_diverge=True))
+    ends = run_jobs(jobs)
+    tried = [
+        {
+            "learning_rate": job.config.optimizer.learning_rate,
+            "max_accuracy": max(
+                load_run(job.workdir, has_diverged=end is not None)
+                .metrics["test_accuracy"]
+                .tolist(),
+                default=0.0,
+            ),
+            "diverged_after": end,
+        }
+        for job, end in zip(jobs, ends, strict=True)
+    ]
+    best = max(tried, key=lambda one: one["max_accuracy"])
+    return {
+        "criterion": "highest validation accuracy of Inception without normalization",
+        "seed": _SEARCH_SEED,
+        "tried": tried,
+        "learning_rate": best["learning_rate"],
+    }
+
+
+def _own_rate() -> float:
+    """The rate of Inception where none is searched for."""
+    return load_config(_CONFIG, "inception").optimizer.learning_rate

@@ -1,0 +1,125 @@
+"""What the paper says of its five arms, with criteria stated before any run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+# Ten classes; the most frequent one of MNIST is 1.2 points more than a tenth.
+_CHANCE = 0.10
+_NEAR_CHANCE = 0.03
+
+Arms = Mapping[str, Mapping[str, Any]]
+
+
+class Claim(NamedTuple):
+    """A claim of the paper, and what became of it.
+
+    Attributes:
+        claim: What the paper says.
+        source: Where it says that.
+        criterion: What must be the case here for it to hold, in every seed.
+        holds: Whether it is.
+        measured: The figures that decide.
+    """
+
+    claim: str
+    source: str
+    criterion: str
+    holds: bool
+    measured: str
+
+
+def check_claims(arms: Arms) -> list[Claim]:
+    """Every claim, as these runs show it.
+
+    Args:
+        arms: By name, with the values of each seed: `max_accuracy` in [0, 1],
+            `steps_to_target` and `diverged_after` in steps.
+    """
+    return [
+        _fewer_steps(arms, "bn_baseline", 1 / 2, "13.3e6 of 31.0e6"),
+        _fewer_steps(arms, "bn_x5", 1 / 3, "2.1e6 of 31.0e6"),
+        _higher(arms, "bn_x30", "bn_x5", "74.8 % above 73.0 %"),
+        _higher(arms, "bn_x5", "inception", "73.0 % above 72.2 %"),
+        _higher(arms, "bn_x5", "bn_x5_sigmoid", "73.0 % above 69.8 %"),
+        _each_seed(
+            arms,
+            "inception_x5",
+            claim="At five times its rate Inception without BN diverges or stalls",
+            source="section 4.2.2: it reached machine infinity",
+            criterion="it diverges, or stays within 3 points of chance",
+            passes=lambda accuracy, ended: ended is not None or _is_near(accuracy),
+        ),
+        _each_seed(
+            arms,
+            "inception_sigmoid",
+            claim="With sigmoids Inception without BN stays at chance",
+            source="section 4.2.2: never better than 1/1000",
+            criterion="within 3 points of chance",
+            passes=lambda accuracy, _: _is_near(accuracy),
+        ),
+        _each_seed(
+            arms,
+            "bn_x5_sigmoid",
+            claim="With sigmoids and BN it learns",
+            source="Figure 3: 69.8 %",
+            criterion="above 80 %",
+            passes=lambda accuracy, _: accuracy > 0.8,
+        ),
+    ]
+
+
+def _fewer_steps(arms: Arms, arm: str, fraction: float, published: str) -> Claim:
+    ours, theirs = (_seeds(arms, a, "steps_to_target") for a in (arm, "inception"))
+    pairs = list(zip(ours, theirs, strict=True))
+    return Claim(
+        claim=f"{arm} needs fewer steps than Inception to Inception's best accuracy",
+        source=f"Figure 3: {published}",
+        criterion=f"at most {fraction:.2f} of them",
+        holds=all(own is not None and own <= fraction * base for own, base in pairs),
+        measured=", ".join(f"{own or 'never'} of {base}" for own, base in pairs),
+    )
+
+
+def _higher(arms: Arms, arm: str, other: str, published: str) -> Claim:
+    pairs = list(
+        zip(*(_seeds(arms, a, "max_accuracy") for a in (arm, other)), strict=True)
+    )
+    return Claim(
+        claim=f"{arm} reaches a higher accuracy than {other}",
+        source=f"Figure 3: {published}",
+        criterion="higher with the same seed",
+        holds=all((one or 0) > (two or 0) for one, two in pairs),
+        measured=", ".join(f"{one or 0:.2%} and {two or 0:.2%}" for one, two in pairs),
+    )
+
+
+def _each_seed(
+    arms: Arms,
+    arm: str,
+    *,
+    claim: str,
+    source: str,
+    criterion: str,
+    passes: Callable[[float, int | None], bool],
+) -> Claim:
+    accuracies = [a or 0.0 for a in _seeds(arms, arm, "max_accuracy")]
+    ends = arms[arm]["diverged_after"]
+    both = list(zip(accuracies, ends, strict=True))
+    return Claim(
+        claim=claim,
+        source=source,
+        criterion=criterion,
+        holds=all(passes(accuracy, end) for accuracy, end in both),
+        measured=", ".join(
+            f"{accuracy:.2%}" + ("" if end is None else f", diverged after step {end}")
+            for accuracy, end in both
+        ),
+    )
+
+
+def _seeds(arms: Arms, arm: str, name: str) -> Sequence[Any]:
+    return arms[arm][name]["seeds"]
+
+
+def _is_near(accuracy: float) -> bool:
+    return accuracy <= _CHANCE + _NEAR_CHANCE

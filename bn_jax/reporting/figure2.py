@@ -1,0 +1,193 @@
+"""Figures 2 and 3 of Ioffe & Szegedy (2015), section 4.2, from runs of a small size."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bn_jax.reporting.claims import check_claims
+from bn_jax.reporting.load import Run
+from bn_jax.reporting.spread import mean_and_deviation, spread
+
+# Steps to 72.2 %, and highest accuracy.
+PUBLISHED: Mapping[str, Any] = {
+    "source": "Ioffe & Szegedy (2015), Figure 3: ImageNet, 224x224 pixels, one crop",
+    "arms": {
+        "inception": {"steps": 31.0e6, "max_accuracy": 0.722},
+        "bn_baseline": {"steps": 13.3e6, "max_accuracy": 0.727},
+        "bn_x5": {"steps": 2.1e6, "max_accuracy": 0.730},
+        "bn_x30": {"steps": 2.7e6, "max_accuracy": 0.748},
+        "bn_x5_sigmoid": {"steps": None, "max_accuracy": 0.698},
+    },
+}
+# Colours that differ for the colour-blind, and lines that differ in grey.
+_LOOKS: Mapping[str, dict[str, Any]] = {
+    "inception": {"label": "Inception", "color": "#333333", "ls": "--"},
+    "bn_baseline": {"label": "BN-Baseline", "color": "#d1580e", "ls": ":"},
+    "bn_x5": {"label": "BN-x5", "color": "#0b6fb8", "ls": "-"},
+    "bn_x30": {"label": "BN-x30", "color": "#1b8a5a", "ls": "-."},
+    "bn_x5_sigmoid": {"label": "BN-x5-Sigmoid", "color": "#b0468e", "ls": "-"},
+    "inception_x5": {"label": "Inception-x5", "color": "#8a6d1b", "ls": "-."},
+    "inception_sigmoid": {"label": "Inception-Sigmoid", "color": "#777777", "ls": ":"},
+}
+_PANELS = {
+    "(a) The paper's five arms": tuple(PUBLISHED["arms"]),
+    "(b) The same without BN": ("bn_x5_sigmoid", "inception_x5", "inception_sigmoid"),
+}
+
+
+def figure2_record(
+    arms: Mapping[str, Sequence[Run]],
+    *,
+    diverged_after: Mapping[str, Sequence[int | None]],
+) -> dict[str, Any]:
+    """The figure's numbers, JSON-ready: measured, published, and the claims.
+
+    Steps are counted to the accuracy that Inception, with the same seed, reaches at
+    its best.
+
+    Args:
+        arms: Runs of each arm, one a seed, the same seeds in all.
+        diverged_after: The last finite step of those that have diverged.
+    """
+    targets = [_max_accuracy(run) or 0.0 for run in arms["inception"]]
+    measured: dict[str, Any] = {}
+    for arm, runs in arms.items():
+        steps = [run.steps_to(t) for run, t in zip(runs, targets, strict=True)]
+        measured[arm] = {
+            "learning_rate": runs[0].config["optimizer"]["learning_rate"],
+            "seeds": [run.config["seed"] for run in runs],
+            "diverged_after": list(diverged_after[arm]),
+            "steps_to_target": spread(steps),
+            "max_accuracy": spread([_max_accuracy(run) for run in runs]),
+            "wall_seconds": [run.summary.get("wall_seconds") for run in runs],
+            "curves": [
+                {
+                    "step": run.metrics["step"].tolist(),
+                    "accuracy": run.metrics["test_accuracy"].tolist(),
+                }
+                for run in runs
+            ],
+        }
+    config = arms["inception"][0].config
+    record: dict[str, Any] = {
+        "source": f"these runs: {describe_data(config)}",
+        "target_accuracy": spread(targets),
+        "arms": measured,
+        "published": PUBLISHED,
+        "versions": arms["bn_x5"][0].summary["versions"],
+        "config": config,
+    }
+    record["claims"] = [claim._asdict() for claim in check_claims(measured)]
+    return record
+
+
+def describe_data(config: Mapping[str, Any]) -> str:
+    """Which images, how many channels and steps.
+
+    Args:
+        config: Of a run.
+    """
+    data, model = config["dataset"], config["model"]
+    name = data["idx_dir"] or data["name"]
+    return (
+        f"{name}, 28x28 pixels, tested on {data['test_split']}; {model['width']:g} of "
+        f"the channels, {config['num_steps']} steps of {config['batch_size']} images"
+    )
+
+
+def figure2_table(record: Mapping[str, Any]) -> str:
+    """Figure 3, ours beside the paper's, and whether its claims hold here.
+
+    Args:
+        record: As `figure2_record` returns it.
+    """
+    target = mean_and_deviation(record["target_accuracy"], "{:.2f}", unit=0.01)
+    published = record["published"]
+    lines = [
+        f"ours:  {record['source']}",
+        f"paper: {published['source']}",
+        "",
+        f"{'':18}{'rate':>8}{'ours: steps':>15}{'highest':>18}"
+        f"{'paper: steps':>15}{'highest':>10}",
+    ]
+    for arm, values in record["arms"].items():
+        highest = mean_and_deviation(values["max_accuracy"], "{:.2f}", unit=0.01)
+        steps = mean_and_deviation(values["steps_to_target"], "{:.0f}")
+        line = f"{_LOOKS[arm]['label']:18}{values['learning_rate']:>8.3g}"
+        line += f"{steps:>15}{highest + ' %':>18}"
+        theirs = published["arms"].get(arm)
+        if theirs is not None:
+            count = f"{theirs['steps'] / 1e6:.1f}e6" if theirs["steps"] else "-"
+            line += f"{count:>15}{theirs['max_accuracy']:>10.1%}"
+        ended = [step for step in values["diverged_after"] if step is not None]
+        if ended:
+            line += f"  diverged after steps {', '.join(map(str, ended))}"
+        lines.append(line)
+    lines += [
+        "",
+        f"steps: to what Inception reaches at its best, ours {target} %, the paper's "
+        "72.2 %.",
+        f"Mean ± standard deviation over {len(record['target_accuracy']['seeds'])} "
+        "seeds; - where not every seed has one.",
+        "",
+    ]
+    lines += [
+        f"{'holds' if claim['holds'] else 'DOES NOT HOLD':14}{claim['claim']}: "
+        f"{claim['criterion']} ({claim['measured']})"
+        for claim in record["claims"]
+    ]
+    return "\n".join(lines)
+
+
+def draw_figure2(arms: Mapping[str, Sequence[Run]], paths: Sequence[Path]) -> None:
+    """Draws validation accuracy against training steps.
+
+    Each line is the mean over seeds, with a band from the worst seed to the best, as
+    far as all seeds have come.
+
+    Args:
+        arms: As for `figure2_record`.
+        paths: Files to write; their endings choose the format.
+    """
+    # Without a salt of their own, the ids in an svg are new in every drawing.
+    with matplotlib.rc_context({"svg.hashsalt": "bn_jax"}):
+        figure = Figure(figsize=(11, 4.2), layout="constrained")
+        panels = figure.subplots(1, 2)
+        for axes, (title, names) in zip(panels, _PANELS.items(), strict=True):
+            axes.set_title(title)
+            _draw_curves(axes, {name: arms[name] for name in names})
+        panels[0].set_ylim(0.8, 1.0)
+        panels[1].set_ylim(0.0, 1.0)
+        panels[0].set_ylabel("fraction of validation images")
+        config = arms["inception"][0].config
+        figure.supxlabel(f"training steps  ({describe_data(config)})", fontsize="small")
+        for path in paths:
+            # No date, so that the same runs give the same file.
+            metadata = {"Date": None} if path.suffix == ".svg" else None
+            figure.savefig(path, dpi=160, metadata=metadata)
+
+
+def _draw_curves(axes: Axes, arms: Mapping[str, Sequence[Run]]) -> None:
+    for arm, runs in arms.items():
+        length = min(len(run.metrics["step"]) for run in runs)
+        steps = runs[0].metrics["step"][:length]
+        accuracy = np.stack([run.metrics["test_accuracy"][:length] for run in runs])
+        label = _LOOKS[arm]["label"]
+        if any(not run.summary for run in runs):
+            label += " (diverged)"
+        axes.plot(steps, accuracy.mean(axis=0), **{**_LOOKS[arm], "label": label})
+        band = (accuracy.min(axis=0), accuracy.max(axis=0))
+        axes.fill_between(steps, *band, color=_LOOKS[arm]["color"], alpha=0.2, lw=0)
+    axes.set_xlim(left=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", frameon=False)
+
+
+def _max_accuracy(run: Run) -> float | None:
+    accuracy = run.metrics["test_accuracy"]
+    return float(accuracy.max()) if accuracy.size else None

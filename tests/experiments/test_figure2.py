@@ -1,0 +1,146 @@
+"""From one command to the small arms' figure: rates, runs, picture, record, table."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reporting.runs import synthetic_run, write_run
+from reporting.small_arms import ACCURACIES, small_arms
+
+from bn_jax.errors import UserError
+from bn_jax.experiments import figure2 as module
+from bn_jax.experiments.configs import load_config
+from bn_jax.experiments.figure2 import figure2
+from bn_jax.experiments.runs import Job
+
+# What Inception is said to reach with each rate; with the last one it diverges.
+SEARCHED = {0.005: 0.5, 0.01: 0.6, 0.02: 0.9, 0.04: 0.8, 0.08: None}
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """The jobs that a figure asks for; each is complete, or has diverged, at once."""
+    asked: list[Job] = []
+    arms = small_arms()
+
+    def end(job: Job) -> int | None:
+        asked.append(job)
+        config = json.loads(job.config.to_json())
+        if job.workdir.parent.name == "search":
+            accuracy = SEARCHED[job.config.optimizer.learning_rate]
+            run = synthetic_run([accuracy or 0.1])
+            has_diverged = accuracy is None
+        else:
+            run = arms[job.workdir.parent.name][job.config.seed]
+            has_diverged = not run.summary
+        write_run(job.workdir, run._replace(config=config))
+        if has_diverged:
+            (job.workdir / "summary.json").unlink()
+        return 5 if has_diverged else None
+
+    def complete(jobs: Sequence[Job]) -> list[int | None]:
+        assert all(job.may_diverge for job in jobs)
+        return [end(job) for job in jobs]
+
+    monkeypatch.setattr(module, "run_jobs", complete)
+    return asked
+
+
+def record_of(workdir: Path) -> dict[str, Any]:
+    return json.loads((workdir / "figure2.json").read_text())
+
+
+def test_every_arm_is_trained_with_every_seed(tmp_path: Path, jobs: list[Job]) -> None:
+    figure2(tmp_path, seeds=2)
+    assert [job.workdir for job in jobs] == [
+        tmp_path / arm / f"seed{seed}" for seed in (0, 1) for arm in ACCURACIES
+    ]
+    assert [job.config.seed for job in jobs] == [0] * 7 + [1] * 7
+
+
+def test_the_picture_the_record_and_the_table_are_there(
+    tmp_path: Path, jobs: list[Job]
+) -> None:
+    text = figure2(tmp_path, seeds=2)
+    assert text.splitlines()[-1] == f"The figure: {tmp_path / 'figure2.png'}"
+    assert "paper: Ioffe & Szegedy (2015), Figure 3: ImageNet" in text
+    assert (tmp_path / "figure2.png").exists()
+    assert (tmp_path / "figure2.svg").exists()
+    record = record_of(tmp_path)
+    assert record["search"] is None
+    assert record["machine"].keys() == {"cpu", "cores", "python"}
+    assert record["arms"]["inception_x5"]["diverged_after"] == [5, None]
+
+
+def test_a_search_takes_the_rate_with_the_highest_accuracy(
+    tmp_path: Path, jobs: list[Job]
+) -> None:
+    figure2(tmp_path, seeds=1, search=True)
+    searched, arms = jobs[: len(SEARCHED)], jobs[len(SEARCHED) :]
+    assert {job.config.norm.name for job in searched} == {None}
+    # Not with a seed that the arms are compared with.
+    assert {job.config.seed for job in searched} == {100}
+    rates = {
+        job.workdir.parent.name: job.config.optimizer.learning_rate for job in arms
+    }
+    assert rates == pytest.approx(
+        {
+            **dict.fromkeys(("inception", "bn_baseline", "inception_sigmoid"), 0.02),
+            **dict.fromkeys(("bn_x5", "bn_x5_sigmoid", "inception_x5"), 0.1),
+            "bn_x30": 0.6,
+        },
+        rel=1e-12,
+    )
+
+
+def test_the_record_has_all_that_was_searched(tmp_path: Path, jobs: list[Job]) -> None:
+    figure2(tmp_path, seeds=1, search=True)
+    search = record_of(tmp_path)["search"]
+    assert search["learning_rate"] == 0.02
+    tried = {one["learning_rate"]: one for one in search["tried"]}
+    assert {rate: one["diverged_after"] for rate, one in tried.items()} == {
+        rate: 5 if accuracy is None else None for rate, accuracy in SEARCHED.items()
+    }
+    assert tried[0.01]["max_accuracy"] == 0.6
+
+
+def test_a_search_that_finds_the_configured_rate_asks_for_the_configured_runs(
+    tmp_path: Path, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config: Any = load_config("inception_small.py", "inception")
+    own = config.optimizer.learning_rate
+    monkeypatch.setattr(module, "_RATES", (own,))
+    monkeypatch.setitem(SEARCHED, own, 0.9)
+    figure2(tmp_path, seeds=1, search=True)
+    for job in jobs[1:]:
+        arm = job.workdir.parent.name
+        assert job.config.to_dict() == load_config("inception_small.py", arm).to_dict()
+
+
+def test_changed_settings_reach_the_search_and_all_arms(
+    tmp_path: Path, jobs: list[Job]
+) -> None:
+    figure2(tmp_path, seeds=1, search=True, overrides={"model.width": "0.5"})
+    assert {job.config.model.width for job in jobs} == {0.5}
+
+
+@pytest.mark.parametrize("name", ["seed", "optimizer.learning_rate"])
+def test_what_the_runs_differ_in_cannot_be_set(
+    tmp_path: Path, jobs: list[Job], name: str
+) -> None:
+    with pytest.raises(
+        UserError, match=rf"figure2: .* --config\.{name}.* leave it out"
+    ):
+        figure2(tmp_path, overrides={name: "1"})
+    assert jobs == []
+
+
+@pytest.mark.parametrize("seeds", [0, -2])
+def test_a_figure_without_seeds_is_refused(
+    tmp_path: Path, jobs: list[Job], seeds: int
+) -> None:
+    with pytest.raises(UserError, match=f"figure2: --seeds .* is {seeds}"):
+        figure2(tmp_path, seeds=seeds)
+    assert jobs == []
