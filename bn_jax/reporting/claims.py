@@ -75,8 +75,14 @@ def _fewer_steps(arms: Arms, arm: str, fraction: float, published: str) -> Claim
         claim=f"{arm} needs fewer steps than Inception to Inception's best accuracy",
         source=f"Figure 3: {published}",
         criterion=f"at most {fraction:.2f} of them",
-        holds=all(own is not None and own <= fraction * base for own, base in pairs),
-        measured=", ".join(f"{own or 'never'} of {base}" for own, base in pairs),
+        # An Inception that was never evaluated has no steps to compare with.
+        holds=all(
+            own is not None and base is not None and own <= fraction * base
+            for own, base in pairs
+        ),
+        measured=", ".join(
+            f"{own or 'never'} of {base or 'none'}" for own, base in pairs
+        ),
     )
 
 

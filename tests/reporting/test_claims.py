@@ -33,6 +33,7 @@ def test_what_these_figures_show_holds_and_nothing_else(arms: dict[str, Any]) ->
         (FEWER_BASELINE, "bn_baseline", "steps_to_target", [31, 20]),
         (FEWER_BASELINE, "bn_baseline", "steps_to_target", [None, 20]),
         (FEWER_X5, "bn_x5", "steps_to_target", [20, 17]),
+        (FEWER_X5, "inception", "steps_to_target", [None, 50]),
         (X5, "bn_x5", "max_accuracy", [0.95, 0.92]),
         (RELU, "bn_x5_sigmoid", "max_accuracy", [0.5, 0.97]),
         (DIVERGES, "inception_x5", "max_accuracy", [0.5, 0.14]),

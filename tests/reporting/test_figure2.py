@@ -5,10 +5,18 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from reporting.runs import VERSIONS
 from reporting.small_arms import DIVERGED_AFTER, small_arms
 
-from bn_jax.reporting.figure2 import draw_figure2, figure2_record, figure2_table
+from bn_jax.reporting.figure2 import (
+    describe_data,
+    draw_figure2,
+    figure2_record,
+    figure2_table,
+)
 
 
 @pytest.fixture
@@ -58,6 +66,34 @@ def test_measured_and_published_figures_each_name_their_source(
     }
 
 
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"name": "mnist", "idx_dir": "digits"}, "digits, 28x28 pixels, tested"),
+        # The name is all that a configuration says of others.
+        ({"name": "cifar10", "idx_dir": None}, "cifar10, tested on"),
+    ],
+)
+def test_images_are_given_the_size_that_they_have(
+    data: dict[str, Any], expected: str
+) -> None:
+    config = small_arms()["bn_x5"][0].config
+    data = {**config["dataset"], **data}
+    assert describe_data({**config, "dataset": data}).startswith(expected)
+
+
+@pytest.mark.parametrize("arm", ["inception", "bn_x5"])
+def test_any_run_may_diverge_before_its_first_evaluation(arm: str) -> None:
+    arms = small_arms()
+    arms[arm][0] = arms["inception_x5"][0]
+    diverged_after = {**DIVERGED_AFTER, arm: [7, None]}
+    record = figure2_record(arms, diverged_after=diverged_after)
+    assert record["versions"] == VERSIONS
+    assert not record["claims"][1]["holds"]
+    lines = figure2_table(record).splitlines()
+    assert sum(line.endswith("diverged after steps 7") for line in lines) == 2
+
+
 def test_the_record_comes_back_from_json(record: dict[str, Any]) -> None:
     assert json.loads(json.dumps(record, allow_nan=False)) == record
 
@@ -89,6 +125,25 @@ def test_both_panels_are_drawn_and_say_who_diverged(tmp_path: Path) -> None:
     assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
     for text in ("(a) The paper's five arms", "BN-x30", "Inception-x5 (diverged)"):
         assert svg.count(f"<!-- {text} -->") == 1
+
+
+@pytest.mark.parametrize(("lowest", "bottom"), [(0.88, 0.7), (0.31, 0.2), (0.0, 0.0)])
+def test_the_first_panel_shows_what_every_arm_reaches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lowest: float, bottom: float
+) -> None:
+    limits: list[tuple[float, float]] = []
+
+    def save(figure: Figure, path: Path, **_: Any) -> None:
+        limits.append(figure.axes[0].get_ylim())
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    arms = small_arms()
+    run = arms["bn_x5_sigmoid"][0]
+    accuracy = np.minimum(run.metrics["test_accuracy"], lowest)
+    metrics = {**run.metrics, "test_accuracy": accuracy}
+    arms["bn_x5_sigmoid"] = [run._replace(metrics=metrics)]
+    draw_figure2(arms, [tmp_path / "figure.png"])
+    assert limits == [(bottom, 1.0)]
 
 
 def test_the_same_runs_give_the_same_picture(tmp_path: Path) -> None:
