@@ -44,6 +44,23 @@ class ImageSettings(NamedTuple):
     seed: int = 0
     num_threads: int | None = None
 
+    def refuse(self, why: str) -> None:
+        """Raises if they were to change images that all have one size.
+
+        Args:
+            why: What images there are, for the error.
+
+        Raises:
+            UserError: If there is a size or a distortion.
+        """
+        changes = {"image_size": self.image_size, "distortion": self.distortion or None}
+        for name, value in changes.items():
+            if value is not None:
+                raise UserError(
+                    f"dataset.{name}: {value} is for images of varying size; {why}. "
+                    "Leave it out."
+                )
+
 
 class RecordSplit:
     """A split that lies on the disk; see `Split`.
@@ -202,6 +219,9 @@ def _allow_open_files(num_files: int) -> None:
     Every file is opened when it is first read, and stays open.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # No limit is a negative number, to which nothing can be added.
+    if soft == resource.RLIM_INFINITY:
+        return
     wanted = soft + num_files
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)

@@ -56,11 +56,7 @@ def load_tfds(
             for split, is_training in ((train_split, True), (test_split, False))
         )
         return StreamedDataset(name, num_classes, train, test)
-    if settings.image_size is not None:
-        raise UserError(
-            f"dataset.image_size: {settings.image_size} is for images of varying size; "
-            f"those of {name} are all {shape[0]}x{shape[1]}. Leave it out."
-        )
+    settings.refuse(f"those of {name} are all {shape[0]}x{shape[1]}")
     splits = []
     for split in (train_split, test_split):
         source = builder.as_data_source(split)

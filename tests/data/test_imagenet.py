@@ -223,6 +223,17 @@ def test_enough_files_may_be_open(
     assert limits == [(1025, 4096), (1025, 4096)]
 
 
+def test_where_any_number_of_files_may_be_open_nothing_is_changed(
+    data_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[tuple[int, int]] = []
+    no_limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: no_limit)
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, new: limits.append(new))
+    load(data_dir)
+    assert limits == []
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,11 +79,14 @@ def test_imagenet_is_tested_on_its_validation_images(
     assert given["settings"] == ImageSettings(224, distortion=0.3, seed=7)
 
 
-def test_a_size_for_images_of_one_size_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "value"), [("image_size", 32), ("distortion", 0.5)])
+def test_a_change_of_images_of_one_size_is_refused(
+    tmp_path: Path, name: str, value: Any
+) -> None:
     folder = write_idx_folder(tmp_path / "digits")
     for where in ({}, {"idx_dir": str(folder)}):
-        with pytest.raises(UserError, match=r"image_size: 32 .* are all 28x28"):
-            load_dataset("mnist", image_size=32, **where)
+        with pytest.raises(UserError, match=rf"{name}: {value} .* are all 28x28"):
+            load_dataset("mnist", **{name: value}, **where)
 
 
 def test_images_in_memory_are_split_by_the_same_names(tmp_path: Path) -> None:

@@ -172,9 +172,13 @@ def test_a_size_is_asked_for_where_images_vary_in_size(prepare: Prepare) -> None
     assert images.shape == (5, 3, 3, 3)
 
 
-def test_a_size_for_images_of_one_size_is_refused(tiny: str) -> None:
-    with pytest.raises(UserError, match=r"image_size: 8 .* those of tiny are all 4x5"):
-        load_dataset("tiny", data_dir=tiny, image_size=8)
+@pytest.mark.parametrize(("name", "value"), [("image_size", 8), ("distortion", 0.5)])
+def test_a_change_of_images_of_one_size_is_refused(
+    tiny: str, name: str, value: Any
+) -> None:
+    expected = rf"{name}: {value} .* those of tiny are all 4x5"
+    with pytest.raises(UserError, match=expected):
+        load_dataset("tiny", data_dir=tiny, **{name: value})
 
 
 def test_grey_images_of_varying_size_are_refused(prepare: Prepare) -> None:
