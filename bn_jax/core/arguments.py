@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from bn_jax.core.devices import Devices, number_of_devices
@@ -99,7 +100,8 @@ def check_settings(
             "batch_norm: axis_index_groups needs axis_name, the mapped axis that the "
             "groups divide."
         )
-    if group_size is not None and (not isinstance(group_size, int) or group_size < 1):
+    is_whole = isinstance(group_size, int | np.integer)
+    if group_size is not None and (not is_whole or group_size < 1):
         raise ValueError(
             "batch_norm: group_size must be a whole number of examples, at least 1; "
             f"it is {group_size!r}."

@@ -135,11 +135,13 @@ class BatchNorm(nn.Module):
             ImmutableBatchStatsError: If the running statistics must be updated and
                 `batch_stats` is not mutable.
         """
-        use_running_average = nn.merge_param(
-            "use_running_average", self.use_running_average, use_running_average
-        )
         x = jnp.asarray(x)
-        features = [x.shape[axis] for axis in canonical_axes(x.ndim, self.axis)]
+        with errors_naming(_where(self)):
+            use_running_average = nn.merge_param(
+                "use_running_average", self.use_running_average, use_running_average
+            )
+            axes = canonical_axes(x.ndim, self.axis)
+        features = [x.shape[axis] for axis in axes]
         mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
         stats = {"mean": mean.value, "var": var.value}

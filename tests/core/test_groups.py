@@ -235,3 +235,9 @@ def test_groups_of_one_value_are_refused():
 def test_one_group_is_the_whole_batch():
     x = normal(12, 3)
     chex.assert_trees_all_close(step(x, group_size=12), step(x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_a_size_may_be_one_of_numpys_integers():
+    x = normal(12, 3)
+    chex.assert_trees_all_equal(step(x, group_size=np.int64(4)), step(x, group_size=4))

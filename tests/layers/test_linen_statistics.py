@@ -33,11 +33,11 @@ class Nested(nn.Module):
     norm: nn.Module
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, **call):
         class Block(nn.Module):
             @nn.compact
             def __call__(block, x):  # noqa: N805, `self` is the outer module.
-                return self.norm.clone(name="norm", parent=block)(x)
+                return self.norm.clone(name="norm", parent=block)(x, **call)
 
         return Block(name="block")(x)
 
@@ -147,3 +147,18 @@ def test_statistics_of_another_length_are_refused_with_the_path():
     stats = {"block": {"norm": {"mean": jnp.zeros(4), "var": jnp.ones(4)}}}
     with pytest.raises(ValueError, match=r"^block/norm: .* mean must have the shape"):
         model.apply(variables | {"batch_stats": stats}, normal(6, 3))
+
+
+@pytest.mark.parametrize(
+    ("fields", "call", "message"),
+    [
+        ({}, {}, "must be passed to the constructor or at call time"),
+        ({"use_running_average": True}, {"use_running_average": True}, "just once"),
+        ({"use_running_average": True, "axis": 2}, {}, "axis=2 does not exist"),
+    ],
+    ids=["no flag", "two flags", "no such axis"],
+)
+def test_flags_and_axes_that_are_refused_come_with_the_path(fields, call, message):
+    model = Nested(bn_jax.BatchNorm(**fields))
+    with pytest.raises(ValueError, match=f"^block/norm: .*{message}"):
+        model.init(KEY, normal(6, 3), **call)
