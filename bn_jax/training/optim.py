@@ -2,9 +2,11 @@
 
 import inspect
 import math
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
@@ -32,6 +34,10 @@ def make_optimizer(
     `weight_decay / 2 * |w|^2` added to theirs (L2 regularization), momentum and
     scaling included. Gradients are clipped before either.
 
+    Any of Optax's will do whose steps follow from gradients and parameters, and whose
+    rate may change; lbfgs, which asks for the loss as well, and sm3 and rprop, whose
+    rate is a number, are refused.
+
     Args:
         name: Name of the function in `optax`, such as "sgd" or "adam".
         learning_rate: A number, or the rate of each step.
@@ -44,11 +50,13 @@ def make_optimizer(
         **fields: Other arguments of the function.
 
     Raises:
-        UserError: If Optax has no optimizer of that name, or it no such argument, or
-            if weight decay or norm lie outside their range.
+        UserError: If Optax has no optimizer of that name, or it no such argument; if
+            it is refused; or if weight decay or norm lie outside their range.
     """
-    factory = getattr(optax, name, None)
-    if not inspect.isfunction(factory) or "learning_rate" not in _parameters(factory):
+    factory: Any = getattr(optax, name, None)
+    # Some, such as nadam, are others with an argument given.
+    is_function = inspect.isfunction(factory) or isinstance(factory, partial)
+    if not is_function or "learning_rate" not in _parameters(factory):
         raise UserError(
             f"optimizer.name: optax has no optimizer {name!r}; sgd, adam and adamw are "
             "some that it has."
@@ -88,7 +96,15 @@ def make_optimizer(
             fields[masks[0]] = mask
     elif weight_decay:
         transforms.append(optax.add_decayed_weights(weight_decay, mask))
-    optimizer = factory(learning_rate=learning_rate, **fields)
+    try:
+        optimizer = factory(learning_rate=learning_rate, **fields)
+        _try(optimizer)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"optimizer.name: optax.{name} cannot be used with these settings "
+            f"({error}). It must make its steps of gradients and parameters alone, and "
+            "take a learning rate that changes, as sgd, adam and adamw do."
+        ) from error
     return optax.chain(*transforms, optimizer) if transforms else optimizer
 
 
@@ -110,6 +126,15 @@ def decay_mask(params: PyTree) -> PyTree:
         ),
         params,
     )
+
+
+def _try(optimizer: optax.GradientTransformation) -> None:
+    """Takes a step of one parameter, abstractly; raises what the optimizer raises."""
+
+    def step(params: PyTree) -> PyTree:
+        return optimizer.update(params, optimizer.init(params), params)
+
+    jax.eval_shape(step, {"kernel": jax.ShapeDtypeStruct((1, 1), jnp.float32)})
 
 
 def _parameters(function: Any) -> set[str]:

@@ -73,7 +73,7 @@ def test_the_rate_may_be_one_of_each_step() -> None:
         np.testing.assert_allclose(update, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop", "adagrad"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "nadam", "rmsprop"])
 def test_optimizers_of_optax_are_found_by_name(name: str) -> None:
     assert first_update(optimizer(name), 1.0) < 0
 
@@ -161,6 +161,13 @@ def test_a_single_array_decays() -> None:
 def test_a_name_that_is_no_optimizer_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"optax has no optimizer '{name}'; sgd, adam"):
         optimizer(name)
+
+
+# The loss itself is wanted by the first; the others know no schedule.
+@pytest.mark.parametrize("name", ["lbfgs", "sm3", "rprop"])
+def test_an_optimizer_that_no_step_could_use_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"optax.{name} cannot be used .*as sgd, adam"):
+        optimizer(name, learning_rate=optax.constant_schedule(0.1))
 
 
 def test_an_unknown_field_is_refused_with_those_that_there_are() -> None:
