@@ -1,7 +1,7 @@
 #!/bin/bash
 # Trains on the nodes of a SLURM allocation, and goes on after a time limit.
 #
-#   sbatch scripts/slurm.sh --config=configs/mnist_mlp.py:bn --workdir=/shared/runs/bn
+#   sbatch scripts/slurm.sh --config=configs/mnist_cnn.py:bn --workdir=/shared/runs/cnn
 #
 # Submit it in the folder of train.py. The workdir lies where all nodes see it. What is
 # set here is changed on sbatch's command line, as with GPUs, one process each:

@@ -1,6 +1,7 @@
 """What starts the training on clusters, as far as it runs without one."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from bn_jax.experiments.configs import load_config
 
 _SCRIPTS = Path(__file__).parents[1] / "scripts"
 _NEEDS_BASH = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
@@ -91,6 +94,18 @@ def test_a_slurm_job_is_queued_often_after_time_limits_only(
 ) -> None:
     _, commands = run_job(code=code, restarts="50")
     assert commands[1:] == ["scontrol requeue 17"] * is_queued
+
+
+@pytest.mark.parametrize(
+    "path", ["scripts/slurm.sh", "scripts/jobset.yaml", "docs/distributed.md"]
+)
+def test_the_runs_that_are_shown_can_share_their_batch_among_eight_devices(
+    path: str,
+) -> None:
+    text = (_SCRIPTS.parent / path).read_text()
+    shown = set(re.findall(r"--config=configs/(\w+\.py):(\w+)", text))
+    assert shown
+    assert [run for run in shown if load_config(*run).batch_size % 8] == []
 
 
 def test_the_jobset_has_as_many_pods_as_processes(jobset: Any) -> None:

@@ -58,8 +58,10 @@ def join_processes(
         raise UserError(
             f"--process_id must lie in 0 to {num_processes - 1}, and is {process_id}."
         )
-    if process_id == 0 and coordinator_address is not None:
-        _check_port(coordinator_address)
+    if coordinator_address is not None:
+        _check_address(coordinator_address)
+        if process_id == 0:
+            _check_port(coordinator_address)
     # Signals are for the training loop, which saves the state first.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -115,6 +117,16 @@ def make_any(parallel: Parallel) -> Callable[[int], Bool[Array, ""]]:
         return largest(flags)
 
     return any_flag
+
+
+def _check_address(coordinator_address: str) -> None:
+    """Refuses what JAX's runtime would answer with a traceback."""
+    host, _, port = coordinator_address.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise UserError(
+            "--coordinator_address must be host:port, such as 10.0.0.1:1234, with a "
+            f"port below {1 << 16}, and is {coordinator_address!r}."
+        )
 
 
 def _check_port(coordinator_address: str) -> None:

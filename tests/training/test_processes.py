@@ -99,6 +99,16 @@ def test_a_single_process_of_a_launcher_joins_nobody(
     assert calls == []
 
 
+@pytest.mark.parametrize("process_id", [0, 1])
+@pytest.mark.parametrize("address", ["host", "host:", ":1234", "host:ssh", "h:65536"])
+def test_an_address_that_is_none_is_refused(
+    calls: list[Any], address: str, process_id: int
+) -> None:
+    with pytest.raises(UserError, match=f"must be host:port, .* and is '{address}'"):
+        join_processes(address, 2, process_id)
+    assert calls == []
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("host:1", None, None), (None, 2, None), (None, None, 0), ("host:1", 2, None)],
