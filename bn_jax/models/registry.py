@@ -35,10 +35,14 @@ def make_model(name: str, *, num_classes: int, **fields: Any) -> nn.Module:
 
     Raises:
         UserError: If no model has that name, or the model no such field, or no
-            nonlinearity or dtype has the name given for it.
+            nonlinearity or dtype has the name given for it, or there is no class.
     """
     model_class = _look_up("make_model", name, _MODELS)
     _check_fields("make_model", model_class, fields)
+    if num_classes < 1:
+        raise UserError(
+            f"make_model: num_classes must be at least 1, and is {num_classes}."
+        )
     nonlinearity = fields.get("nonlinearity")
     if isinstance(nonlinearity, str):
         fields["nonlinearity"] = _nonlinearity(nonlinearity)

@@ -89,6 +89,12 @@ def parts_around(data: Dataset, config: Settings, parallel: Parallel) -> Parts:
             "them, or use fewer devices by config.parallel.num_devices."
         )
     fields = {"num_classes": data.num_classes, "dtype": config.dtype, **config.model}
+    if fields["num_classes"] < data.num_classes:
+        raise UserError(
+            f"config.model.num_classes: {fields['num_classes']} scores are too few for "
+            f"the {data.num_classes} classes of {data.name}; leave it out, and there "
+            "are as many."
+        )
     schedule = make_schedule(
         **config.schedule,
         learning_rate=config.optimizer.learning_rate,

@@ -27,6 +27,7 @@ from bn_jax.training.predict import (
 )
 from bn_jax.training.restore import restore
 from bn_jax.training.state import TrainState
+from bn_jax.workdir import read_config
 
 # Settings of data on which only the crops and colours of training images depend, or
 # nothing at all.
@@ -172,3 +173,20 @@ def _check_same_classes(networks: Sequence[_Network], workdirs: Sequence[Path]) 
                 f"{workdirs[0]} has {first} classes, and that of {workdir} "
                 f"{network.num_classes}. Leave one of them out."
             )
+    names = {workdir: _trained_on(workdir) for workdir in workdirs}
+    known = {workdir: name for workdir, name in names.items() if name is not None}
+    for workdir, name in known.items():
+        one, of_one = next(iter(known.items()))
+        if name != of_one:
+            raise UserError(
+                "the networks of an ensemble must tell the same classes apart; that of "
+                f"{one} was trained on {of_one}, and that of {workdir} on {name}. "
+                "Leave one of them out."
+            )
+
+
+def _trained_on(workdir: Path) -> str | None:
+    """The data that a run was trained on, whatever it is tested on now."""
+    data = read_config(workdir)["dataset"]
+    # A folder of IDX files may be copied, and says nothing of its classes.
+    return None if data.get("idx_dir") else data["name"].split(":")[0]

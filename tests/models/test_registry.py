@@ -101,3 +101,10 @@ def test_no_norm_has_no_factory():
 def test_an_unknown_name_is_refused_with_the_nearest(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+@pytest.mark.parametrize("num_classes", [0, -3])
+def test_a_model_without_classes_is_refused(num_classes):
+    expected = f"num_classes must be at least 1, and is {num_classes}"
+    with pytest.raises(UserError, match=expected):
+        make_model("inception", num_classes=num_classes)

@@ -74,6 +74,15 @@ def test_a_network_without_norms_says_so(idx_dir: Path) -> None:
     assert description == "no normalization"
 
 
+def test_a_network_of_fewer_classes_than_the_data_is_refused(idx_dir: Path) -> None:
+    config = tiny_config(idx_dir)
+    with config.unlocked():
+        config.model.num_classes = 9
+    expected = r"config\.model\.num_classes: 9 scores .* the 10 classes of digits"
+    with pytest.raises(UserError, match=expected):
+        parts_of(config)
+
+
 def test_labels_are_smoothed_as_the_configuration_says(idx_dir: Path) -> None:
     losses = {}
     for smoothing in (0.0, 0.5):

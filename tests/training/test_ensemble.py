@@ -1,5 +1,7 @@
 """Several trained models together, against float64 NumPy; and what is no ensemble."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +171,23 @@ def test_networks_of_other_classes_are_refused(
     expected = rf"{bn.workdir} has 10 classes, and that of {other.workdir} 12"
     with pytest.raises(UserError, match=expected):
         together(bn, other)
+
+
+def test_networks_trained_on_other_data_are_refused_whatever_they_are_tested_on(
+    bn: Complete, baseline: Complete, tmp_path: Path
+) -> None:
+    workdirs = []
+    for run, name in ((bn, "mnist"), (baseline, "fashion_mnist:3.0.1")):
+        workdirs.append(tmp_path / name)
+        shutil.copytree(run.workdir, workdirs[-1])
+        path = workdirs[-1] / "config.json"
+        config = json.loads(path.read_text())
+        config["dataset"] |= {"name": name, "idx_dir": None}
+        path.write_text(json.dumps(config))
+    configs = [saved_config(run) for run in (bn, baseline)]
+    expected = rf"{workdirs[0]} was trained on mnist, .* {workdirs[1]} on fashion_mnist"
+    with pytest.raises(UserError, match=expected):
+        ensemble(configs, workdirs, statistics="moving")
 
 
 def test_a_member_without_a_checkpoint_is_refused(bn: Complete, tmp_path: Path) -> None:
