@@ -199,6 +199,11 @@ class Inception(nn.Module):
                 "Inception: dropout_rate must be the fraction in [0, 1) that is "
                 f"dropped, and is {self.dropout_rate}; 0.0 drops none."
             )
+        if not 0 < self.kernel_gain < float("inf"):
+            raise ValueError(
+                "Inception: kernel_gain must be a positive factor of the initial "
+                f"weights, and is {self.kernel_gain}; 1.0 is that of He et al."
+            )
         if len(shape) != 4:
             raise ValueError(
                 "Inception: images must have the axes (batch, height, width, channels)"

@@ -197,12 +197,15 @@ def _entries(
         name, features = place.convolution.name, (place.convolution.features,)
         conv, norm = names[name]
         kernel_shape = place.kernel_shapes[0]
-        entries += [
-            _Entry(f"{conv}.weight", "params", name, "kernel", kernel_shape),
-            _Entry(f"{conv}.bias", "params", name, "bias", features, is_folded=folds),
-        ]
+        weight = _Entry(f"{conv}.weight", "params", name, "kernel", kernel_shape)
+        bias_entry = _Entry(
+            f"{conv}.bias", "params", name, "bias", features, is_folded=folds
+        )
         if model.norm is None:
+            # No running mean is there that a bias could be taken off.
+            entries += [weight] if folds else [weight, bias_entry]
             continue
+        entries += [weight, bias_entry]
         bias = f"{conv}.bias" if folds else None
         layer = f"{name}_norm"
         entries += [

@@ -262,7 +262,7 @@ def test_population_statistics_are_those_of_its_layers():
             (2, 8, 8, 1),
             r"dropout_rate must be .* and is 1\.0; 0",
         ),
-        ({"width": -1.0}, (2, 8, 8, 1), "width must be a positive .* is -1.0"),
+        ({"kernel_gain": 0.0}, (2, 8, 8, 1), "kernel_gain must be .* is 0.0; 1.0 is"),
         (
             {},
             (2, 2, 28, 1),

@@ -38,7 +38,10 @@ def state_dict_for(naming="pytorchcv", seed=0, **fields):
     return to_torch_state_dict(variables, model, naming=naming)
 
 
-@pytest.mark.parametrize("fields", [{}, {"use_bias": True}, {"norm": None}])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"use_bias": True}, {"norm": None}, {"norm": None, "use_bias": False}],
+)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("naming", NAMINGS)
 def test_what_is_written_is_read_again_bit_for_bit(naming, channels, fields):
@@ -219,6 +222,12 @@ def test_a_state_dict_of_another_network_is_refused(make, message):
     state_dict = make()
     with pytest.raises(ValueError, match=message):
         from_torch_state_dict(state_dict, network())
+
+
+def test_a_bias_that_no_mean_can_take_is_refused():
+    state_dict = state_dict_for("cadene", norm=None)
+    with pytest.raises(ValueError, match=r"'conv1_7x7_s2\.bias' is unknown"):
+        from_torch_state_dict(state_dict, network(norm=None, use_bias=False))
 
 
 def test_variables_of_another_network_are_refused():
