@@ -1,5 +1,5 @@
 # make mnist   the paper's MNIST experiment: set-up, training, figure
-# make test    set-up and all tests
+# make test    set-up and all tests but those of faults
 # make shapes  set-up and the shape tests alone
 # make check   lint, types and imports
 # make bench   timings against peers (see benchmarks/)

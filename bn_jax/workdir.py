@@ -157,12 +157,21 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
     Args:
         workdir: The run's folder.
+
+    Raises:
+        UserError: If another line is damaged.
     """
     path = workdir / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        raise UserError(
+            f"{path}: it is damaged ({error}). Bring it back from a copy, or choose "
+            "another --workdir."
+        ) from error
 
 
 def drop_metrics_after(workdir: Path, step: int) -> None:

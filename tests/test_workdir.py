@@ -149,6 +149,14 @@ def test_a_last_line_that_is_not_complete_is_left_out(claimed: Path, cut: str) -
     assert read_metrics(claimed) == [{"step": 10}]
 
 
+@pytest.mark.parametrize("damaged", [b"{", b"", b"\xff"])
+def test_another_line_that_is_damaged_is_refused(claimed: Path, damaged: bytes) -> None:
+    path = claimed / "metrics.jsonl"
+    path.write_bytes(damaged + b'\n{"step": 10}\n')
+    with pytest.raises(UserError, match=f"{path}: it is damaged .* from a copy"):
+        read_metrics(claimed)
+
+
 def enter(workdir: Path) -> None:
     with locked(workdir):
         pass
