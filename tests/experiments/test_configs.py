@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from experiments.flat_settings import flat_settings
 from ml_collections import ConfigDict
 
 from bn_jax.errors import UserError
@@ -19,18 +20,7 @@ def load(key: str, text: str) -> ConfigDict:
 def settings(
     name: str, arm: str, *, overrides: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """All settings, by their names with dots."""
-    flat: dict[str, Any] = {}
-
-    def add(prefix: str, config: ConfigDict) -> None:
-        for key, value in config.items():
-            if isinstance(value, ConfigDict):
-                add(f"{prefix}{key}.", value)
-            else:
-                flat[f"{prefix}{key}"] = value
-
-    add("", load_config(name, arm, overrides=overrides))
-    return flat
+    return flat_settings(load_config(name, arm, overrides=overrides))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from ml_collections import ConfigDict
+from experiments.flat_settings import flat_settings
 
 from bn_jax.experiments.configs import load_config
 from bn_jax.training.check import check_config
@@ -19,19 +19,9 @@ def config_of(arm: str) -> Any:
 
 def differences(arm: str, other: str) -> set[str]:
     """Names of the settings that two arms have different values of."""
-    first, second = (dict(_flat(config_of(name))) for name in (arm, other))
+    first, second = (flat_settings(config_of(name)) for name in (arm, other))
     assert first.keys() == second.keys()
     return {key for key in first if first[key] != second[key]}
-
-
-def _flat(config: ConfigDict, prefix: str = "") -> list[tuple[str, Any]]:
-    flat = []
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            flat += _flat(value, f"{prefix}{key}.")
-        else:
-            flat.append((f"{prefix}{key}", value))
-    return flat
 
 
 @pytest.mark.parametrize("arm", ARMS)
