@@ -1,9 +1,11 @@
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-_COMPARISON = Path(__file__).parents[1] / "docs" / "comparison.md"
+_ROOT = Path(__file__).parents[1]
+_COMPARISON = _ROOT / "docs" / "comparison.md"
 
 
 def _links():
@@ -39,3 +41,23 @@ def test_every_row_of_the_comparison_has_a_mark_for_every_library():
 def test_whatever_the_comparison_claims_for_bn_jax_is_tested():
     _, rows = _rows()
     assert [row for row in rows if row[-1] != "no" and "](" not in row[-1]] == []
+
+
+def test_what_dividing_costs_is_what_the_committed_benchmark_has_measured():
+    record = json.loads((_ROOT / "results" / "scaling.json").read_text())
+    text = (_ROOT / "docs" / "distributed.md").read_text()
+    table = re.findall(r"^\| `(\w+)` \|(.*) \|$", text, re.M)
+    # Processes, and devices of each.
+    places = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1)]
+    stated = {
+        (mode, *place): cell.strip()
+        for mode, cells in table
+        for place, cell in zip(places, cells.split("|"), strict=True)
+        if cell.strip()
+    }
+    measured = {
+        (s["mode"], s["processes"], s["devices"]): f"{1000 * s['seconds_a_step']:.1f}"
+        for s in record["settings"]
+    }
+    assert stated == measured
+    assert f"{record['examples_a_step']} examples a step" in text
