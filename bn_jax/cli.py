@@ -216,7 +216,11 @@ def _saved_config(workdir: Path, dataset: Mapping[str, str]) -> Any:
 
     config = ConfigDict(read_config(workdir)).lock()
     for key, value in dataset.items():
-        override(config, f"dataset.{key}", value)
+        # What is saved no longer says that a folder need not be given.
+        if key in ("idx_dir", "data_dir") and key in config.dataset and value == "None":
+            config.dataset[key] = None
+            continue
+        override(config, f"dataset.{key}", value, option=f"--dataset.{key}")
     return config
 
 

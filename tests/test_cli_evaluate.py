@@ -18,7 +18,8 @@ def runs(tmp_path: Path) -> list[Path]:
     workdirs = [tmp_path / "one", tmp_path / "two"]
     for workdir in workdirs:
         workdir.mkdir()
-        config = {"format_version": 1, "dataset": {"name": "mnist"}}
+        dataset = {"name": "mnist", "idx_dir": "digits", "data_dir": None}
+        config = {"format_version": 1, "dataset": dataset}
         (workdir / "config.json").write_text(json.dumps(config))
     return workdirs
 
@@ -83,6 +84,29 @@ def test_ensemble_gets_every_run_with_the_same_change_of_its_data(
     way = {"statistics": "population", "crops": 144}
     assert calls == [(["other", "other"], runs, way)]
     assert "ensemble" in capsys.readouterr().out
+
+
+def test_a_folder_of_the_run_can_be_left_out_for_another(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def evaluate(config: Any, workdir: Path, **_: Any) -> Evaluation:
+        given.append(config.dataset.to_dict())
+        return Evaluation(5, "digits", 9, {"test_loss": 0.5})
+
+    monkeypatch.setattr(bn_jax.training.evaluate, "evaluate", evaluate)
+    change = ["--dataset.idx_dir=None", "--dataset.data_dir=prepared"]
+    main(["evaluate", f"--workdir={runs[0]}", *change])
+    assert given == [{"name": "mnist", "idx_dir": None, "data_dir": "prepared"}]
+
+
+@pytest.mark.parametrize("change", ["--dataset.nam=a", "--dataset.name=5"])
+def test_a_change_that_cannot_be_made_is_called_as_it_was_written(
+    runs: list[Path], change: str
+) -> None:
+    with pytest.raises(SystemExit, match=f"bn-jax evaluate: {change.split('=')[0]}"):
+        main(["evaluate", f"--workdir={runs[0]}", change])
 
 
 def test_an_ensemble_of_one_run_is_refused(runs: list[Path]) -> None:

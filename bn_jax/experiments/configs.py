@@ -38,7 +38,9 @@ def load_config(
     return config
 
 
-def override(config: ConfigDict, key: str, text: str) -> None:
+def override(
+    config: ConfigDict, key: str, text: str, *, option: str | None = None
+) -> None:
     """Changes one setting.
 
     Args:
@@ -46,10 +48,12 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         key: The setting's name, with a dot between levels.
         text: Its value as it would be written in Python; a word stands for itself
             where text is expected.
+        option: What the command line calls it, `--config.<key>` by default.
 
     Raises:
         UserError: If there is no such setting, or its type is another.
     """
+    option = option or f"--config.{key}"
     *parents, last = key.split(".")
     try:
         node: Any = config
@@ -62,9 +66,9 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         node[last] = text if is_unset_text else _value(text)
     except KeyError as error:
         hint = str(error.args[0]).replace("\n", " ")
-        raise UserError(f"--config.{key}: there is no such setting: {hint}") from error
+        raise UserError(f"{option}: there is no such setting: {hint}") from error
     except (TypeError, AttributeError) as error:
-        raise UserError(f"--config.{key}={text}: {error}") from error
+        raise UserError(f"{option}={text}: {error}") from error
 
 
 def _value(text: str) -> Any:
