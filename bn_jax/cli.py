@@ -214,7 +214,7 @@ def _saved_config(workdir: Path, dataset: Mapping[str, str]) -> Any:
     from bn_jax.experiments.configs import override
     from bn_jax.workdir import read_config
 
-    config = ConfigDict(read_config(workdir)).lock()
+    config: Any = ConfigDict(read_config(workdir)).lock()
     for key, value in dataset.items():
         # What is saved no longer says that a folder need not be given.
         if key in ("idx_dir", "data_dir") and key in config.dataset and value == "None":
