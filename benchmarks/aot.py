@@ -1,0 +1,214 @@
+"""What a training step of BN-Inception costs on a TPU, compiled where there is none.
+
+    python benchmarks/aot.py
+
+The steps of `configs/imagenet_inception.py`, whole and by bn_jax's own functions, are
+compiled ahead of time for chips of a TPU v5e (its topology "2x4"): with bn_jax's
+normalization, and with `flax.linen.BatchNorm` in the same network. XLA tells of each
+program the FLOPs and the bytes accessed by one chip in one step, the most memory that
+it holds, and its all-reduces. These are a compiler's estimates and no times; the same
+versions give the same ones.
+
+XLA counts the bytes of a branch as if it were always taken. bn_jax's normalization has
+one, a second pass over activations whose mean lies far from the running one, which
+training takes in its first steps alone. Those bytes are told apart: a pass reads once
+what the branch is given.
+
+Needs libtpu, the compiler: `pip install --target=FOLDER 'libtpu==0.0.42.*'` for jax
+0.10.2, and FOLDER on PYTHONPATH. Writes `results/aot.json`.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import re
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+import bn_jax
+from bn_jax.data.dataset import ArrayDataset
+from bn_jax.experiments.configs import load_config
+from bn_jax.training.build import Parts, build_train_step, parts_around
+from bn_jax.training.parallel import compile_chunk, make_parallel
+from bn_jax.training.state import init_state
+from bn_jax.training.steps import Examples, make_train_chunk
+
+_ROOT = Path(__file__).parent.parent
+# The parser of XLA's text is the tests'.
+sys.path.insert(0, str(_ROOT / "tests"))
+_NUM_CLASSES = 1000
+_TOPOLOGY = "v5e:2x4"
+# In XLA's text: what follows the names of the branches' computations, the line that a
+# computation begins with, and a parameter's type.
+_BRANCHES = re.compile(r" conditional\(.*branch_computations=\{([^}]*)\}")
+_BEGINNING = re.compile(r"^%?([\w.\-]+) \((.*)\) -> ", re.MULTILINE)
+_TYPE = re.compile(r"(f32|bf16)\[([\d,]*)\]")
+_BYTES = {"f32": 4, "bf16": 2}
+
+
+class _Setting(NamedTuple):
+    arm: str
+    dtype: str
+    chips: int
+
+
+_SETTINGS = (
+    _Setting("modern", "bfloat16", 8),
+    _Setting("bn_x30", "bfloat16", 1),
+    _Setting("bn_x30", "float32", 1),
+)
+
+
+def main() -> None:
+    """Compiles all settings, prints the table and writes the results."""
+    if importlib.util.find_spec("libtpu") is None:
+        sys.exit(
+            "benchmarks/aot.py: libtpu, the compiler for TPUs, is not here. `pip "
+            "install --target=FOLDER 'libtpu==0.0.42.*'` is the one for jax 0.10.2; "
+            "put FOLDER on PYTHONPATH then."
+        )
+    jax.config.update("jax_platforms", "cpu")
+    # It would ask a server of Google's which TPUs are attached.
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    devices = topologies.get_topology_desc(_TOPOLOGY, "tpu").devices
+    print(
+        f"{'':42}{'GFLOP':>9}{'GB':>9}{'in branches':>13}{'GiB peak':>10}  all-reduces"
+    )
+    programs = []
+    for setting in _SETTINGS:
+        for norm in ("bn_jax", "flax"):
+            programs.append(_compile(setting, norm, devices))
+            _print(programs[-1])
+    result = {
+        "command": "python benchmarks/aot.py",
+        "topology": _TOPOLOGY,
+        "device": devices[0].device_kind,
+        "versions": {
+            "bn_jax": bn_jax.__version__,
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+            "libtpu": importlib.metadata.version("libtpu"),
+        },
+        "programs": programs,
+    }
+    path = _ROOT / "results" / "aot.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _compile(setting: _Setting, norm: str, devices: Any) -> dict[str, Any]:
+    """What XLA says of one program."""
+    from conformance.hlo import count_collectives
+
+    config: Any = load_config("imagenet_inception.py", setting.arm)
+    config.dtype = setting.dtype
+    parallel = make_parallel(
+        config.parallel.mode, num_devices=setting.chips, devices=list(devices)
+    )
+    parts = parts_around(_images(config), config, parallel)
+    if norm == "flax":
+        parts = _with_flax(config, parts)
+    started = time.monotonic()
+    chunk = compile_chunk(parallel, make_train_chunk(build_train_step(config, parts)))
+    compiled = chunk.lower(*_shapes(config, parts)).compile()
+    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    text = compiled.as_text()
+    collectives = count_collectives(text)
+    return {
+        **setting._asdict(),
+        "mode": parallel.mode,
+        "norm": norm,
+        "batch_size": config.batch_size,
+        "flops": cost["flops"],
+        "bytes_accessed": cost["bytes accessed"],
+        "bytes_in_branches": _bytes_in_branches(text),
+        "peak_memory_bytes": memory.peak_memory_in_bytes,
+        "all_reduces": collectives.always["all-reduce"],
+        "all_reduces_in_branches": collectives.in_branches["all-reduce"],
+        "compile_seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _images(config: Any) -> ArrayDataset:
+    """As many black images as a step has, which take no memory."""
+    shape = (config.batch_size, *(config.dataset.image_size,) * 2, 3)
+    images = np.broadcast_to(np.zeros((), np.uint8), shape)
+    labels = np.zeros(config.batch_size, np.int32)
+    return ArrayDataset("black", images, labels, images, labels, _NUM_CLASSES)
+
+
+def _with_flax(config: Any, parts: Parts) -> Parts:
+    """The same network with `flax.linen.BatchNorm`."""
+    norm = partial(
+        nn.BatchNorm, momentum=config.norm.momentum, epsilon=config.norm.epsilon
+    )
+    mapped = partial(norm, axis_name=parts.parallel.axis_name)
+    return parts._replace(
+        model=parts.model.clone(norm=norm),
+        mapped_model=parts.mapped_model.clone(norm=mapped),
+    )
+
+
+def _bytes_in_branches(text: str) -> int:
+    """What the conditionals of a program read, the costlier branch of each."""
+    parameters = dict(_BEGINNING.findall(text))
+    return sum(
+        max(_size(parameters[name.strip().lstrip("%")]) for name in branches.split(","))
+        for branches in _BRANCHES.findall(text)
+    )
+
+
+def _size(parameters: str) -> int:
+    """Bytes of a computation's parameters."""
+    return sum(
+        _BYTES[kind] * math.prod(int(n) for n in shape.split(",") if n)
+        for kind, shape in _TYPE.findall(parameters)
+    )
+
+
+def _shapes(config: Any, parts: Parts) -> tuple[Any, Examples]:
+    """A state and the examples of one step, without their values."""
+    split, parallel = parts.data.train, parts.parallel
+    init = partial(
+        init_state, parts.model, parts.tx, keep_ema=config.ema_decay is not None
+    )
+    image = parts.preprocess(split.read(np.zeros(1, int), np.zeros(1, int))[0])
+    state = jax.eval_shape(init, key=jax.random.key(config.seed), example=image)
+
+    def placed(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+    size = config.dataset.image_size
+    examples = Examples(
+        jax.ShapeDtypeStruct((1, 1, config.batch_size, size, size, 3), np.uint8),
+        jax.ShapeDtypeStruct((1, 1, config.batch_size), np.int32),
+    )
+    return (
+        jax.tree.map(partial(placed, sharding=parallel.replicated), state),
+        jax.tree.map(partial(placed, sharding=parallel.split(2)), examples),
+    )
+
+
+def _print(row: dict[str, Any]) -> None:
+    name = "{arm} {dtype} {mode} {chips}, {norm}".format(**row)
+    print(
+        f"{name:42}{row['flops'] / 1e9:9.1f}{row['bytes_accessed'] / 1e9:9.2f}"
+        f"{row['bytes_in_branches'] / 1e9:13.2f}"
+        f"{row['peak_memory_bytes'] / 2**30:10.2f}  {row['all_reduces']} and "
+        f"{row['all_reduces_in_branches']} in branches",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
