@@ -133,9 +133,18 @@ def read_summary(workdir: Path) -> dict[str, Any] | None:
 
     Args:
         workdir: The run's folder.
+
+    Raises:
+        UserError: If what it holds is damaged.
     """
     path = workdir / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise UserError(
+            f"{path}: it is damaged ({error}). Remove it, and train this run again: "
+            "that goes on from its last checkpoint, and writes it anew."
+        ) from error
 
 
 def write_summary(workdir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -157,6 +157,16 @@ def test_another_line_that_is_damaged_is_refused(claimed: Path, damaged: bytes) 
         read_metrics(claimed)
 
 
+@pytest.mark.parametrize("damaged", [b"{", b"", b"\xff"])
+def test_a_summary_that_is_damaged_is_refused_with_the_way_out(
+    claimed: Path, damaged: bytes
+) -> None:
+    path = claimed / "summary.json"
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=f"{path}: it is damaged .* Remove it, and"):
+        read_summary(claimed)
+
+
 def enter(workdir: Path) -> None:
     with locked(workdir):
         pass

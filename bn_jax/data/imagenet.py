@@ -99,7 +99,7 @@ class RecordSplit:
         from tensorflow_datasets.proto import tf_example_pb2
 
         self._size = _check_settings(builder.info.name, settings)
-        self._num_threads = settings.num_threads or os.cpu_count() or 1
+        self._num_threads = settings.num_threads or number_of_cores()
         opencv()
         features = builder.info.features
         if features["image"].shape[-1] != 3:
@@ -211,6 +211,13 @@ class RecordSplit:
             f"{self._where} cannot be read ({cause}). Remove that folder and prepare "
             f"it again: {self._recipe}"
         )
+
+
+def number_of_cores() -> int:
+    """Cores that this process may use, which may be fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _allow_open_files(num_files: int) -> None:

@@ -13,13 +13,14 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import logging
 from tqdm import tqdm
 
+from bn_jax.data.imagenet import number_of_cores
 from bn_jax.data.rgb_jpeg import rgb_jpeg
 from bn_jax.data.tar_index import TarImage, index_training_tar, index_validation_tar
 from bn_jax.data.tfds import prepared_builder
@@ -81,6 +82,11 @@ def prepare_imagenet(
     # TFDS ignores folders with such a name, and so does whoever looks for a version.
     unfinished = folder.with_name(f"incomplete.bn_jax_{folder.name}")
     with _locked(unfinished):
+        if folder.exists():
+            # Another process was through with it while this one read the tar files.
+            with suppress(FileNotFoundError):
+                unfinished.rmdir()
+            return folder
         _keep_what_fits(unfinished, shards)
         _write_missing(builder.info.features, manual_dir, unfinished, shards)
         _write_info(builder.info, unfinished, shards)
@@ -194,7 +200,7 @@ def _write_missing(
         )
     # Decoding and reading let go of Python's lock.
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(number_of_cores()) as pool,
         tqdm(
             total=num_images,
             initial=num_images - len(remaining),

@@ -9,6 +9,17 @@ _NEAR_CHANCE = 0.03
 
 Arms = Mapping[str, Mapping[str, Any]]
 
+# The first five as in the paper's Figure 3.
+ARM_NAMES: Mapping[str, str] = {
+    "inception": "Inception",
+    "bn_baseline": "BN-Baseline",
+    "bn_x5": "BN-x5",
+    "bn_x30": "BN-x30",
+    "bn_x5_sigmoid": "BN-x5-Sigmoid",
+    "inception_x5": "Inception-x5",
+    "inception_sigmoid": "Inception-Sigmoid",
+}
+
 
 class Claim(NamedTuple):
     """A claim of the paper, and what became of it.
@@ -72,9 +83,9 @@ def _fewer_steps(arms: Arms, arm: str, fraction: float, published: str) -> Claim
     ours, theirs = (_seeds(arms, a, "steps_to_target") for a in (arm, "inception"))
     pairs = list(zip(ours, theirs, strict=True))
     return Claim(
-        claim=f"{arm} needs fewer steps than Inception to Inception's best accuracy",
+        claim=f"{ARM_NAMES[arm]} needs fewer steps to Inception's best accuracy",
         source=f"Figure 3: {published}",
-        criterion=f"at most {fraction:.2f} of them",
+        criterion=f"at most {fraction:.0%} of Inception's",
         # An Inception that was never evaluated has no steps to compare with.
         holds=all(
             own is not None and base is not None and own <= fraction * base
@@ -91,7 +102,7 @@ def _higher(arms: Arms, arm: str, other: str, published: str) -> Claim:
         zip(*(_seeds(arms, a, "max_accuracy") for a in (arm, other)), strict=True)
     )
     return Claim(
-        claim=f"{arm} reaches a higher accuracy than {other}",
+        claim=f"{ARM_NAMES[arm]} reaches a higher accuracy than {ARM_NAMES[other]}",
         source=f"Figure 3: {published}",
         criterion="higher with the same seed",
         holds=all((one or 0) > (two or 0) for one, two in pairs),

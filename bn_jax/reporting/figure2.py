@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bn_jax.reporting.claims import check_claims
+from bn_jax.reporting.claims import ARM_NAMES, check_claims
 from bn_jax.reporting.load import Run
 from bn_jax.reporting.spread import mean_and_deviation, spread
 
@@ -27,13 +27,13 @@ PUBLISHED: Mapping[str, Any] = {
 }
 # Colours that differ for the colour-blind, and lines that differ in grey.
 _LOOKS: Mapping[str, dict[str, Any]] = {
-    "inception": {"label": "Inception", "color": "#333333", "ls": "--"},
-    "bn_baseline": {"label": "BN-Baseline", "color": "#d1580e", "ls": ":"},
-    "bn_x5": {"label": "BN-x5", "color": "#0b6fb8", "ls": "-"},
-    "bn_x30": {"label": "BN-x30", "color": "#1b8a5a", "ls": "-."},
-    "bn_x5_sigmoid": {"label": "BN-x5-Sigmoid", "color": "#b0468e", "ls": "-"},
-    "inception_x5": {"label": "Inception-x5", "color": "#8a6d1b", "ls": "-."},
-    "inception_sigmoid": {"label": "Inception-Sigmoid", "color": "#777777", "ls": ":"},
+    "inception": {"color": "#333333", "ls": "--"},
+    "bn_baseline": {"color": "#d1580e", "ls": ":"},
+    "bn_x5": {"color": "#0b6fb8", "ls": "-"},
+    "bn_x30": {"color": "#1b8a5a", "ls": "-."},
+    "bn_x5_sigmoid": {"color": "#b0468e", "ls": "-"},
+    "inception_x5": {"color": "#8a6d1b", "ls": "-."},
+    "inception_sigmoid": {"color": "#777777", "ls": ":"},
 }
 _PANELS = {
     "(a) The paper's five arms": tuple(PUBLISHED["arms"]),
@@ -122,7 +122,7 @@ def figure2_table(record: Mapping[str, Any]) -> str:
     for arm, values in record["arms"].items():
         highest = mean_and_deviation(values["max_accuracy"], "{:.2f}", unit=0.01)
         steps = mean_and_deviation(values["steps_to_target"], "{:.0f}")
-        line = f"{_LOOKS[arm]['label']:18}{values['learning_rate']:>8.3g}"
+        line = f"{ARM_NAMES[arm]:18}{values['learning_rate']:>8.3g}"
         line += f"{steps:>15}{highest + ' %':>18}"
         theirs = published["arms"].get(arm)
         if theirs is not None:
@@ -181,10 +181,10 @@ def _draw_curves(axes: Axes, arms: Mapping[str, Sequence[Run]]) -> None:
         length = min(len(run.metrics["step"]) for run in runs)
         steps = runs[0].metrics["step"][:length]
         accuracy = np.stack([run.metrics["test_accuracy"][:length] for run in runs])
-        label = _LOOKS[arm]["label"]
+        label = ARM_NAMES[arm]
         if any(not run.summary for run in runs):
             label += " (diverged)"
-        axes.plot(steps, accuracy.mean(axis=0), **{**_LOOKS[arm], "label": label})
+        axes.plot(steps, accuracy.mean(axis=0), label=label, **_LOOKS[arm])
         band = (accuracy.min(axis=0), accuracy.max(axis=0))
         axes.fill_between(steps, *band, color=_LOOKS[arm]["color"], alpha=0.2, lw=0)
     axes.set_xlim(left=0)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from data.imagenet_files import SYNSETS, encode, picture, write_tars
@@ -116,3 +117,22 @@ def test_two_preparations_at_once_are_refused(tars: Path, tmp_path: Path) -> Non
     with pytest.raises(UserError, match="another process is preparing it now"):
         prepare(tars, tmp_path, is_subset=True)
     os.close(descriptor)
+
+
+def test_a_preparation_that_another_one_completes_meanwhile_is_taken(
+    monkeypatch: pytest.MonkeyPatch, tars: Path, tmp_path: Path
+) -> None:
+    plan = prepare_imagenet._plan
+    written = {}
+
+    def plan_while_another_one_ends(*tars_and_all: Any, **settings: Any) -> Any:
+        shards = plan(*tars_and_all, **settings)
+        monkeypatch.undo()
+        written.update(finished(prepare(tars, tmp_path, is_subset=True)))
+        return shards
+
+    monkeypatch.setattr(prepare_imagenet, "_plan", plan_while_another_one_ends)
+    folder = prepare(tars, tmp_path, is_subset=True)
+    assert written
+    assert finished(folder) == written
+    assert list(folder.parent.iterdir()) == [folder]

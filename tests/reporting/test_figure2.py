@@ -113,8 +113,8 @@ def test_the_table_has_ours_beside_the_papers(record: dict[str, Any]) -> None:
 
 def test_the_table_says_what_holds_and_what_does_not(record: dict[str, Any]) -> None:
     text = figure2_table(record)
-    assert "DOES NOT HOLD bn_x30 reaches a higher accuracy than bn_x5" in text
-    assert "holds         bn_x5 needs fewer steps than Inception" in text
+    assert "DOES NOT HOLD BN-x30 reaches a higher accuracy than BN-x5" in text
+    assert "holds         BN-x5 needs fewer steps to Inception's best" in text
 
 
 def test_both_panels_are_drawn_and_say_who_diverged(tmp_path: Path) -> None:
