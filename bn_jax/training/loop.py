@@ -119,7 +119,7 @@ def _parts(config: Settings, devices: Sequence[Any] | None) -> Parts:
 
 
 class _GivenUpError(Exception):
-    """Too many steps in a row had a loss or gradient that was not finite."""
+    """Too many steps in a row had something that was not finite."""
 
 
 def _run_steps(
@@ -244,17 +244,16 @@ def _give_up(config: Settings, state: TrainState, checkpoints: Checkpoints) -> N
     """Saves the last good state, and says what was not finite and where."""
     tally = jax.tree.map(np.asarray, state.tally)
     step = int(state.step)
-    what = name_of_value(int(tally.bad_value), state.params)
+    what = name_of_value(int(tally.bad_value), state)
     checkpoints.save(state._replace(tally=resume_tally(state.tally)), step=step)
     checkpoints.wait()
-    times = ""
-    if config.on_nonfinite == "skip":
-        times = f", {config.max_nonfinite_steps} steps in a row"
+    skips = config.on_nonfinite == "skip"
+    times = f", {config.max_nonfinite_steps} steps in a row" if skips else ""
+    advice = "" if skips else "; config.on_nonfinite='skip' leaves such steps out"
     raise DivergedError(
         f"{what} is not finite at step {step + 1}{times}. The state after step {step} "
         "is saved. A lower learning rate, a longer warm-up or "
-        "config.optimizer.clip_norm may keep it finite; config.on_nonfinite='skip' "
-        "leaves such steps out.",
+        f"config.optimizer.clip_norm may keep it finite{advice}.",
         step,
     )
 

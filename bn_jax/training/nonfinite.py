@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: found, undone and counted."""
+"""Steps of which anything is not finite: found, undone and counted."""
 
 from typing import Any
 
@@ -9,32 +9,66 @@ from jaxtyping import Array, Float, Int, PyTree
 from bn_jax.training.state import Tally, TrainState
 
 
-def first_nonfinite(loss: Float[Array, ""], grads: PyTree) -> Int[Array, ""]:
-    """What is not finite: 0 for the loss, i for the i-th leaf of grads, -1 for none.
+def first_nonfinite(
+    loss: Float[Array, ""], grads: PyTree, new: TrainState
+) -> Int[Array, ""]:
+    """Which leaf is not finite: 0 for the loss, and -1 where all are.
+
+    Gradients come next, then what the step made of parameters, statistics and
+    optimizer: finite gradients can still make weights that overflow.
 
     Args:
         loss: Loss of a step.
         grads: Gradients of a step.
+        new: State after it.
     """
-    bad = [~jnp.all(jnp.isfinite(x)) for x in (loss, *jax.tree.leaves(grads))]
-    flags = jnp.stack(bad)
-    return jnp.where(jnp.any(flags), jnp.argmax(flags), -1).astype(jnp.int32)
+    leaves = jax.tree.leaves((loss, grads, [*_changed(new).values()]))
+    # One pass over all leaves of a shape: one over each takes a tenth of the time that
+    # a small network's step takes.
+    finite: dict[tuple[int, ...], Array] = {}
+    for leaf in leaves:
+        also = finite.get(leaf.shape, jnp.ones((), bool))
+        finite[leaf.shape] = jnp.isfinite(leaf) & also
+
+    def which() -> Array:
+        flags = jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in leaves])
+        return jnp.argmax(flags).astype(jnp.int32)
+
+    return jax.lax.cond(
+        jnp.all(jnp.stack([jnp.all(together) for together in finite.values()])),
+        lambda: jnp.full((), -1, jnp.int32),
+        which,
+    )
 
 
-def name_of_value(index: int, params: PyTree) -> str:
+def name_of_value(index: int, state: TrainState) -> str:
     """What `first_nonfinite` has found, in words.
 
     Args:
         index: Its result.
-        params: Parameters, or anything else of the gradients' structure.
-
-    >>> name_of_value(2, {"dense": {"bias": 0.0, "kernel": 0.0}})
-    'the gradient of dense/kernel'
+        state: Any state of the run.
     """
     if index == 0:
         return "the loss"
-    path, _ = jax.tree_util.tree_flatten_with_path(params)[0][index - 1]
-    return f"the gradient of {jax.tree_util.keystr(path, simple=True, separator='/')}"
+    named = {"the gradient of": state.params, **_changed(state)}
+    leaves = [
+        f"{what} {jax.tree_util.keystr(path, simple=True, separator='/')}"
+        for what, tree in named.items()
+        for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
+    return leaves[index - 1]
+
+
+def _changed(state: TrainState) -> dict[str, PyTree]:
+    """What a step changes, by what it is called.
+
+    Averaged parameters are finite where the parameters are.
+    """
+    return {
+        "the parameter": state.params,
+        "the statistic": state.batch_stats,
+        "the optimizer's": state.opt_state,
+    }
 
 
 def undo_nonfinite(

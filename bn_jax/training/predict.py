@@ -109,8 +109,8 @@ def log_mean_probabilities(
         float32.
 
     >>> scores = jnp.log(jnp.array([[0.5, 0.5], [0.3, 0.1]]))
-    >>> jnp.exp(log_mean_probabilities(scores, axis=0)).round(3).tolist()
-    [0.625, 0.375]
+    >>> [f"{p:.3f}" for p in jnp.exp(log_mean_probabilities(scores, axis=0))]
+    ['0.625', '0.375']
     """
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     log_p = jax.nn.log_softmax(scores, axis=-1)

@@ -54,8 +54,8 @@ def make_train_step(
         label_smoothing: See `smoothed_cross_entropy`.
         ema_decay: Fraction of the average of the parameters that a step keeps; None
             where there is no average.
-        max_nonfinite_steps: Steps in a row with a loss or gradient that is not
-            finite until the run is over. All of them are undone.
+        max_nonfinite_steps: Steps in a row of which anything is not finite, until
+            the run is over. All of them are undone.
 
     Returns:
         Function of the state and of the step's examples in microbatches,
@@ -121,7 +121,7 @@ def make_train_step(
             state,
             new_state,
             loss=loss,
-            bad_value=first_nonfinite(loss, grads),
+            bad_value=first_nonfinite(loss, grads, new_state),
             limit=max_nonfinite_steps,
         )
         return new_state, loss

@@ -26,7 +26,7 @@ from bn_jax.data.idx import load_idx_folder
 from bn_jax.errors import DivergedError, UserError
 from bn_jax.training import build, steps
 from bn_jax.training.loop import train
-from bn_jax.training.metrics import cross_entropy
+from bn_jax.training.losses import smoothed_cross_entropy
 from bn_jax.training.state import TrainState
 from bn_jax.workdir import read_metrics
 
@@ -42,11 +42,14 @@ def poison(monkeypatch: pytest.MonkeyPatch, idx_dir: Path) -> Poison:
         order = batch_indices(len(labels), 25, seed=0, first_step=0, num_steps=60)
         bad = jnp.asarray(labels[order[list(chosen)]])
 
-        def poisoned(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        def poisoned(
+            logits: jax.Array, labels: jax.Array, **settings: float
+        ) -> jax.Array:
             is_bad = jnp.any(jnp.all(bad == labels, axis=1))
-            return cross_entropy(logits, labels) * jnp.where(is_bad, jnp.nan, 1.0)
+            losses = smoothed_cross_entropy(logits, labels, **settings)
+            return losses * jnp.where(is_bad, jnp.nan, 1.0)
 
-        monkeypatch.setattr(steps, "cross_entropy", poisoned)
+        monkeypatch.setattr(steps, "smoothed_cross_entropy", poisoned)
 
     return poison
 

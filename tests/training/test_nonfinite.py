@@ -31,10 +31,12 @@ def preprocess(images: jax.Array) -> jax.Array:
 class Trainer:
     """A step of a network with everything that a step changes."""
 
-    def __init__(self, *, limit: int = 3) -> None:
+    def __init__(
+        self, *, limit: int = 3, tx: optax.GradientTransformation | None = None
+    ) -> None:
         norm = make_norm("batch_norm", momentum=0.9)
         model = make_model("mlp", num_classes=4, norm=norm, hidden_features=(5,))
-        tx = optax.adam(0.1)
+        tx = optax.adam(0.1) if tx is None else tx
         self.state = init_state(
             model,
             tx,
@@ -144,20 +146,76 @@ def test_a_gradient_that_is_not_finite_is_named_by_its_path() -> None:
     step = jax.jit(make_train_step(Odd(), tx, preprocess=preprocess))
     after, loss = step(state, GOOD)
     assert np.isfinite(loss)
-    name = name_of_value(int(after.tally.bad_value), state.params)
+    name = name_of_value(int(after.tally.bad_value), state)
     assert name == "the gradient of odd/shift"
 
 
+@pytest.mark.parametrize(
+    "tx",
+    [
+        # Finite gradients, and weights that overflow.
+        optax.chain(optax.scale(3e38), optax.scale(-3e38)),
+        # A quotient of 0 and 0 where a gradient is 0.
+        optax.adam(0.1, eps=0.0),
+    ],
+)
+def test_a_step_whose_result_is_not_finite_is_undone_and_named(
+    tx: optax.GradientTransformation,
+) -> None:
+    trainer = Trainer(limit=1, tx=tx)
+    is_black = np.arange(5)[:, None] == 2
+    after = trainer.after(GOOD._replace(images=np.where(is_black, 0, IMAGES)))
+    chex.assert_trees_all_equal(
+        changed_by_a_step(after), changed_by_a_step(trainer.state)
+    )
+    name = name_of_value(int(after.tally.bad_value), trainer.state)
+    assert name == "the parameter hidden0/kernel"
+
+
+VALUES = [
+    ("loss", "the loss"),
+    ("grads", "the gradient of dense/kernel"),
+    ("params", "the parameter dense/kernel"),
+    ("batch_stats", "the statistic norm/mean"),
+    ("opt_state", "the optimizer's trace/dense/kernel"),
+]
+
+
+def values() -> dict[str, Any]:
+    kernel = {"dense": {"bias": jnp.full(3, 3e38), "kernel": jnp.ones((2, 3))}}
+    return {
+        "loss": jnp.zeros(()),
+        "grads": {**kernel, "none": jnp.zeros(0)},
+        "params": {**kernel, "none": jnp.zeros(0)},
+        "batch_stats": {"norm": {"mean": jnp.zeros(3), "var": jnp.ones(3)}},
+        "opt_state": {"count": jnp.zeros((), int), "trace": kernel},
+    }
+
+
+def found(values: dict[str, Any]) -> tuple[int, TrainState]:
+    names = ("params", "batch_stats", "opt_state")
+    new = Trainer().state._replace(**{name: values[name] for name in names})
+    return int(first_nonfinite(values["loss"], values["grads"], new)), new
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("place", range(4))
-def test_the_first_value_that_is_not_finite_is_found(bad: float, place: int) -> None:
-    values = [np.ones(3), np.ones(()), np.ones((2, 2)), np.ones(1)]
-    values[place] = np.full_like(values[place], bad)
-    values[3] = np.full_like(values[3], bad)
-    loss, *grads = jax.tree.map(jnp.float32, values)
-    assert int(first_nonfinite(loss, grads)) == place
+@pytest.mark.parametrize(("place", "name"), VALUES)
+def test_the_first_value_that_is_not_finite_is_named(
+    bad: float, place: str, name: str
+) -> None:
+    changed = values()
+    last = changed["opt_state"]["trace"]["dense"]
+    changed["opt_state"]["trace"] = {"dense": {**last, "kernel": last["kernel"] * bad}}
+    path = name.split()[-1].split("/")
+    if place == "loss":
+        changed["loss"] = jnp.full((), bad)
+    elif place != "opt_state":
+        module, leaf = path
+        old = changed[place][module]
+        changed[place] = {**changed[place], module: {**old, leaf: old[leaf] + bad}}
+    index, state = found(changed)
+    assert name_of_value(index, state) == name
 
 
 def test_where_all_is_finite_nothing_is_found() -> None:
-    grads = {"kernel": jnp.full(3, 3e38), "none": jnp.zeros(0)}
-    assert int(first_nonfinite(jnp.zeros(()), grads)) == -1
+    assert found(values())[0] == -1
