@@ -20,10 +20,14 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from bn_jax.errors import UserError
+from bn_jax.errors import DivergedError, UserError
 from bn_jax.training.compilation import keep_compiled_code
 from bn_jax.training.loop import train
-from bn_jax.training.processes import LostProcessError, join_processes
+from bn_jax.training.processes import (
+    LostProcessError,
+    join_processes,
+    leave_processes,
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File that describes the run, `file.py` or `file.py:argument`."
@@ -89,6 +93,11 @@ def main(_: Sequence[str]) -> None:
         join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         keep_compiled_code(_CACHE.value)
         train(_CONFIG.value, _WORKDIR.value, profile_steps=_profile_steps())
+    except DivergedError as error:
+        # All processes have found the same.
+        print(f"train.py: {error}", file=sys.stderr, flush=True)
+        leave_processes()
+        _end(code=1)
     except UserError as error:
         _end(f"train.py: {error}", code=1)
     except (ConnectionError, TimeoutError, jax.errors.JaxRuntimeError) as error:
@@ -125,14 +134,15 @@ def _end_with_the_others(error: Exception) -> None:
     _end(f"train.py: another process has ended, or: {error}", code=_FAILED_TOGETHER)
 
 
-def _end(message: str, *, code: int) -> None:
+def _end(message: str = "", *, code: int) -> None:
     """Ends this process now, with the message as its last line.
 
     JAX would wait for processes that are gone, and Orbax's threads and TensorBoard's
     writer would show with tracebacks what they cannot complete.
     """
     sys.stdout.flush()
-    print(message, file=sys.stderr, flush=True)
+    if message:
+        print(message, file=sys.stderr, flush=True)
     os._exit(code)
 
 

@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _do(options, changes, command)
     except (UserError, OSError) as error:
-        sys.exit(f"bn-jax {options.verb}: {error}")
+        # Some name the function, which is the verb.
+        message = str(error).removeprefix(f"{options.verb}: ")
+        sys.exit(f"bn-jax {options.verb}: {message}")
 
 
 def _parser() -> argparse.ArgumentParser:

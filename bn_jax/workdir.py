@@ -7,7 +7,7 @@ the run is complete), `checkpoints/` and TensorBoard's event files.
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -59,28 +59,28 @@ def locked(workdir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def check_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
+def check_workdir(
+    workdir: Path, config: Mapping[str, Any], *, may_differ: Sequence[str] = ()
+) -> None:
     """Makes sure that the folder is free, or holds a run of this configuration.
 
     Args:
         workdir: The folder; it need not exist.
         config: The configuration, JSON-ready.
+        may_differ: Groups of settings that are of no importance to a run that goes on.
 
     Raises:
         UserError: If the folder holds a run of another configuration, or cannot be
             read.
     """
     path = workdir / "config.json"
-    try:
-        if path.exists():
-            _check_same(workdir, json.loads(path.read_text()), _content(config))
-        elif (workdir / "metrics.jsonl").exists():
-            raise UserError(
-                f"workdir {workdir}: it holds a run without its config.json. Choose "
-                "another --workdir."
-            )
-    except (OSError, json.JSONDecodeError) as error:
-        raise _unusable(workdir, error) from error
+    if _exists(path):
+        _check_same(workdir, _read_object(path), _content(config), may_differ)
+    elif _exists(workdir / "metrics.jsonl"):
+        raise UserError(
+            f"workdir {workdir}: it holds a run without its config.json. Choose "
+            "another --workdir."
+        )
 
 
 def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
@@ -111,14 +111,11 @@ def read_config(workdir: Path) -> dict[str, Any]:
         UserError: If it holds no run, or one that a newer version has written.
     """
     path = workdir / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError as error:
+    if not _exists(path):
         raise UserError(
             f"workdir {workdir}: it holds no run (there is no config.json)."
-        ) from error
-    except (OSError, json.JSONDecodeError) as error:
-        raise _unusable(workdir, error) from error
+        )
+    config = _read_object(path)
     version = config.pop("format_version")
     if version > FORMAT_VERSION:
         raise UserError(
@@ -138,13 +135,13 @@ def read_summary(workdir: Path) -> dict[str, Any] | None:
         UserError: If what it holds is damaged.
     """
     path = workdir / "summary.json"
-    try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except ValueError as error:
-        raise UserError(
-            f"{path}: it is damaged ({error}). Remove it, and train this run again: "
-            "that goes on from its last checkpoint, and writes it anew."
-        ) from error
+    if not path.exists():
+        return None
+    return _read_object(
+        path,
+        advice="Remove it, and train this run again: that goes on from its last "
+        "checkpoint, and writes it anew",
+    )
 
 
 def write_summary(workdir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,12 +172,33 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
         return []
     try:
         lines = path.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        metrics = [json.loads(line) for line in lines if line.endswith("\n")]
+        if not all(isinstance(m, dict) and "step" in m for m in metrics):
+            raise ValueError("a line is no evaluation")
     except ValueError as error:
+        raise _damaged(path, error) from error
+    return metrics
+
+
+def check_metrics(workdir: Path, steps: Iterable[int]) -> None:
+    """Makes sure that `metrics.jsonl` has the lines of these evaluations.
+
+    Args:
+        workdir: The run's folder.
+        steps: Steps that were taken before each.
+
+    Raises:
+        UserError: If it lacks one, or a line is damaged.
+    """
+    there = {line["step"] for line in read_metrics(workdir)}
+    missing = sorted(set(steps) - there)
+    if missing:
+        shown = ", ".join(map(str, missing[:5])) + (", ..." if missing[5:] else "")
         raise UserError(
-            f"{path}: it is damaged ({error}). Bring it back from a copy, or choose "
+            f"{workdir / 'metrics.jsonl'}: it must hold a line of every evaluation, and"
+            f" lacks those of the steps {shown}. Bring it back from a copy, or choose "
             "another --workdir."
-        ) from error
+        )
 
 
 def drop_metrics_after(workdir: Path, step: int) -> None:
@@ -199,11 +217,38 @@ def _content(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"format_version": FORMAT_VERSION, **values}
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise _unusable(path.parent, error) from error
+
+
+def _read_object(path: Path, *, advice: str | None = None) -> dict[str, Any]:
+    """What a file holds that was written with `_content`."""
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
+        if not isinstance(content.get("format_version"), int):
+            raise ValueError("it has no format_version")
+    except OSError as error:
+        raise _unusable(path.parent, error) from error
+    except ValueError as error:
+        raise _damaged(path, error, advice=advice) from error
+    return content
+
+
 def _replace(path: Path, text: str) -> None:
     """Writes a file whole: whoever reads it meanwhile sees the old one."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text)
     partial.replace(path)
+
+
+def _damaged(path: Path, error: Exception, *, advice: str | None = None) -> UserError:
+    advice = advice or "Bring it back from a copy, or choose another --workdir"
+    return UserError(f"{path}: it is damaged ({error}). {advice}.")
 
 
 def _unusable(workdir: Path, error: Exception) -> UserError:
@@ -213,9 +258,17 @@ def _unusable(workdir: Path, error: Exception) -> UserError:
     )
 
 
-def _check_same(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _check_same(
+    workdir: Path,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    may_differ: Sequence[str],
+) -> None:
     # Through JSON, because it turns tuples into lists.
-    old_values, new_values = _flat(old), _flat(json.loads(json.dumps(new)))
+    old_values, new_values = (
+        {k: v for k, v in _flat(c).items() if k.partition(".")[0] not in may_differ}
+        for c in (old, json.loads(json.dumps(new)))
+    )
     differing = [
         f"{key} is {old_values.get(key, 'missing')!r} there and "
         f"{new_values.get(key, 'missing')!r} here"

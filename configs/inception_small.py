@@ -154,7 +154,7 @@ def _inception() -> Settings:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 200
-    config.checkpoint.keep = 1
+    config.checkpoint.keep = 3
     # Training steps in one compiled call. All stretches between evaluations and
     # checkpoints are multiples of it: each length would be compiled by itself.
     config.max_steps_per_dispatch = 20

@@ -113,7 +113,7 @@ def get_config(arm: str = "bn") -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 10_000
-    config.checkpoint.keep = 1
+    config.checkpoint.keep = 3
     # Steps between log lines, where there is no progress bar.
     config.log_every = 1_000
     # Training steps in one compiled call.

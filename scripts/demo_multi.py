@@ -32,7 +32,10 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="a new folder")
     workdir = parser.parse_args().workdir
     if workdir.exists():
-        sys.exit(f"demo_multi: {workdir} is there already; give it a new folder.")
+        sys.exit(
+            f"demo_multi: {workdir} is there already. Remove it, or take "
+            "another folder: make demo-multi DEMO_WORKDIR=runs/another"
+        )
     command = [
         *(sys.executable, "-m", "bn_jax.cli", "launch", "--num_processes=2", "--"),
         *(sys.executable, str(ROOT / "train.py")),

@@ -5,6 +5,7 @@ import fcntl
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import pytest
 from bn_jax.errors import UserError
 from bn_jax.workdir import (
     FORMAT_VERSION,
+    check_metrics,
     check_workdir,
     claim_workdir,
     locked,
+    read_config,
     read_metrics,
     read_summary,
     write_summary,
@@ -94,10 +97,24 @@ def test_a_run_without_its_configuration_is_refused(tmp_path: Path) -> None:
         check_workdir(tmp_path, CONFIG)
 
 
-def test_a_configuration_that_cannot_be_read_is_refused(claimed: Path) -> None:
-    (claimed / "config.json").write_text("{")
-    with pytest.raises(UserError, match=f"workdir {claimed}: it cannot be used"):
-        check_workdir(claimed, CONFIG)
+def test_settings_that_may_differ_are_no_difference(claimed: Path) -> None:
+    other = {**CONFIG, "optimizer": {"name": "adam"}}
+    check_workdir(claimed, other, may_differ=["optimizer"])
+    with pytest.raises(UserError, match=r"seed is 0 there and 1 here\. Choose"):
+        check_workdir(claimed, {**other, "seed": 1}, may_differ=["optimizer"])
+
+
+@pytest.mark.parametrize("damaged", ["{", "[1]", "{}", '{"format_version": "x"}'])
+@pytest.mark.parametrize(
+    "use", [lambda folder: check_workdir(folder, CONFIG), read_config]
+)
+def test_a_configuration_that_is_damaged_is_refused(
+    claimed: Path, use: Callable[[Path], object], damaged: str
+) -> None:
+    path = claimed / "config.json"
+    path.write_text(damaged)
+    with pytest.raises(UserError, match=f"{path}: it is damaged .* from a copy"):
+        use(claimed)
 
 
 def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
@@ -149,7 +166,7 @@ def test_a_last_line_that_is_not_complete_is_left_out(claimed: Path, cut: str) -
     assert read_metrics(claimed) == [{"step": 10}]
 
 
-@pytest.mark.parametrize("damaged", [b"{", b"", b"\xff"])
+@pytest.mark.parametrize("damaged", [b"{", b"", b"\xff", b"[1]", b"{}"])
 def test_another_line_that_is_damaged_is_refused(claimed: Path, damaged: bytes) -> None:
     path = claimed / "metrics.jsonl"
     path.write_bytes(damaged + b'\n{"step": 10}\n')
@@ -157,7 +174,7 @@ def test_another_line_that_is_damaged_is_refused(claimed: Path, damaged: bytes) 
         read_metrics(claimed)
 
 
-@pytest.mark.parametrize("damaged", [b"{", b"", b"\xff"])
+@pytest.mark.parametrize("damaged", [b"{", b"", b"\xff", b"[1]"])
 def test_a_summary_that_is_damaged_is_refused_with_the_way_out(
     claimed: Path, damaged: bytes
 ) -> None:
@@ -165,6 +182,17 @@ def test_a_summary_that_is_damaged_is_refused_with_the_way_out(
     path.write_bytes(damaged)
     with pytest.raises(UserError, match=f"{path}: it is damaged .* Remove it, and"):
         read_summary(claimed)
+
+
+def test_evaluations_that_are_missing_are_named(claimed: Path) -> None:
+    path = claimed / "metrics.jsonl"
+    path.write_text('{"step": 10}\n{"step": 30}\n')
+    check_metrics(claimed, [30, 10])
+    with pytest.raises(UserError, match=f"{path}: .* of the steps 20, 40. Bring"):
+        check_metrics(claimed, [10, 20, 30, 40])
+    path.unlink()
+    with pytest.raises(UserError, match=r"of the steps 0, 1, 2, 3, 4, \.\.\.\."):
+        check_metrics(claimed, range(9))
 
 
 def enter(workdir: Path) -> None:

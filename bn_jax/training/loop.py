@@ -8,7 +8,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from bn_jax.training.metrics import mean_metrics
 from bn_jax.training.nonfinite import name_of_value
 from bn_jax.training.pace import Pace
 from bn_jax.training.parallel import make_parallel
-from bn_jax.training.processes import is_primary, wait_for_all
+from bn_jax.training.processes import is_primary, refused_together, wait_for_all
 from bn_jax.training.profile import Profile
 from bn_jax.training.run import Measured, Run, compile_run
 from bn_jax.training.signals import StoppedBySignalError, StopSignals
@@ -42,6 +42,7 @@ from bn_jax.training.state import Tally, TrainState, resume_tally
 from bn_jax.training.stops import chunks, evaluation_steps
 from bn_jax.training.writer import MetricsWriter
 from bn_jax.workdir import (
+    check_metrics,
     check_workdir,
     claim_workdir,
     locked,
@@ -49,6 +50,9 @@ from bn_jax.workdir import (
     read_summary,
     write_summary,
 )
+
+# Settings of which a run does not depend: it goes on with other devices.
+_MAY_DIFFER = ("parallel",)
 
 
 def train(
@@ -86,17 +90,21 @@ def train(
     workdir = Path(workdir)
     settings = json.loads(config.to_json())
     profile = Profile(workdir, profile_steps)
-    with StopSignals() as signals, locked(workdir) if is_primary() else nullcontext():
-        check_workdir(workdir, settings)
-        summary = read_summary(workdir)
+    with StopSignals() as signals, ExitStack() as held:
+        with refused_together():
+            if is_primary():
+                held.enter_context(locked(workdir))
+            check_workdir(workdir, settings, may_differ=_MAY_DIFFER)
+            summary = read_summary(workdir)
         if summary is not None:
             logging.info("%s: this run is complete already.", workdir)
             return summary
-        parts = _parts(config, devices)
+        with refused_together():
+            parts = _parts(config, devices)
         run = compile_run(config, parts)
-        if is_primary():
-            claim_workdir(workdir, settings)
-        wait_for_all("the folder is ready")
+        with refused_together():
+            if is_primary():
+                claim_workdir(workdir, settings)
         logging.info("%s.", describe_normalization(config, parts.parallel))
         steps_per_second = _run_steps(
             config,
@@ -158,6 +166,9 @@ def _run_steps(
     ):
         state = checkpoints.restore_latest(run.initial_state) or run.initial_state
         first_step = int(state.step)
+        with refused_together():
+            if is_primary():
+                check_metrics(workdir, [n for n in evaluated if n <= first_step])
         if first_step:
             logging.info("%s: goes on after step %d.", workdir, first_step)
         writer.start(first_step)

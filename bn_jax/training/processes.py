@@ -3,7 +3,8 @@
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,8 @@ def join_processes(
             "--coordinator_address, --num_processes and --process_id go together; "
             f"they are {coordinator_address}, {num_processes} and {process_id}."
         )
+    if num_processes is not None and num_processes < 1:
+        raise UserError(f"--num_processes must be at least 1, and is {num_processes}.")
     if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
         raise UserError(
             f"--process_id must lie in 0 to {num_processes - 1}, and is {process_id}."
@@ -78,6 +81,16 @@ def join_processes(
         raise LostProcessError(f"the processes did not meet: {error}") from error
 
 
+def leave_processes() -> None:
+    """Waits for the other processes and leaves them, where there are any.
+
+    For an end that all have agreed on: JAX's runtime takes one that ends before the
+    others do for one that has died, and ends those with a trace of its own.
+    """
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+
+
 def is_primary() -> bool:
     """Whether this process is the one that writes and shows."""
     return jax.process_index() == 0
@@ -91,6 +104,33 @@ def wait_for_all(name: str) -> None:
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"bn_jax: {name}")
+
+
+@contextmanager
+def refused_together() -> Iterator[None]:
+    """A context whose refusal in one process all of them hear of.
+
+    They would wait for that process in their next computation, until JAX's runtime
+    ends them with a trace of its own. Nothing may be computed in it on the devices of
+    several processes.
+
+    Raises:
+        UserError: What is refused here, or that another process has refused it.
+    """
+    refusal: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        refusal = error
+    if jax.process_count() > 1:
+        refused = multihost_utils.process_allgather(np.asarray(refusal is not None))
+        if refused.any():
+            leave_processes()
+            refusal = refusal or UserError(
+                f"process {int(np.argmax(refused))} cannot begin, and says why."
+            )
+    if refusal is not None:
+        raise refusal
 
 
 def make_any(parallel: Parallel) -> Callable[[int], Bool[Array, ""]]:

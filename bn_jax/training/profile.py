@@ -34,7 +34,11 @@ class Profile(AbstractContextManager):
         self._is_running = False
 
     def __exit__(self, *_: object) -> None:
-        """Writes what there is."""
+        """Writes what there is, and says if there is nothing."""
+        if self._steps is not None and not self._is_running:
+            logging.warning(
+                "No trace: steps %d to %d were not taken here.", *self._steps
+            )
         self._stop()
 
     def advance(self, first_step: int, last_step: int) -> None:
@@ -57,7 +61,7 @@ class Profile(AbstractContextManager):
         Args:
             step: Steps that the device has completed.
         """
-        if self._steps is not None and step >= self._steps[1]:
+        if self._is_running and self._steps is not None and step >= self._steps[1]:
             self._stop()
             self._steps = None
 

@@ -23,6 +23,7 @@ DEVICES = {
     "one_process": {},
     "one_process_with_two_devices": {"local_devices": 2},
     "one_process_with_four_devices": {"local_devices": 4},
+    "two_of_four_devices": {"local_devices": 4, "parallel__num_devices": 2},
     "two_processes": {"num_processes": 2},
 }
 
@@ -71,6 +72,7 @@ def test_the_losses_are_those_of_one_device(
         ("one_process", "two_processes"),
         ("two_processes", "one_process"),
         ("one_process", "one_process_with_four_devices"),
+        ("two_of_four_devices", "one_process_with_four_devices"),
     ],
 )
 def test_a_run_goes_on_with_other_devices(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from faults.conftest import Train
-from faults.programs import LOST_A_PROCESS, SCRIPT, flags, process_flags, steps, until
+from faults.programs import SCRIPT, flags, process_flags, steps, until
 
 # What two processes do in place of training.
 FAIL = """
@@ -77,7 +77,7 @@ def test_a_mistake_in_one_process_of_two_ends_both(
     assert other.strip()
 
 
-def test_a_process_that_refuses_its_settings_ends_the_others(
+def test_what_one_process_refuses_ends_all_with_a_line(
     train: Train, tmp_path: Path
 ) -> None:
     # The second one looks for its data elsewhere.
@@ -89,7 +89,23 @@ def test_a_process_that_refuses_its_settings_ends_the_others(
     assert programs[1].wait() == 1
     last = programs[1].output.splitlines()[-1]
     assert last.startswith(f"train.py: idx_dir: there is no folder {tmp_path}")
-    assert programs[0].wait(30) in LOST_A_PROCESS
+    assert programs[0].wait(30) == 1
+    last = programs[0].output.splitlines()[-1]
+    assert last == "train.py: process 1 cannot begin, and says why."
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_first_process_refuses_ends_all_with_a_line(
+    train: Train, tmp_path: Path
+) -> None:
+    # Only the first one locks the folder, and only it can find that it is a file.
+    (tmp_path / "run").write_text("mine")
+    programs = train(tmp_path / "run", num_processes=2)
+    assert [program.wait(30) for program in programs] == [1, 1]
+    assert "it cannot be used" in programs[0].output.splitlines()[-1]
+    last = programs[1].output.splitlines()[-1]
+    assert last.startswith("train.py: ")
+    assert not any("Traceback" in program.output for program in programs)
 
 
 @pytest.mark.parametrize("process_id", [0, 1])

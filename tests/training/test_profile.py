@@ -58,13 +58,19 @@ def test_a_trace_that_is_cut_short_is_written(tmp_path: Path, calls: list[str]) 
     assert calls == ["start", "stop"]
 
 
-def test_steps_that_were_taken_before_have_no_trace(
-    tmp_path: Path, calls: list[str]
+@pytest.mark.parametrize("steps", [(10, 20), (50, 60)])
+def test_steps_that_are_not_taken_have_no_trace_and_that_is_said(
+    tmp_path: Path,
+    calls: list[str],
+    caplog: pytest.LogCaptureFixture,
+    steps: tuple[int, int],
 ) -> None:
-    with Profile(tmp_path, (10, 20)) as profile:
+    with Profile(tmp_path, steps) as profile:
         profile.advance(30, 40)
         profile.complete(40)
     assert calls == []
+    expected = f"No trace: steps {steps[0]} to {steps[1]} were not taken here."
+    assert expected in caplog.text
 
 
 def test_a_run_with_steps_that_are_none_leaves_no_folder(
