@@ -65,12 +65,12 @@ def prepare_imagenet(
     # TFDS takes most of a second to import.
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder(_NAME, data_dir=str(data_dir))
-    folder = Path(builder.data_dir)
+    folder = data_dir / _NAME / str(tfds.builder_cls(_NAME).VERSION)
     if folder.exists():
-        prepared_builder(_NAME, str(data_dir))
+        _check_prepared(data_dir, is_subset=is_subset)
         logging.info("%s: it is prepared already.", folder)
         return folder
+    builder = tfds.builder(_NAME, data_dir=str(data_dir))
     builder.info.set_file_format("array_record", override=True)
     for tar in _TARS.values():
         if not (manual_dir / tar).is_file():
@@ -93,6 +93,17 @@ def prepare_imagenet(
         unfinished.rename(folder)
     (folder / "plan").unlink()
     return folder
+
+
+def _check_prepared(data_dir: Path, *, is_subset: bool) -> None:
+    builder = prepared_builder(_NAME, str(data_dir))
+    splits = builder.info.splits
+    found = {split: splits[split].num_examples for split in splits}
+    if not is_subset and any(found.get(s) != n for s, n in _NUM_IMAGES.items()):
+        raise UserError(
+            f"{builder.data_dir}: it is prepared with other images than all, {found}. "
+            "--subset leaves it as it is; remove that folder to prepare all."
+        )
 
 
 class _Shard(NamedTuple):
@@ -242,8 +253,16 @@ def _write_shard(
         try:
             for content in pool.map(record, shard.images):
                 writer.write(content)
-        finally:
             writer.close()
+        # All that array_record raises.
+        except RuntimeError as error:
+            raise UserError(
+                f"{unfinished} cannot be written ({error}). The same command goes on "
+                "behind the files that are complete, once there is room."
+            ) from error
+        finally:
+            with suppress(RuntimeError):
+                writer.close()
     with unfinished.open("rb") as file:
         os.fsync(file.fileno())
     unfinished.rename(path)

@@ -34,8 +34,8 @@ def rgb_jpeg(content: bytes, *, name: str) -> bytes:
         file = io.BytesIO()
         image.convert("RGB").save(file, "JPEG", quality=100)
         return file.getvalue()
-    # Pillow has no error of its own.
-    except (OSError, SyntaxError, ValueError) as error:
+    # Pillow has one error of its own.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
             f"{name}: the image cannot be decoded ({error}), and every official one "
             "can. Download the tar file again."

@@ -91,6 +91,7 @@ def prepared_builder(name: str, data_dir: str | None) -> Any:
     """
     # TFDS takes most of a second to import, and the embedded MNIST needs none of it.
     import tensorflow_datasets as tfds
+    from google.protobuf.json_format import ParseError
 
     try:
         builder = tfds.builder(name, data_dir=data_dir)
@@ -102,6 +103,13 @@ def prepared_builder(name: str, data_dir: str | None) -> Any:
             f" under {data_dir or 'its default folder'}. `python -c 'import "
             f"tensorflow_datasets as t; print(t.list_builders())'` lists the names."
         ) from error
+    # A description of the data that is damaged, which their format raises for.
+    except ParseError as error:
+        raise UserError(
+            f"{name}: what is in {data_dir or 'the default folder'} is damaged "
+            f"({error}). Remove its folder and prepare it again: "
+            f"{_recipe(name, data_dir)}"
+        ) from error
     file_format = builder.info.file_format
     is_there = bool(builder.info.splits)
     if is_there and file_format is not None and file_format.value != "array_record":
@@ -111,8 +119,12 @@ def prepared_builder(name: str, data_dir: str | None) -> Any:
             f"as array_record in another folder: {_recipe(name, data_dir)}"
         )
     if not is_there:
+        is_empty = Path(builder.data_dir).exists()
+        remove = (
+            "Remove that folder, which holds no whole data set. " if is_empty else ""
+        )
         raise UserError(
-            f"{name}: nothing is prepared in {builder.data_dir}. "
+            f"{name}: nothing is prepared in {builder.data_dir}. {remove}"
             f"Prepare it: {_recipe(name, data_dir)}"
         )
     for split in builder.info.splits.values():

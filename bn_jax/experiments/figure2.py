@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bn_jax.data import load_dataset
 from bn_jax.errors import UserError
 from bn_jax.experiments.configs import load_config
 from bn_jax.experiments.runs import Job, run_jobs
@@ -59,6 +60,10 @@ def figure2(
                 "all; leave it out. --seeds says how many seeds, and --search finds a "
                 "rate."
             )
+    # Data that are not there are refused before hours of training.
+    data = load_dataset(
+        **load_config(_CONFIG, "inception", overrides=overrides).dataset
+    )
     found = _search(workdir / "search", overrides) if search else None
     jobs: dict[str, list[Job]] = {}
     for arm in _ARMS:
@@ -85,7 +90,9 @@ def figure2(
     record = {
         "machine": describe_machine(),
         "search": found,
-        **figure2_record(arms, diverged_after=diverged_after),
+        **figure2_record(
+            arms, diverged_after=diverged_after, num_classes=data.num_classes
+        ),
     }
     picture = workdir / "figure2.png"
     draw_figure2(arms, [picture, workdir / "figure2.svg"])

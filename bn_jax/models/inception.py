@@ -92,10 +92,9 @@ class Inception(nn.Module):
             ValueError: If a field has a value that it cannot have, or if the images
                 have another rank or are too small.
         """
-        network = self.network
-        self._check(network, images.shape)
+        self.check_shape(images.shape)
         h = images
-        for stage in network:
+        for stage in self.network:
             per_activation = stage.name in self.per_activation_modules
             branches = [
                 self._branch(branch, h, train=train, per_activation=per_activation)
@@ -186,7 +185,16 @@ class Inception(nn.Module):
         scale *= self.kernel_gain**2
         return initializers.variance_scaling(scale, "fan_in", "normal")
 
-    def _check(self, network: Network, shape: Sequence[int]) -> None:
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Makes sure that the network can be made, and made for such images.
+
+        Args:
+            shape: Of the images, `(batch, height, width, channels)`.
+
+        Raises:
+            ValueError: As for a call.
+        """
+        network = self.network
         modules = [row.name for row in FIGURE_5]
         unknown = [n for n in self.per_activation_modules if n not in modules]
         if unknown:
@@ -204,7 +212,7 @@ class Inception(nn.Module):
                 "Inception: kernel_gain must be a positive factor of the initial "
                 f"weights, and is {self.kernel_gain}; 1.0 is that of He et al."
             )
-        if len(shape) != 4:
+        if len(shape) != 4 or shape[3] < 1:
             raise ValueError(
                 "Inception: images must have the axes (batch, height, width, channels)"
                 f", and have the shape {tuple(shape)}."
@@ -228,9 +236,13 @@ def multiply_adds(model: Inception, image_shape: Sequence[int]) -> int:
         model: The network.
         image_shape: Height, width and channels of an image.
 
+    Raises:
+        ValueError: If the network takes no such images.
+
     >>> multiply_adds(Inception(num_classes=1000), (224, 224, 3))
     1948605440
     """
+    model.check_shape((1, *image_shape))
     return inception_sizes.multiply_adds(
         model.network, image_shape, num_classes=model.num_classes
     )

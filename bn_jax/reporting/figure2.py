@@ -45,6 +45,7 @@ def figure2_record(
     arms: Mapping[str, Sequence[Run]],
     *,
     diverged_after: Mapping[str, Sequence[int | None]],
+    num_classes: int,
 ) -> dict[str, Any]:
     """The figure's numbers, JSON-ready: measured, published, and the claims.
 
@@ -54,6 +55,7 @@ def figure2_record(
     Args:
         arms: Runs of each arm, one a seed, the same seeds in all.
         diverged_after: The last finite step of those that have diverged.
+        num_classes: Classes of the data set.
     """
     targets = [_max_accuracy(run) or 0.0 for run in arms["inception"]]
     measured: dict[str, Any] = {}
@@ -77,13 +79,15 @@ def figure2_record(
     config = arms["inception"][0].config
     record: dict[str, Any] = {
         "source": f"these runs: {describe_data(config)}",
+        "num_classes": num_classes,
         "target_accuracy": spread(targets),
         "arms": measured,
         "published": PUBLISHED,
         "versions": _versions(arms),
         "config": config,
     }
-    record["claims"] = [claim._asdict() for claim in check_claims(measured)]
+    claims = check_claims(measured, num_classes=num_classes)
+    record["claims"] = [claim._asdict() for claim in claims]
     return record
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from array_record.python.array_record_module import ArrayRecordWriter
 from data.imagenet_files import CMYK, GREY, PNG, training_files, validation_files
 from data.imagenet_records import in_order, records
 from data.tfds_files import prepare_by_tfds
@@ -116,3 +118,44 @@ def test_a_folder_that_lacks_files_is_not_taken_for_a_data_set(
     next(folder.glob("*-train.array_record*")).unlink()
     with pytest.raises(UserError, match=r"is not whole; it lacks imagenet2012-train"):
         prepare(tars, tmp_path, is_subset=True)
+
+
+def test_a_subset_does_not_pass_for_all_images(tars: Path, data_dir: Path) -> None:
+    expected = r"with other images than all, .*'train': 43.* --subset leaves it"
+    with pytest.raises(UserError, match=expected):
+        prepare(tars, data_dir)
+
+
+@pytest.mark.parametrize("description", [None, "{"])
+def test_a_folder_whose_description_is_damaged_is_to_be_removed(
+    tars: Path, tmp_path: Path, description: str | None
+) -> None:
+    info = prepare(tars, tmp_path, is_subset=True) / "dataset_info.json"
+    if description is None:
+        info.unlink()
+    else:
+        info.write_text(description)
+    with pytest.raises(UserError, match=r"Remove .* folder.* [Pp]repare it"):
+        prepare(tars, tmp_path, is_subset=True)
+
+
+def test_a_disk_that_fills_meanwhile_is_said(
+    monkeypatch: pytest.MonkeyPatch, tars: Path, tmp_path: Path
+) -> None:
+    class Full(ArrayRecordWriter):
+        def write(self, content: bytes) -> None:
+            raise RuntimeError("write() failed: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(array_record_module, "ArrayRecordWriter", Full)
+        with pytest.raises(UserError, match=r"No space left .* goes on behind"):
+            prepare(tars, tmp_path, is_subset=True)
+    assert prepare(tars, tmp_path, is_subset=True).is_dir()
+
+
+def test_an_image_of_excessive_size_is_refused_with_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(UserError, match=f"{GREY}: the image cannot be decoded"):
+        rgb_jpeg(training_files()["n01440764"][GREY], name=GREY)

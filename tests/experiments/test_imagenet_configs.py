@@ -31,6 +31,15 @@ def test_every_arm_is_locked_and_passes_the_checks(arm: str) -> None:
     check_config(config)
 
 
+def test_a_batch_of_another_size_changes_what_follows_from_it() -> None:
+    config = config_of("modern")
+    steps = config.num_steps
+    config.batch_size = 256
+    assert config.optimizer.learning_rate == pytest.approx(0.1, rel=1e-12)
+    assert config.num_steps == pytest.approx(4 * steps, rel=1e-3)
+    assert config.num_steps / config.schedule.warmup_steps == 18
+
+
 @pytest.mark.parametrize("arm", PAPER_ARMS)
 def test_what_the_paper_states_of_all_arms(arm: str) -> None:
     config = config_of(arm)

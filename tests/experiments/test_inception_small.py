@@ -83,6 +83,15 @@ def test_the_modifications_of_section_421(arm: str) -> None:
     assert (inception["model.dropout_rate"], changed["model.dropout_rate"]) == (0.4, 0)
 
 
+@pytest.mark.parametrize(("arm", "halvings"), [("inception", 1), ("bn_x5", 6)])
+def test_a_run_of_other_length_halves_the_rate_as_often(
+    arm: str, halvings: int
+) -> None:
+    config: Any = load_config("inception_small.py", arm)
+    config.num_steps = 1200
+    assert config.schedule.decay_every_steps == 1200 // halvings
+
+
 def test_what_is_compared_is_the_validation_images() -> None:
     config = settings("inception")
     assert config["dataset.train_split"] == "train[:-2000]"

@@ -149,6 +149,12 @@ def test_the_network_has_its_number_of_multiply_adds(fields, expected):
     assert multiply_adds(inception(**fields), IMAGE) == expected
 
 
+@pytest.mark.parametrize("image_shape", [(10, 10, 3), (224, 224), (224, 224, 0)])
+def test_images_that_the_network_refuses_have_no_multiply_adds(image_shape):
+    with pytest.raises(ValueError, match="Inception: "):
+        multiply_adds(inception(), image_shape)
+
+
 def test_multiply_adds_are_nearly_the_published_ones():
     # 2,048.06 million are published for the dense stem with biases; they count
     # more than convolutions, by a rule that is not.

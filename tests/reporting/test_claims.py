@@ -14,12 +14,12 @@ FEWER_BASELINE, FEWER_X5, X30, X5, RELU, DIVERGES, CHANCE, LEARNS = range(8)
 
 @pytest.fixture
 def arms() -> dict[str, Any]:
-    record = figure2_record(small_arms(), diverged_after=DIVERGED_AFTER)
+    record = figure2_record(small_arms(), diverged_after=DIVERGED_AFTER, num_classes=10)
     return deepcopy(record["arms"])
 
 
 def holds(arms: dict[str, Any]) -> list[bool]:
-    return [claim.holds for claim in check_claims(arms)]
+    return [claim.holds for claim in check_claims(arms, num_classes=10)]
 
 
 def test_what_these_figures_show_holds_and_nothing_else(arms: dict[str, Any]) -> None:
@@ -49,13 +49,21 @@ def test_one_seed_that_fails_refutes_a_claim(
     assert not holds(arms)[claim]
 
 
+@pytest.mark.parametrize(("num_classes", "expected"), [(2, True), (10, False)])
+def test_chance_depends_on_the_number_of_classes(
+    arms: dict[str, Any], num_classes: int, expected: bool
+) -> None:
+    arms["inception_sigmoid"]["max_accuracy"]["seeds"] = [0.5, 0.52]
+    assert check_claims(arms, num_classes=num_classes)[CHANCE].holds is expected
+
+
 def test_a_claim_that_fails_can_hold(arms: dict[str, Any]) -> None:
     arms["bn_x30"]["max_accuracy"]["seeds"] = [0.97, 0.97]
     assert holds(arms)[X30]
 
 
 def test_a_run_that_diverges_is_told_with_its_step(arms: dict[str, Any]) -> None:
-    claim = check_claims(arms)[DIVERGES]
+    claim = check_claims(arms, num_classes=10)[DIVERGES]
     assert claim.measured == "0.00%, diverged after step 7, 12.00%"
 
 

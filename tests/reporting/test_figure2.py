@@ -21,7 +21,7 @@ from bn_jax.reporting.figure2 import (
 
 @pytest.fixture
 def record() -> dict[str, Any]:
-    return figure2_record(small_arms(), diverged_after=DIVERGED_AFTER)
+    return figure2_record(small_arms(), diverged_after=DIVERGED_AFTER, num_classes=10)
 
 
 def test_steps_are_counted_to_what_inception_with_that_seed_reaches_at_best(
@@ -87,7 +87,7 @@ def test_any_run_may_diverge_before_its_first_evaluation(arm: str) -> None:
     arms = small_arms()
     arms[arm][0] = arms["inception_x5"][0]
     diverged_after = {**DIVERGED_AFTER, arm: [7, None]}
-    record = figure2_record(arms, diverged_after=diverged_after)
+    record = figure2_record(arms, diverged_after=diverged_after, num_classes=10)
     assert record["versions"] == VERSIONS
     assert not record["claims"][1]["holds"]
     lines = figure2_table(record).splitlines()

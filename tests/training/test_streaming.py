@@ -1,17 +1,29 @@
 """Evaluations whose images are read from the disk, crops of them included."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from training.tiny_imagenet import tiny_imagenet_config
-from training.tiny_runs import Complete, final_state, parts_of, saved_config
+from training.tiny_runs import (
+    Complete,
+    PowerFailureError,
+    assert_same_result,
+    complete_run,
+    fail_at,
+    final_state,
+    parts_of,
+    saved_config,
+)
 
 from bn_jax.data import load_dataset
 from bn_jax.data.crops import NUM_CROPS
 from bn_jax.data.imagenet import RecordSplit
+from bn_jax.training.checkpoint import Checkpoints
 from bn_jax.training.evaluate import evaluate
+from bn_jax.training.loop import train
 from bn_jax.training.metrics import mean_metrics
 from bn_jax.training.run import compile_run
 
@@ -90,6 +102,25 @@ def test_training_reads_a_batch_at_a_time_and_once_for_the_averaged_network_too(
     assert asked == []
     run.evaluate(run.initial_state, 0)
     assert asked == [5, 5, 5]
+
+
+def test_a_run_that_goes_on_sees_the_same_images_as_one_that_was_not_interrupted(
+    imagenet_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Into the second epoch, whose order is another one.
+    config = tiny_imagenet_config(
+        imagenet_dir,
+        num_steps=8,
+        max_steps_per_dispatch=1,
+        checkpoint__every_steps=3,
+    )
+    expected = complete_run(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        fail_at(patch, Checkpoints, "save", 6)
+        with pytest.raises(PowerFailureError):
+            train(config, tmp_path / "cut", show_progress=False)
+    train(config, tmp_path / "cut", show_progress=False)
+    assert_same_result(tmp_path / "cut", expected)
 
 
 @pytest.mark.parametrize("num_devices", [2, 4])
