@@ -2,7 +2,7 @@
 
 import io
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from bn_jax.errors import UserError
 
@@ -34,9 +34,15 @@ def rgb_jpeg(content: bytes, *, name: str) -> bytes:
         file = io.BytesIO()
         image.convert("RGB").save(file, "JPEG", quality=100)
         return file.getvalue()
-    # Pillow has one error of its own.
+    except UnidentifiedImageError as error:
+        raise _damaged(name, "it is neither JPEG nor PNG") from error
+    # Pillow has one more error of its own.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{name}: the image cannot be decoded ({error}), and every official one "
-            "can. Download the tar file again."
-        ) from error
+        raise _damaged(name, str(error)) from error
+
+
+def _damaged(name: str, why: str) -> UserError:
+    return UserError(
+        f"{name}: the image cannot be decoded ({why}), and every official one can. "
+        "Download the tar file again."
+    )

@@ -54,8 +54,9 @@ def _part(data: ArrayDataset, name: str) -> ArraySplit:
         parts = tfds.core.ReadInstruction.from_spec(name).to_absolute(sizes)
     except (ValueError, AssertionError) as error:
         raise UserError(
-            f"{data.name}: there is no split {name!r}; it has 'train' and 'test', and "
-            "slices of them such as 'train[:-5000]'."
+            f"{data.name}: there is no split {name!r}; it has 'train' with "
+            f"{len(data.train)} images and 'test' with {len(data.test)}, and slices of "
+            "them such as 'train[:-5000]'."
         ) from error
     chosen = [(splits[part.splitname], slice(part.from_, part.to)) for part in parts]
     return ArraySplit(
