@@ -9,6 +9,14 @@ in is what they differ in in the paper; sizes, data and rates are not the paper'
 
 Two more arms are what the paper tells in words: Inception at five times its rate, and
 Inception with sigmoids, both without normalization.
+
+Expected, highest validation accuracy in percent, 3 seeds (results/figure2.json):
+
+    inception         79.82 ± 11.18        inception_x5         10.70 (one class)
+    bn_baseline       98.70 ± 0.18         inception_sigmoid    10.70 (one class)
+    bn_x5             98.57 ± 0.19
+    bn_x30            83.00 ± 8.92
+    bn_x5_sigmoid     98.02 ± 0.10
 """
 
 from typing import Any

@@ -2,6 +2,10 @@ import json
 import re
 from pathlib import Path
 
+from bn_jax.experiments.configs import load_config
+from bn_jax.reporting.claims import ARM_NAMES
+from bn_jax.reporting.spread import mean_and_deviation
+
 _README = Path(__file__).parents[1] / "README.md"
 
 
@@ -76,3 +80,45 @@ def test_the_cost_of_the_loop_is_that_of_the_committed_benchmark():
     record = json.loads((_README.parent / "results/loop.json").read_text())
     assert f"{record['loop_over_bare']:.2f} of its time" in _README.read_text()
     assert record["loop_over_bare"] <= 1.02
+
+
+def test_the_small_arms_are_those_of_their_committed_runs():
+    record = json.loads((_README.parent / "results/figure2.json").read_text())
+    text = _README.read_text()
+    for arm, values in record["arms"].items():
+        steps = mean_and_deviation(values["steps_to_target"], "{:.0f}")
+        highest = mean_and_deviation(values["max_accuracy"], "{:.2f}", unit=0.01)
+        cells = [ARM_NAMES[arm], f"{values['learning_rate']:g}", steps, f"{highest} %"]
+        assert f"| {' | '.join(cells)} | " in text
+    target = mean_and_deviation(record["target_accuracy"], "{:.2f}", unit=0.01)
+    assert f"{target} % here" in text
+
+
+def test_every_claim_of_the_small_arms_is_told_as_it_came_out():
+    record = json.loads((_README.parent / "results/figure2.json").read_text())
+    text = _README.read_text()
+    for claim in record["claims"]:
+        end = "holds" if claim["holds"] else "**does not hold**"
+        cells = [claim["claim"], claim["criterion"], claim["measured"], end]
+        assert f"| {' | '.join(cells)} |" in text
+
+
+def test_the_rate_of_the_small_arms_is_the_one_that_the_search_found():
+    record = json.loads((_README.parent / "results/figure2.json").read_text())
+    tried = record["search"]["tried"]
+    best = max(tried, key=lambda one: one["max_accuracy"])
+    assert record["search"]["learning_rate"] == best["learning_rate"]
+    config = load_config("inception_small.py", "inception")
+    assert config.optimizer.learning_rate == best["learning_rate"]
+    accuracies = sorted(one["max_accuracy"] for one in tried)
+    assert f"({100 * accuracies[0]:.0f} to {100 * accuracies[-1]:.0f} %)" in (
+        _README.read_text()
+    )
+
+
+def test_the_configuration_of_the_small_arms_says_what_they_came_to():
+    record = json.loads((_README.parent / "results/figure2.json").read_text())
+    text = (_README.parent / "configs/inception_small.py").read_text()
+    for arm, values in record["arms"].items():
+        highest = mean_and_deviation(values["max_accuracy"], "{:.2f}", unit=0.01)
+        assert re.search(rf"\b{arm} +{highest.removesuffix(' ± 0.00')}", text)

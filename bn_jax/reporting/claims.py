@@ -92,7 +92,7 @@ def _fewer_steps(arms: Arms, arm: str, fraction: float, published: str) -> Claim
     return Claim(
         claim=f"{ARM_NAMES[arm]} needs fewer steps to Inception's best accuracy",
         source=f"Figure 3: {published}",
-        criterion=f"at most {fraction:.0%} of Inception's",
+        criterion=f"at most {100 * fraction:.0f} % of Inception's",
         # An Inception that was never evaluated has no steps to compare with.
         holds=all(
             own is not None and base is not None and own <= fraction * base
@@ -113,7 +113,9 @@ def _higher(arms: Arms, arm: str, other: str, published: str) -> Claim:
         source=f"Figure 3: {published}",
         criterion="higher with the same seed",
         holds=all((one or 0) > (two or 0) for one, two in pairs),
-        measured=", ".join(f"{one or 0:.2%} and {two or 0:.2%}" for one, two in pairs),
+        measured=", ".join(
+            f"{_percent(one)} and {_percent(two)}" for one, two in pairs
+        ),
     )
 
 
@@ -135,7 +137,7 @@ def _each_seed(
         criterion=criterion,
         holds=all(passes(accuracy, end) for accuracy, end in both),
         measured=", ".join(
-            f"{accuracy:.2%}" + ("" if end is None else f", diverged after step {end}")
+            _percent(accuracy) + ("" if end is None else f", diverged after step {end}")
             for accuracy, end in both
         ),
     )
@@ -143,3 +145,7 @@ def _each_seed(
 
 def _seeds(arms: Arms, arm: str, name: str) -> Sequence[Any]:
     return arms[arm][name]["seeds"]
+
+
+def _percent(accuracy: float | None) -> str:
+    return f"{100 * (accuracy or 0):.2f} %"

@@ -40,7 +40,9 @@ def test_a_part_holds_the_examples_of_its_name(name: str, labels: list[int]) -> 
     "name", ["validation", "train[:x]", "train[5:70]", "train[", "", "trian+test"]
 )
 def test_a_part_that_is_not_there_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=r"ten: there is no split .*'train' with .* and 'test' with"):
+    with pytest.raises(
+        UserError, match=r"ten: there is no split .*'train' with .* and 'test' with"
+    ):
         choose_splits(DATA, train_split="train", test_split=name)
 
 

@@ -64,7 +64,7 @@ def test_a_claim_that_fails_can_hold(arms: dict[str, Any]) -> None:
 
 def test_a_run_that_diverges_is_told_with_its_step(arms: dict[str, Any]) -> None:
     claim = check_claims(arms, num_classes=10)[DIVERGES]
-    assert claim.measured == "0.00%, diverged after step 7, 12.00%"
+    assert claim.measured == "0.00 %, diverged after step 7, 12.00 %"
 
 
 def test_a_run_that_diverges_after_it_has_learned_has_diverged(

@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from reporting.runs import VERSIONS
 from reporting.small_arms import DIVERGED_AFTER, small_arms
 
@@ -125,25 +123,6 @@ def test_both_panels_are_drawn_and_say_who_diverged(tmp_path: Path) -> None:
     assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
     for text in ("(a) The paper's five arms", "BN-x30", "Inception-x5 (diverged)"):
         assert svg.count(f"<!-- {text} -->") == 1
-
-
-@pytest.mark.parametrize(("lowest", "bottom"), [(0.88, 0.7), (0.31, 0.2), (0.0, 0.0)])
-def test_the_first_panel_shows_what_every_arm_reaches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lowest: float, bottom: float
-) -> None:
-    limits: list[tuple[float, float]] = []
-
-    def save(figure: Figure, path: Path, **_: Any) -> None:
-        limits.append(figure.axes[0].get_ylim())
-
-    monkeypatch.setattr(Figure, "savefig", save)
-    arms = small_arms()
-    run = arms["bn_x5_sigmoid"][0]
-    accuracy = np.minimum(run.metrics["test_accuracy"], lowest)
-    metrics = {**run.metrics, "test_accuracy": accuracy}
-    arms["bn_x5_sigmoid"] = [run._replace(metrics=metrics)]
-    draw_figure2(arms, [tmp_path / "figure.png"])
-    assert limits == [(bottom, 1.0)]
 
 
 def test_the_same_runs_give_the_same_picture(tmp_path: Path) -> None:
