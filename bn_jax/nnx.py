@@ -97,6 +97,7 @@ def accumulate_batch_stats(model: nnx.Module, moments: nnx.State) -> nnx.State:
                 nnx.to_pure_dict(nnx.state(layer, nnx.BatchStat)),
                 sown,
                 momentum=layer.momentum,
+                group_size=layer.group_size,
                 variance_correction=layer.variance_correction,
                 debias=layer.debias,
                 skip_nonfinite=layer.skip_nonfinite,

@@ -46,6 +46,11 @@ def check_arrays(
                 f"axes {tuple(feature_axes)}, and has {jnp.shape(values)}; x has "
                 f"{x.shape}."
             )
+    if jnp.shape(batch_stats.get("count", 0)) != ():
+        raise ValueError(
+            "batch_norm: batch_stats['count'] must be one number, the batches of all "
+            f"features, and has the shape {jnp.shape(batch_stats['count'])}."
+        )
     if mask is not None and not _broadcasts(jnp.shape(mask), x.shape):
         raise ValueError(
             f"batch_norm: mask of shape {jnp.shape(mask)} does not broadcast to x of "
@@ -158,8 +163,8 @@ def check_number_of_values(
         raise ValueError(
             f"batch_norm: x of shape {x.shape} has one value a feature, whose variance "
             "is 0 and whose normalized value is always 0. Train with more examples a "
-            "batch, share statistics across devices (axis_name), or normalize by the "
-            "running ones (use_running_average=True)."
+            "batch or group (group_size), share statistics across devices (axis_name), "
+            "or normalize by the running ones (use_running_average=True)."
         )
 
 

@@ -108,7 +108,7 @@ def batch_norm(
 
     Returns:
         y, of x's shape and dtype (float32 for integers), and the new running
-        statistics in the dtypes that they had. A batch with nothing to average gives
+        statistics, in float32 at least. A batch with nothing to average gives
         y = bias and leaves them alone.
 
     Raises:
@@ -228,7 +228,7 @@ def batch_norm_with_moments(
                 _normalize_by_group, layout=layout, group_size=group_size
             )
             by_batch, moments = with_automatic_sharding(by_group, x, feature_axes)(
-                x, scale, bias, shift, mask=mask
+                x, scale, bias, shift, mask
             )
         y = _select(use_running_average, by_running, by_batch)
         updated = update_batch_stats(
@@ -253,8 +253,8 @@ def _normalize_by_group(
     scale: Array | None,
     bias: Array | None,
     shift: Array,
-    *,
     mask: Array | None,
+    *,
     layout: Layout,
     group_size: int,
 ) -> tuple[Array, Moments]:

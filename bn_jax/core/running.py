@@ -40,8 +40,9 @@ def update_batch_stats(
             feature leaves the statistics alone.
 
     Returns:
-        New statistics in the dtypes they had (the mean turns complex when the batch
-        is). Features without a value in the batch keep theirs.
+        New statistics in the dtypes they had, in float32 at least: in fewer bits they
+        would stall (the mean turns complex when the batch is). Features without a
+        value in the batch keep theirs.
     """
     var = unbiased_variance(moments) if variance_correction else moments.var
     counts = moments.num_samples > 0
@@ -51,7 +52,7 @@ def update_batch_stats(
 
     def step(old: Array, new: Array) -> Array:
         wide = wide_dtype(old.dtype, new.dtype)
-        dtype = wide if jnp.iscomplexobj(new) else old.dtype
+        dtype = wide if jnp.iscomplexobj(new) else wide_dtype(old.dtype)
         old, new = old.astype(wide), new.astype(wide)
         average = (1 - weight) * old + weight * new
         return jnp.where(counts, average, old).astype(dtype)

@@ -6,6 +6,7 @@ from typing import Any
 import flax.errors
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.core import DenyList
 from flax.linen.dtypes import canonicalize_dtype
 from flax.typing import Dtype, Initializer
 from jax.nn import initializers
@@ -48,7 +49,7 @@ class BatchNorm(nn.Module):
     alone, masked positions come back as 0, and a batch with one value a feature is
     refused.
 
-    When the collection `batch_moments` is mutable, the layer also sows its
+    When `batch_moments` is named among the mutable collections, the layer also sows its
     `Moments` there as `moments`, a tuple with one entry a call;
     `bn_jax.population_statistics` and `bn_jax.accumulate_batch_stats` read them.
 
@@ -177,8 +178,15 @@ class BatchNorm(nn.Module):
         if moments is not None and not initializing:
             if self.update_running_average is not False:
                 self._store(batch_stats)
-            self.sow("batch_moments", "moments", moments)
+            if self._is_asked_for_moments():
+                self.sow("batch_moments", "moments", moments)
         return y.astype(dtype)
+
+    def _is_asked_for_moments(self) -> bool:
+        # By their name. A filter that takes all there is, such as mutable=True, is no
+        # request: the variables of Flax's layer do not grow in such a loop.
+        mutable = self.scope.mutable if self.scope else False
+        return mutable is not True and not isinstance(mutable, DenyList)
 
     def _count(self) -> Array:
         """Batches behind the running statistics, also where no leaf says so."""

@@ -83,8 +83,8 @@ class BatchNorm(nnx.Module):
         """Makes parameters and running statistics.
 
         Args:
-            num_features: Size of the feature axis; of several, their sizes in the
-                order of the axes.
+            num_features: Size of the feature axis; of several, their sizes as they
+                follow each other in the input.
             use_running_average: Normalize by the running statistics (inference) and
                 not by the batch's; the call's has precedence. `train()`, `eval()`
                 and `nnx.view` set it.
@@ -144,7 +144,7 @@ class BatchNorm(nnx.Module):
         # Static attributes are hashed by NNX, and a list cannot be.
         self.num_features = num_features if is_one else features
         self.use_running_average = use_running_average
-        self.axis = axis if isinstance(axis, int) else tuple(axis)
+        self.axis = tuple(axis) if isinstance(axis, Sequence) else int(axis)
         self.momentum = momentum
         self.epsilon = epsilon
         self.dtype = dtype

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from bn_jax.core.devices import Devices
+from bn_jax.core.groups import average_group
 from bn_jax.core.merge import merge_moments
 from bn_jax.core.running import update_batch_stats
 from bn_jax.core.types import Moments
@@ -19,6 +21,7 @@ def accumulate_batch_stats(
     moments: PyTree,
     *,
     momentum: float | None = 0.99,
+    group_size: int | None = None,
     variance_correction: int = 0,
     debias: bool = False,
     skip_nonfinite: bool = False,
@@ -40,6 +43,8 @@ def accumulate_batch_stats(
             is mutable; let them leave the running statistics alone
             (`update_running_average=False`), or drop what they return.
         momentum: As for `batch_norm`, and so are the others.
+        group_size: See there. Statistics of groups are those of the average group, in
+            one batch as in several, which all weigh alike.
         variance_correction: See there.
         debias: See there.
         skip_nonfinite: See there.
@@ -47,7 +52,15 @@ def accumulate_batch_stats(
     Returns:
         The collection after one step; a layer that is called several times takes
         one step a call.
+
+    Raises:
+        ValueError: If moments are not stacked.
     """
+
+    def together(parts: Moments) -> Moments:
+        if group_size is None:
+            return merge_moments(parts)
+        return average_group(parts, Devices())
 
     def update(calls: tuple[Moments, ...], old: Mapping[str, Array]) -> Any:
         step = partial(
@@ -60,7 +73,18 @@ def accumulate_batch_stats(
         for _ in range(jnp.ndim(old["count"]) if "count" in old else 0):
             step = jax.vmap(step)
         for call in calls:
-            old = step(old, merge_moments(call))
+            _check_stacked(call, old)
+            old = step(old, together(call))
         return old
 
     return map_layers(update, moments, batch_stats)
+
+
+def _check_stacked(moments: Moments, batch_stats: Mapping[str, Array]) -> None:
+    shape, features = jnp.shape(moments.mean), jnp.shape(batch_stats["mean"])
+    if shape[1:] != features:
+        raise ValueError(
+            "accumulate_batch_stats: moments must have the shape (microbatches, "
+            f"{', '.join(map(str, features))}) for statistics of the shape {features}, "
+            f"and have {shape}; stack those of all microbatches, as lax.scan does."
+        )

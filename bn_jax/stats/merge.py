@@ -1,5 +1,7 @@
 """Running statistics that devices kept apart, pooled into one."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from bn_jax.core.merge import merge_moments
+from bn_jax.core.moments import abs_squared
 from bn_jax.core.types import BatchStats, Moments
 
 
@@ -36,31 +39,44 @@ def merge_batch_stats(
     >>> merge_batch_stats(kept)["var"]
     Array([2.], dtype=float32)
     """
-    if axis_name is not None:
-        batch_stats = jax.lax.all_gather(batch_stats, axis_name)
-    return _merge(batch_stats)
+    if axis_name is None:
+        return _merge(batch_stats, _pool_leading)
+    return _merge(batch_stats, partial(_pool_mapped, axis_name=axis_name))
 
 
-def _merge(node: Any) -> Any:
+def _merge(node: Any, pool: Callable[[Mapping[str, Array]], BatchStats]) -> Any:
     if not hasattr(node, "items"):
         raise ValueError(
             "merge_batch_stats: expected a batch_stats collection, whose layers hold "
             f"'mean' and 'var'; found {type(node).__name__} in the place of a layer."
         )
     if not {"mean", "var"} <= set(node):
-        return {name: _merge(child) for name, child in node.items()}
+        return {name: _merge(child, pool) for name, child in node.items()}
     if set(node) - {"mean", "var", "count"}:
         raise ValueError(
             "merge_batch_stats: a layer's statistics are 'mean', 'var' and 'count'; "
             f"found {sorted(node)}."
         )
-    mean, var = node["mean"], node["var"]
+    return {name: new.astype(node[name].dtype) for name, new in pool(node).items()}
+
+
+def _pool_leading(stats: Mapping[str, Array]) -> BatchStats:
+    mean, var = stats["mean"], stats["var"]
     merged = merge_moments(Moments(jnp.ones_like(var), mean, var))
-    pooled: BatchStats = {"mean": merged.mean, "var": merged.var}
-    if "count" in node:
-        pooled["count"] = jnp.mean(node["count"], axis=0)
-    return jax.tree.map(_as_before, pooled, dict(node))
+    pooled = {"mean": merged.mean, "var": merged.var}
+    if "count" in stats:
+        pooled["count"] = jnp.mean(stats["count"], axis=0)
+    return pooled
 
 
-def _as_before(new: Array, old: Array) -> Array:
-    return new.astype(old.dtype)
+def _pool_mapped(
+    stats: Mapping[str, Array], *, axis_name: str | tuple[str, ...]
+) -> BatchStats:
+    """The same by means over the axis, which are known to be alike on all devices."""
+    average = partial(jax.lax.pmean, axis_name=axis_name)
+    mean = average(stats["mean"])
+    var = average(stats["var"] + abs_squared(stats["mean"] - mean))
+    pooled = {"mean": mean, "var": var}
+    if "count" in stats:
+        pooled["count"] = average(stats["count"])
+    return pooled

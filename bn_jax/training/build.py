@@ -120,6 +120,8 @@ def build_train_step(config: Settings, parts: Parts) -> TrainStep:
         parts: What it describes.
     """
     averaging = {name: config.norm[name] for name in _AVERAGING if name in config.norm}
+    if not config.norm.sync:
+        averaging["group_size"] = _examples_together(config, parts.parallel)
     limit = {"raise": 1, "skip": config.max_nonfinite_steps}[config.on_nonfinite]
     return make_train_step(
         parts.mapped_model,

@@ -133,3 +133,9 @@ def test_groups_of_devices_under_vmap_are_refused_with_the_way_out(initial_stats
 
     with pytest.raises(NotImplementedError, match="use group_size"):
         jax.vmap(function, axis_name="d")(jnp.ones((4, 2, 3)))
+
+
+def test_a_count_for_each_feature_is_refused():
+    stats = {"mean": jnp.zeros(3), "var": jnp.ones(3), "count": jnp.zeros((2, 1))}
+    with pytest.raises(ValueError, match=r"count'\] must be one number.*\(2, 1\)"):
+        batch_norm(jnp.ones((4, 3)), None, None, stats, debias=True)

@@ -169,7 +169,11 @@ def test_groups_of_sharded_arrays_are_those_of_one_device(
     mesh = make_mesh(axis_type, devices=4, features=2)
     sharding = NamedSharding(mesh, P("devices", None, "features"))
     sharded = jax.device_put(x, sharding)
-    results = jax.jit(lambda x: step(x, mask=mask, group_size=group_size))(sharded)
+    if masked:
+        mask = jax.device_put(mask, NamedSharding(mesh, P("devices")))
+    results = jax.jit(lambda x, mask: step(x, mask=mask, group_size=group_size))(
+        sharded, mask
+    )
     assert results[0].sharding.is_equivalent_to(sharding, ndim=3)
     assert_grouped(results, x, group_size, mask)
 

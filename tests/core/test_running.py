@@ -74,10 +74,13 @@ def test_a_feature_without_a_value_keeps_its_statistics():
 
 
 @pytest.mark.usefixtures("standard_promotion")
-def test_statistics_keep_the_dtypes_that_they_had():
-    old = {"mean": jnp.zeros(1, jnp.float16), "var": jnp.ones(1, jnp.bfloat16)}
-    new = update_batch_stats(old, moments_of([1.0], [3.0]), momentum=0.9)
-    chex.assert_type([new["mean"], new["var"]], [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.int32])
+def test_statistics_of_few_bits_become_float32_and_do_not_stall(dtype):
+    stats = {"mean": jnp.zeros(1, dtype), "var": jnp.ones(1, dtype)}
+    for _ in range(800):
+        stats = update_batch_stats(stats, moments_of([1.0], [1.0]), momentum=0.99)
+    chex.assert_type([stats["mean"], stats["var"]], jnp.float32)
+    np.testing.assert_allclose(stats["mean"], 1 - 0.99**800, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("standard_promotion")

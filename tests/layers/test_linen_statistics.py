@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from flax.core import DenyList
 from flax.errors import ModifyScopeVariableError
 
 import bn_jax
@@ -162,3 +163,13 @@ def test_flags_and_axes_that_are_refused_come_with_the_path(fields, call, messag
     model = Nested(bn_jax.BatchNorm(**fields))
     with pytest.raises(ValueError, match=f"^block/norm: .*{message}"):
         model.init(KEY, normal(6, 3), **call)
+
+
+@pytest.mark.parametrize("mutable", [True, DenyList(["params"])])
+def test_variables_do_not_grow_where_all_collections_are_mutable(mutable):
+    layer = bn_jax.BatchNorm(use_running_average=False)
+    x = jnp.arange(12.0).reshape(4, 3)
+    variables = layer.init(jax.random.key(0), x)
+    _, updates = layer.apply(variables, x, mutable=mutable)
+    assert "batch_moments" not in updates
+    assert jax.tree.structure({**variables, **updates}) == jax.tree.structure(variables)

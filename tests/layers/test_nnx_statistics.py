@@ -238,3 +238,19 @@ def test_population_statistics_count_as_far_advanced():
     model, batches = Model(debias=True), normal(4, 8, 3)
     nnx.update(model, population_statistics(run, model, batches))
     assert [norm.count[...] for norm in model.norms] == [np.inf] * 2
+
+
+def test_microbatches_of_groups_leave_the_statistics_of_the_large_batch():
+    x = jax.random.normal(jax.random.key(0), (16, 3)) + jnp.arange(16.0)[:, None]
+    layer = bn_jax.nnx.BatchNorm(3, group_size=4, momentum=0.9, rngs=nnx.Rngs(0))
+    frozen = nnx.view(layer, update_running_average=False)
+    forward = nnx.capture(lambda layer, x: layer(x), bn_jax.nnx.BatchMoments)
+    scanned = nnx.scan(forward, in_axes=(None, 0), out_axes=0)
+    _, moments = scanned(frozen, x.reshape(4, 4, 3))
+    accumulated = bn_jax.nnx.accumulate_batch_stats(layer, moments)
+    layer(x)
+    chex.assert_trees_all_close(
+        nnx.to_pure_dict(accumulated),
+        nnx.to_pure_dict(nnx.state(layer, nnx.BatchStat)),
+        rtol=1e-6,
+    )

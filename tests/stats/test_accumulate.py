@@ -1,3 +1,4 @@
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -193,3 +194,35 @@ def test_an_optimizer_step_over_microbatches_keeps_exact_statistics():
     stats = bn_jax.accumulate_batch_stats(variables["batch_stats"], moments)
     assert_stats(stats["norm"], preactivations(variables, x), momentum=0.99)
     assert loss(new, x[0])[0] < loss(params, x[0])[0]
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2, 4])
+def test_groups_leave_the_statistics_of_the_large_batch(num_microbatches):
+    x = microbatches(16, 1, 4).reshape(16, 4)
+    layer = bn_jax.BatchNorm(use_running_average=False, momentum=0.9, group_size=4)
+    variables = layer.init(KEY, x)
+    _, expected = layer.apply(variables, x, mutable=["batch_stats"])
+
+    def body(carry, part):
+        _, updates = layer.apply(
+            variables, part, mutable=["batch_stats", "batch_moments"]
+        )
+        return carry, updates["batch_moments"]
+
+    _, moments = jax.lax.scan(body, None, x.reshape(num_microbatches, -1, 4))
+    actual = bn_jax.accumulate_batch_stats(
+        variables["batch_stats"], moments, momentum=0.9, group_size=4
+    )
+    chex.assert_trees_all_close(actual, expected["batch_stats"], rtol=1e-6)
+
+
+def test_moments_that_are_not_stacked_are_refused():
+    layer = bn_jax.BatchNorm(use_running_average=False)
+    variables = layer.init(KEY, jnp.ones((4, 3)))
+    _, updates = layer.apply(
+        variables, jnp.ones((4, 3)), mutable=["batch_stats", "batch_moments"]
+    )
+    with pytest.raises(ValueError, match=r"shape \(microbatches, 3\).*have \(3,\)"):
+        bn_jax.accumulate_batch_stats(
+            variables["batch_stats"], updates["batch_moments"]
+        )

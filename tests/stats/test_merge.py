@@ -1,9 +1,13 @@
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import bn_jax
 
@@ -49,6 +53,32 @@ def test_pooling_inside_a_map_is_like_pooling_outside(make_map):
     for device in (0, 7):
         of_device = jax.tree.map(lambda leaf, i=device: leaf[i], inside)
         chex.assert_trees_all_close(of_device, outside, rtol=1e-6)
+
+
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_pooled_statistics_leave_shard_map_as_the_same_on_all_devices(check_vma):
+    _, kept = kept_apart(mean=100.0)
+    mesh = jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,))
+
+    def pool(stats):
+        own = jax.tree.map(lambda values: values[0], stats)
+        return bn_jax.merge_batch_stats(own, axis_name="devices")
+
+    pooled = jax.shard_map(
+        pool, mesh=mesh, in_specs=P("devices"), out_specs=P(), check_vma=check_vma
+    )(kept)
+    chex.assert_trees_all_close(pooled, bn_jax.merge_batch_stats(kept), rtol=1e-6)
+
+
+def test_two_mapped_axes_are_pooled_together():
+    _, kept = kept_apart()
+    pool = partial(bn_jax.merge_batch_stats, axis_name=("a", "b"))
+    split = jax.tree.map(lambda values: values.reshape(2, -1, *values.shape[1:]), kept)
+    pooled = jax.vmap(jax.vmap(pool, axis_name="b"), axis_name="a")(split)
+    expected = bn_jax.merge_batch_stats(kept)
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda values: values[0, 0], pooled), expected, rtol=1e-6
+    )
 
 
 def test_a_count_is_averaged_and_dtypes_stay():
