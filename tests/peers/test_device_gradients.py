@@ -49,8 +49,48 @@ def test_gradients_of_a_pmap_loop_are_twice_too_large_in_default_shard_map():
     assert is_close(dbias, 2 * DBIAS)
 
 
-def test_gradients_that_pmap_does_not_reduce_differ_between_devices():
-    dscale, dbias = gradients_of_devices("pmap", True, False)
+def test_gradients_of_a_reduced_loss_need_no_reduction_in_default_shard_map():
+    dscale, dbias = gradients_of_devices("shard_map", True, False)
+    assert is_close(dscale, DSCALE)
+    assert is_close(dbias, DBIAS)
+
+
+@pytest.mark.parametrize("mode", ["pmap", "shard_map_unchecked"])
+def test_gradients_that_are_not_reduced_differ_between_devices(mode):
+    dscale, dbias = gradients_of_devices(mode, True, False)
     assert is_close(dscale, [0.920526, -0.018656])
     assert is_close(dbias, [-1.047086, -0.011634])
     assert is_close(np.mean(dscale), DSCALE)
+
+
+# Gradients of the activations, of the sum and of the mean of all losses.
+@pytest.mark.parametrize(
+    ("mode", "reduced", "too_large"),
+    [
+        ("pmap", False, 1),
+        ("shard_map", False, 1),
+        ("shard_map_unchecked", False, 1),
+        ("shard_map", True, 1),
+        # Each device's reduced loss is the sum of the parts of all.
+        ("shard_map_unchecked", True, 2),
+    ],
+)
+def test_gradients_of_activations_have_the_scale_of_what_is_summed(
+    mode, reduced, too_large
+):
+    def losses(x, targets, axis=None):
+        y, _ = train(x, axis_name=axis)
+        return jnp.square(jnp.tanh(y) - targets)
+
+    def body(axis, _, x, targets):
+        def loss(x):
+            if reduced:
+                return jax.lax.pmean(jnp.mean(losses(x, targets, axis)), axis)
+            return jnp.sum(losses(x, targets, axis))
+
+        return jax.grad(loss)(x)
+
+    over_all = jnp.mean if reduced else jnp.sum
+    expected = jax.grad(lambda x: over_all(losses(x, TARGETS)))(ROWS)
+    actual = jax.jit(over_devices(mode, 2, body))({}, ROWS, TARGETS)
+    assert is_close(np.ravel(actual), too_large * np.ravel(expected))

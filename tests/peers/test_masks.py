@@ -47,6 +47,28 @@ def test_flax_makes_every_device_nan_when_one_has_nothing_valid():
     assert np.isnan(y_flax).all()
 
 
+def test_keras_does_not_synchronize_under_a_mask():
+    x = np.array([[[0.0], [2.0]], [[4.0], [9.0]]], np.float32)
+    mask = np.array([[[True]] * 2, [[True], [False]]])
+    mean, var, _ = synchronized(x, mask)
+    assert is_close(mean, 2.0)
+    assert is_close(var, 8 / 3)
+    theirs, _ = jax.vmap(formulas.keras_moments, axis_name=AXIS)(x, mask)
+    assert is_close(theirs, [[1.0], [4.0]])
+
+
+def test_scenic_cannot_pack_a_count_that_is_a_scalar():
+    x = np.array([[[0.0]] * 4, [[4.0], [9.0], [9.0], [9.0]]], np.float32)
+    mask = np.array([[[True]] * 4, [[True], [False], [False], [False]]])
+    # One all-reduce of sums, squares and counts is what it means to make.
+    mean, _, _ = synchronized(x, mask)
+    assert is_close(mean, 0.8)
+    with pytest.raises(TypeError, match="Cannot concatenate arrays"):
+        jax.vmap(
+            lambda x, mask: formulas.scenic_packed_sums(x, mask, AXIS), axis_name=AXIS
+        )(x, mask)
+
+
 @pytest.mark.parametrize("rows", [4, 0])
 def test_flax_statistics_are_nan_for_ever_after_a_batch_with_nothing(rows):
     x, mask = jnp.ones((rows, 2)), jnp.zeros((rows, 1), bool)
