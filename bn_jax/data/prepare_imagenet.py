@@ -65,6 +65,7 @@ def prepare_imagenet(
     # TFDS takes most of a second to import.
     import tensorflow_datasets as tfds
 
+    data_dir = data_dir.expanduser()
     folder = data_dir / _NAME / str(tfds.builder_cls(_NAME).VERSION)
     if folder.exists():
         _check_prepared(data_dir, is_subset=is_subset)
