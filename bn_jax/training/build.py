@@ -28,7 +28,13 @@ Settings = Any
 
 # What the statistics of a step made of microbatches depend on, with the layer's own
 # defaults where a configuration leaves one out.
-_AVERAGING = ("momentum", "variance_correction", "debias", "skip_nonfinite")
+_AVERAGING = (
+    "momentum",
+    "group_size",
+    "variance_correction",
+    "debias",
+    "skip_nonfinite",
+)
 
 
 class Parts(NamedTuple):

@@ -33,6 +33,7 @@ TINY = {
     "evaluation.population_batches": 4,
     "evaluation.probe_examples": 50,
     "checkpoint.every_steps": 25,
+    "checkpoint.keep": 1,
     "max_steps_per_dispatch": 10,
 }
 # Checkpoints, of which there is one after steps 25 and 50, are evaluated too.
