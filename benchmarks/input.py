@@ -7,10 +7,8 @@ reads them from the array_record files that `bn-jax prepare imagenet2012` makes;
 from a folder of files, by `torchvision.datasets.ImageFolder` (Pillow), with a worker
 process a core. Both crop at random, resize, flip, and give uint8 batches; in the second
 arm both also change the colours. In the third, PyTorch gives normalized floats, as its
-recipes do; bn_jax leaves that to the device. In the first two Grain takes part:
-bn_jax's decoding and cropping in its pipeline, with its shuffling and threads. The
-files lie in the system's cache. All take turns, each first every other round; what is
-compared are the rates of a round.
+recipes do; bn_jax leaves that to the device. The files lie in the system's cache. The
+two take turns, each first every other round; what is compared is the rate in pairs.
 
 Beside the rate there is the processor time an image, of all threads and processes: on
 a machine that has other work it is the steadier one.
@@ -48,6 +46,7 @@ _ARMS = {
     "crop, PyTorch's in floats": (0.0, True),
 }
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_LIBRARIES = ("bn_jax", "torch")
 
 
 class Cost(NamedTuple):
@@ -75,8 +74,6 @@ def main() -> None:
         for arm, (distortion, as_floats) in _ARMS.items():
             source = (Path(folder), options, len(cores), distortion)
             runs = {"bn_jax": _ours(*source), "torch": _torch(*source, as_floats)}
-            if not as_floats:
-                runs["grain"] = _grain(*source)
             arms[arm] = _compare(runs, options.rounds, options.images)
             print(f"{arm}: {_summary(arms[arm], len(cores))}")
     libraries = ("jax", "opencv-python-headless", "torch", "torchvision", "pillow")
@@ -100,7 +97,7 @@ def main() -> None:
 def _compare(
     runs: dict[str, Callable[[], None]], rounds: int, num_images: int
 ) -> dict[str, Any]:
-    """Costs of all in each round, their medians and the medians of the ratios."""
+    """Costs of both in each round, their medians and the medians of the ratios."""
     for run in runs.values():
         run()
     costs: list[dict[str, Cost]] = []
@@ -114,26 +111,18 @@ def _compare(
                     "median": statistics.median(getattr(c[name], field) for c in costs),
                     "all": [round(getattr(c[name], field), 3) for c in costs],
                 }
-                for name in runs
+                for name in _LIBRARIES
             }
             for field in Cost._fields
         },
-        **{
-            f"bn_jax_over_{name}": statistics.median(
-                c["bn_jax"].images_per_second / c[name].images_per_second for c in costs
-            )
-            for name in runs
-            if name != "bn_jax"
-        },
-        **{
-            f"{name}_over_bn_jax_in_cpu_time": statistics.median(
-                c[name].cpu_milliseconds_per_image
-                / c["bn_jax"].cpu_milliseconds_per_image
-                for c in costs
-            )
-            for name in runs
-            if name != "bn_jax"
-        },
+        "bn_jax_over_torch": statistics.median(
+            c["bn_jax"].images_per_second / c["torch"].images_per_second for c in costs
+        ),
+        "torch_over_bn_jax_in_cpu_time": statistics.median(
+            c["torch"].cpu_milliseconds_per_image
+            / c["bn_jax"].cpu_milliseconds_per_image
+            for c in costs
+        ),
     }
 
 
@@ -156,13 +145,11 @@ def _summary(arm: dict[str, Any], num_cores: int) -> str:
         name: values["median"] / num_cores
         for name, values in arm["images_per_second"].items()
     }
-    others = "; ".join(
-        f"{name} {rate:.0f}, {arm[f'bn_jax_over_{name}']:.2f} times its rate, "
-        f"{arm[f'{name}_over_bn_jax_in_cpu_time']:.2f} times in processor time"
-        for name, rate in rates.items()
-        if name != "bn_jax"
+    return (
+        f"{rates['bn_jax']:.0f} images/s a core, PyTorch {rates['torch']:.0f}; "
+        f"{arm['bn_jax_over_torch']:.2f} times its rate, "
+        f"{arm['torch_over_bn_jax_in_cpu_time']:.2f} times in processor time"
     )
-    return f"{rates['bn_jax']:.0f} images/s a core; {others}"
 
 
 def _write_images(folder: Path, num_images: int) -> list[int]:
@@ -227,40 +214,6 @@ def _ours(
         for start in range(0, len(order), options.batch_size):
             batch = order[start : start + options.batch_size]
             split.read(batch, start + np.arange(len(batch)))
-
-    return run
-
-
-def _grain(
-    folder: Path, options: argparse.Namespace, num_cores: int, distortion: float
-) -> Callable[[], None]:
-    import grain
-    import tensorflow_datasets as tfds
-
-    from bn_jax.data.crops import random_crop
-    from bn_jax.data.distortion import distort
-    from bn_jax.data.opencv import decode_rgb
-
-    def example(record: Any, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-        image = decode_rgb(record["image"])
-        assert image is not None
-        crop = random_crop(image, rng, _SIZE)
-        if distortion:
-            crop = distort(crop, rng, strength=distortion)
-        return crop, record["label"]
-
-    source: Any = tfds.data_source(
-        "imagenet2012",
-        split="train",
-        data_dir=str(folder / "prepared"),
-        decoders={"image": tfds.decode.SkipDecoding()},
-    )
-    examples = grain.MapDataset.source(source).seed(0).shuffle().random_map(example)
-    threads = grain.ReadOptions(num_threads=num_cores)
-
-    def run() -> None:
-        for _ in examples.to_iter_dataset(threads).batch(options.batch_size):
-            pass
 
     return run
 

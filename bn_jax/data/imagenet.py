@@ -4,7 +4,7 @@ Grain is not used. A `grain.MapDataset` gives any example at any time, but in th
 that asks; Grain's threads belong to iterators, which shuffle, shard and prefetch in an
 order of their own and keep a position to be saved. Here the order is a function of the
 step already, so a run that goes on needs no saved position, and each process asks for
-the examples of its own devices. `benchmarks/input.py` times a pipeline of Grain too.
+the examples of its own devices.
 """
 
 import os
