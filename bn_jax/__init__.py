@@ -5,6 +5,7 @@ from bn_jax.core.batch_norm import batch_norm as batch_norm
 from bn_jax.core.types import Moments as Moments
 from bn_jax.layers.linen import BatchNorm as BatchNorm
 from bn_jax.stats.accumulate import accumulate_batch_stats as accumulate_batch_stats
+from bn_jax.stats.counts import with_counts as with_counts
 from bn_jax.stats.merge import merge_batch_stats as merge_batch_stats
 from bn_jax.stats.precise import population_statistics as population_statistics
 

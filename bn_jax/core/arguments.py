@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jax.core import Tracer
+from jaxtyping import Array, Float
 
 from bn_jax.core.devices import Devices, number_of_devices
 
@@ -31,6 +32,13 @@ def check_arrays(
     Raises:
         ValueError: If one of them does not.
     """
+    for name, values in {"scale": scale, "bias": bias}.items():
+        if values is not None and jnp.iscomplexobj(values) > jnp.iscomplexobj(x):
+            raise ValueError(
+                f"batch_norm: {name} must be real where x is, and is "
+                f"{jnp.result_type(values)}; make x complex, whose dtype the result "
+                "has."
+            )
     missing = {"mean", "var"} - set(batch_stats)
     if missing:
         raise ValueError(
@@ -63,7 +71,7 @@ def check_settings(
     batch_stats: Mapping[str, Array],
     feature_axes: Sequence[int],
     *,
-    momentum: float | None,
+    momentum: float | Float[Array, ""] | None,
     epsilon: float,
     axis_name: str | Sequence[str] | None,
     axis_index_groups: Sequence[Sequence[int]] | None,
@@ -87,7 +95,7 @@ def check_settings(
     Raises:
         ValueError: If one of them does not.
     """
-    if momentum is not None and not 0 <= momentum < 1:
+    if momentum is not None and not _may_be_fraction(momentum):
         raise ValueError(
             f"batch_norm: momentum must lie in [0, 1), and is {momentum}; it is the "
             "fraction of the old statistics that is kept (PyTorch's 0.1 is 0.9 here). "
@@ -166,6 +174,11 @@ def check_number_of_values(
             "batch or group (group_size), share statistics across devices (axis_name), "
             "or normalize by the running ones (use_running_average=True)."
         )
+
+
+def _may_be_fraction(momentum: float | Array) -> bool:
+    """Whether it lies in [0, 1), or is known only when the program runs."""
+    return isinstance(momentum, Tracer) or bool(0 <= momentum < 1)
 
 
 def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:

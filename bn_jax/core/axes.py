@@ -26,8 +26,8 @@ def canonical_axes(rank: int, axes: int | Sequence[int]) -> tuple[int, ...]:
     for axis in given:
         if not -rank <= axis < rank:
             raise ValueError(
-                f"axis={axis} does not exist in an array of {rank} dimensions; "
-                f"expected {-rank} to {rank - 1}."
+                f"batch_norm: axis={axis} does not exist in an array of {rank} "
+                f"dimensions; expected {-rank} to {rank - 1}."
             )
     return tuple(sorted({int(axis) % rank for axis in given}))
 

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Inexact
+from jaxtyping import Array, Bool, Float, Inexact
 
 from bn_jax.core.arguments import (
     check_arrays,
@@ -16,15 +15,12 @@ from bn_jax.core.arguments import (
 )
 from bn_jax.core.axes import canonical_axes
 from bn_jax.core.derivative import Layout, normalize_by_batch
-from bn_jax.core.devices import make_devices
-from bn_jax.core.groups import (
-    average_group,
-    plan_groups,
-    split_groups,
-    with_automatic_sharding,
-)
+from bn_jax.core.devices import Devices, make_devices
+from bn_jax.core.flags import as_static, negate, select
+from bn_jax.core.groups import average_group, plan_groups, split_groups
 from bn_jax.core.normalize import normalize
 from bn_jax.core.running import update_batch_stats
+from bn_jax.core.sharding import with_automatic_sharding
 from bn_jax.core.types import BatchStats, Moments
 
 
@@ -51,7 +47,7 @@ def batch_norm(
     use_running_average: bool | Bool[Array, ""] = False,
     update_running_average: bool | Bool[Array, ""] | None = None,
     axis: int | Sequence[int] = -1,
-    momentum: float | None = 0.99,
+    momentum: float | Float[Array, ""] | None = 0.99,
     epsilon: float = 1e-5,
     mask: Bool[Array, "*#shape"] | None = None,
     axis_name: str | Sequence[str] | None = None,
@@ -85,7 +81,7 @@ def batch_norm(
         axis: Feature axis or axes; -1 for channels last.
         momentum: Fraction of the running statistics that one step keeps, in [0, 1);
             Flax's default 0.99 averages over about 100 steps. None averages over all
-            batches alike.
+            batches alike. May be traced, and is then not checked.
         epsilon: Added to the variance, inside the root; the paper leaves its value
             open, 1e-5 is Flax's.
         mask: True at the positions that count; all of them by default. The others
@@ -156,7 +152,7 @@ def batch_norm_with_moments(
     use_running_average: bool | Bool[Array, ""],
     update_running_average: bool | Bool[Array, ""] | None,
     axis: int | Sequence[int],
-    momentum: float | None,
+    momentum: float | Float[Array, ""] | None,
     epsilon: float,
     mask: Bool[Array, "*#shape"] | None,
     axis_name: str | Sequence[str] | None,
@@ -191,61 +187,71 @@ def batch_norm_with_moments(
         variance_correction=variance_correction,
         debias=debias,
     )
-    if mask is not None:
-        mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
-        # Before any arithmetic: multiplying by zero would keep a NaN, in the value or
-        # in the derivative.
-        x = _zero_where_masked(x, mask)
-    use_running_average = _as_static(use_running_average)
-    if update_running_average is None:
-        update_running_average = _not(use_running_average)
-    update_running_average = _as_static(update_running_average)
-
-    y = by_running = normalize(
-        x,
-        batch_stats["mean"],
-        batch_stats["var"],
-        scale=scale,
-        bias=bias,
-        moment_axes=feature_axes,
-        feature_axes=feature_axes,
-        epsilon=epsilon,
-    )
-    new_batch_stats = dict(batch_stats)
-    moments = None
-    if use_running_average is not True or update_running_average is not False:
+    use_running_average = as_static(use_running_average)
+    updates = as_static(update_running_average)
+    if updates is None:
+        updates = negate(use_running_average)
+    needs_batch = use_running_average is not True or updates is not False
+    devices = Devices()
+    if needs_batch:
         devices = make_devices(axis_name, axis_index_groups)
         if mask is None and not allow_single_value:
             check_number_of_values(
                 x, feature_axes, devices=devices, group_size=group_size
             )
-        layout = Layout(feature_axes, feature_axes, epsilon, devices)
-        shift = batch_stats["mean"]
-        if group_size is None:
-            by_batch, moments = normalize_by_batch(x, scale, bias, shift, mask, layout)
-        else:
-            by_group = partial(
-                _normalize_by_group, layout=layout, group_size=group_size
-            )
-            by_batch, moments = with_automatic_sharding(by_group, x, feature_axes)(
-                x, scale, bias, shift, mask
-            )
-        y = _select(use_running_average, by_running, by_batch)
-        updated = update_batch_stats(
-            batch_stats,
-            moments,
-            momentum=momentum,
-            variance_correction=variance_correction,
-            debias=debias,
-            skip_nonfinite=skip_nonfinite,
+    layout = Layout(feature_axes, feature_axes, epsilon, devices)
+
+    def compute(
+        x: Array,
+        scale: Array | None,
+        bias: Array | None,
+        batch_stats: BatchStats,
+        mask: Array | None,
+    ) -> tuple[Array, BatchStats, Moments | None]:
+        if mask is not None:
+            mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
+            # Before any arithmetic: multiplying by zero would keep a NaN, in the
+            # value or in the derivative.
+            x = _zero_where_masked(x, mask)
+        y = by_running = normalize(
+            x,
+            batch_stats["mean"],
+            batch_stats["var"],
+            scale=scale,
+            bias=bias,
+            moment_axes=feature_axes,
+            feature_axes=feature_axes,
+            epsilon=epsilon,
         )
-        for name, value in updated.items():
-            new_batch_stats[name] = _select(
-                update_running_average, value, batch_stats[name]
+        new_batch_stats = batch_stats
+        moments = None
+        if needs_batch:
+            normalize_batch = normalize_by_batch
+            if group_size is not None:
+                normalize_batch = partial(_normalize_by_group, group_size=group_size)
+            by_batch, moments = normalize_batch(
+                x, scale, bias, batch_stats["mean"], mask, layout
             )
-    if mask is not None:
-        y = _zero_where_masked(y, mask)
-    return BatchNormResult(y, new_batch_stats, moments)
+            y = select(use_running_average, by_running, by_batch)
+            updated = update_batch_stats(
+                batch_stats,
+                moments,
+                momentum=momentum,
+                variance_correction=variance_correction,
+                debias=debias,
+                skip_nonfinite=skip_nonfinite,
+            )
+            new_batch_stats = batch_stats | {
+                name: select(updates, value, batch_stats[name])
+                for name, value in updated.items()
+            }
+        if mask is not None:
+            y = _zero_where_masked(y, mask)
+        return y, new_batch_stats, moments
+
+    stats = {name: jnp.asarray(value) for name, value in batch_stats.items()}
+    compute = with_automatic_sharding(compute, x, feature_axes, stats)
+    return BatchNormResult(*compute(x, scale, bias, stats, mask))
 
 
 def _normalize_by_group(
@@ -254,8 +260,8 @@ def _normalize_by_group(
     bias: Array | None,
     shift: Array,
     mask: Array | None,
-    *,
     layout: Layout,
+    *,
     group_size: int,
 ) -> tuple[Array, Moments]:
     """X normalized group by group, and the moments of the average group."""
@@ -277,19 +283,3 @@ def _normalize_by_group(
 @partial(jax.checkpoint, prevent_cse=False)
 def _zero_where_masked(x: Array, mask: Array) -> Array:
     return jnp.where(mask, x, jnp.zeros((), x.dtype))
-
-
-def _as_static(flag: Any) -> Any:
-    """A Python boolean where the value is known."""
-    return bool(flag) if isinstance(flag, bool | np.bool_) else flag
-
-
-def _not(flag: Any) -> Any:
-    flag = _as_static(flag)
-    return not flag if isinstance(flag, bool) else jnp.logical_not(flag)
-
-
-def _select(flag: Any, if_true: Array, if_false: Array) -> Array:
-    if isinstance(flag, bool):
-        return if_true if flag else if_false
-    return jnp.where(flag, if_true, if_false)

@@ -50,28 +50,52 @@ def make_devices(
 
     Raises:
         NameError: If an axis is not bound by pmap, shard_map or vmap.
-        ValueError: If the groups differ in size.
+        ValueError: If an axis is named twice, or the groups differ in size or do not
+            hold each index of the axis once.
     """
     if axis_name is None:
         return Devices()
     names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
-    sizes = []
-    for name in names:
-        if not _is_bound(name):
-            raise NameError(
-                f"batch_norm: axis_name={name!r} is not bound here ({_bound_axes()}). "
-                "Call it inside pmap, shard_map or vmap with that axis name; under jit "
-                "on sharded arrays statistics are global without one."
-            )
-        sizes.append((name, jax.lax.axis_size(name)))
+    check_bound("batch_norm", names)
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"batch_norm: axis_name must name each axis once, and is {axis_name}."
+        )
+    sizes = tuple((name, jax.lax.axis_size(name)) for name in names)
     if axis_index_groups is None:
-        return Devices(tuple(sizes))
-    if len({len(group) for group in axis_index_groups}) != 1:
+        return Devices(sizes)
+    groups = tuple(tuple(group) for group in axis_index_groups)
+    if len({len(group) for group in groups}) != 1:
         raise ValueError(
             "batch_norm: axis_index_groups must be groups of one size, and are "
             f"{axis_index_groups}."
         )
-    return Devices(tuple(sizes), tuple(tuple(group) for group in axis_index_groups))
+    size = math.prod(size for _, size in sizes)
+    if sorted(index for group in groups for index in group) != list(range(size)):
+        raise ValueError(
+            "batch_norm: axis_index_groups must hold each of the indices 0 to "
+            f"{size - 1} of {axis_name!r} once, and are {axis_index_groups}."
+        )
+    return Devices(sizes, groups)
+
+
+def check_bound(who: str, names: Sequence[str]) -> None:
+    """Makes sure that axes are mapped.
+
+    Args:
+        who: What needs them, for the message.
+        names: Names of the axes.
+
+    Raises:
+        NameError: If one is not bound by pmap, shard_map or vmap.
+    """
+    for name in names:
+        if not _is_bound(name):
+            raise NameError(
+                f"{who}: axis_name={name!r} is not bound here ({_bound_axes()}). "
+                "Call it inside pmap, shard_map or vmap with that axis name; under jit "
+                "on sharded arrays statistics are global without one."
+            )
 
 
 def number_of_devices(devices: Devices) -> int:

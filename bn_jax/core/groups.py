@@ -1,12 +1,8 @@
 """Normalization batches of a stated size, however many devices there are."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Shaped
 
 from bn_jax.core.devices import Devices, number_of_devices, sum_across
@@ -55,32 +51,6 @@ def plan_groups(group_size: int, batch_size: int, devices: Devices) -> Groups:
         f"a device, or be a multiple of them that divides the whole batch of {whole}; "
         f"{' or '.join(map(str, sorted(nearest)))} would."
     )
-
-
-def with_automatic_sharding(
-    by_group: Callable[..., Any],
-    x: Shaped[Array, "*shape"],
-    feature_axes: Sequence[int],
-) -> Callable[..., Any]:
-    """The function, with the sharding between its arguments and results left to XLA.
-
-    Where mesh axes are explicit, each array's sharding is part of its type, and a
-    group that spans some of the devices of an axis has none.
-
-    Args:
-        by_group: Gives an array like x, and a tree of arrays of features.
-        x: Examples along the first axis.
-        feature_axes: Canonical feature axes of x.
-
-    Returns:
-        The same function where x lies on no explicit axes.
-    """
-    sharding = jax.typeof(x).sharding
-    if AxisType.Explicit not in sharding.mesh.axis_types:
-        return by_group
-    features = P(*(sharding.spec[axis] for axis in feature_axes))
-    of_results = sharding, NamedSharding(sharding.mesh, features)
-    return jax.sharding.auto_axes(by_group, out_sharding=of_results)
 
 
 def split_groups(

@@ -1,6 +1,5 @@
 """Running statistics: moving and cumulative averages, and the variance's correction."""
 
-import math
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ def update_batch_stats(
     batch_stats: Mapping[str, Array],
     moments: Moments,
     *,
-    momentum: float | None,
+    momentum: float | Float[Array, ""] | None,
     variance_correction: int = 0,
     debias: bool = False,
     skip_nonfinite: bool = False,
@@ -85,7 +84,10 @@ def unbiased_variance(moments: Moments) -> Float[Array, "*features"]:
 
 
 def _weight(
-    batch_stats: Mapping[str, Array], *, momentum: float | None, debias: bool
+    batch_stats: Mapping[str, Array],
+    *,
+    momentum: float | Float[Array, ""] | None,
+    debias: bool,
 ) -> float | Array:
     """How much the new batch counts, against everything before it."""
     if momentum is not None and not debias:
@@ -94,5 +96,4 @@ def _weight(
     if momentum is None:
         return 1 / steps
     # The denominator is 1 - momentum^steps, without cancelling in the first steps.
-    log_momentum = math.log(momentum) if momentum > 0 else -math.inf
-    return (momentum - 1) / jnp.expm1(steps * log_momentum)
+    return (momentum - 1) / jnp.expm1(steps * jnp.log1p(momentum - 1))

@@ -10,7 +10,7 @@ from flax.core import DenyList
 from flax.linen.dtypes import canonicalize_dtype
 from flax.typing import Dtype, Initializer
 from jax.nn import initializers
-from jaxtyping import Array, Bool, Inexact
+from jaxtyping import Array, Bool, Float, Inexact
 
 from bn_jax.core.axes import canonical_axes
 from bn_jax.core.batch_norm import batch_norm_with_moments
@@ -90,7 +90,7 @@ class BatchNorm(nn.Module):
 
     use_running_average: bool | Bool[Array, ""] | None = None
     axis: int | Sequence[int] = -1
-    momentum: float | None = 0.99
+    momentum: float | Float[Array, ""] | None = 0.99
     epsilon: float = 1e-5
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from bn_jax.core.devices import Devices
 from bn_jax.core.groups import average_group
@@ -20,7 +20,7 @@ def accumulate_batch_stats(
     batch_stats: PyTree,
     moments: PyTree,
     *,
-    momentum: float | None = 0.99,
+    momentum: float | Float[Array, ""] | None = 0.99,
     group_size: int | None = None,
     variance_correction: int = 0,
     debias: bool = False,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from bn_jax.core.devices import check_bound
 from bn_jax.core.merge import merge_moments
 from bn_jax.core.moments import abs_squared
 from bn_jax.core.types import BatchStats, Moments
@@ -34,6 +35,7 @@ def merge_batch_stats(
 
     Raises:
         ValueError: If the tree holds something else than `mean`, `var` and `count`.
+        NameError: If an axis is not mapped.
 
     >>> kept = {"mean": jnp.array([[0.0], [2.0]]), "var": jnp.array([[1.0], [1.0]])}
     >>> merge_batch_stats(kept)["var"]
@@ -41,6 +43,8 @@ def merge_batch_stats(
     """
     if axis_name is None:
         return _merge(batch_stats, _pool_leading)
+    names = (axis_name,) if isinstance(axis_name, str) else axis_name
+    check_bound("merge_batch_stats", names)
     return _merge(batch_stats, partial(_pool_mapped, axis_name=axis_name))
 
 

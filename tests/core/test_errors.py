@@ -10,7 +10,7 @@ X = jnp.ones((4, 3))
 
 @pytest.mark.parametrize("axis", [2, -3, (0, 5)])
 def test_an_axis_that_does_not_exist_is_refused(axis, initial_stats):
-    with pytest.raises(ValueError, match="does not exist in an array of 2 dimensions"):
+    with pytest.raises(ValueError, match=r"batch_norm: axis=.* array of 2 dimensions"):
         batch_norm(X, None, None, initial_stats(3), axis=axis)
 
 
@@ -139,3 +139,35 @@ def test_a_count_for_each_feature_is_refused():
     stats = {"mean": jnp.zeros(3), "var": jnp.ones(3), "count": jnp.zeros((2, 1))}
     with pytest.raises(ValueError, match=r"count'\] must be one number.*\(2, 1\)"):
         batch_norm(jnp.ones((4, 3)), None, None, stats, debias=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"axis_name": ("devices", "devices")}, "must name each axis once, and is"),
+        (
+            {"axis_name": "devices", "axis_index_groups": [[0, 1]]},
+            "must hold each of the indices 0 to 3 of 'devices' once, and are",
+        ),
+        (
+            {"axis_name": "devices", "axis_index_groups": [[0, 1], [1, 2]]},
+            "must hold each of the indices 0 to 3",
+        ),
+    ],
+)
+def test_axes_that_describe_no_devices_are_refused(settings, message, initial_stats):
+    mapped = jax.vmap(
+        lambda x: batch_norm(x, None, None, initial_stats(3), **settings),
+        axis_name="devices",
+    )
+    with pytest.raises(ValueError, match=message):
+        mapped(jnp.ones((4, 2, 3)))
+
+
+@pytest.mark.parametrize("name", ["scale", "bias"])
+def test_complex_parameters_of_a_real_array_are_refused(name, initial_stats):
+    params = {"scale": None, "bias": None, name: jnp.ones(3, jnp.complex64)}
+    with pytest.raises(
+        ValueError, match=f"{name} must be real where x is, and is comp"
+    ):
+        batch_norm(X, params["scale"], params["bias"], initial_stats(3))

@@ -245,6 +245,15 @@ def test_spoiled_running_statistics_do_not_spoil_the_result(bad):
     np.testing.assert_allclose(y, oracles.batch_norm(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("settings", [{}, {"debias": True}])
+def test_a_traced_momentum_is_a_known_one(settings):
+    x, stats = normal(6, 2), running(3.0)
+    traced = jax.jit(lambda momentum: step(x, stats, momentum=momentum, **settings))
+    for momentum in (0.0, 0.9, 0.99):
+        expected = step(x, stats, momentum=momentum, **settings)
+        chex.assert_trees_all_close(traced(momentum), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -91,3 +91,9 @@ def test_a_count_is_averaged_and_dtypes_stay():
 def test_a_tree_without_layers_is_refused():
     with pytest.raises(ValueError, match="expected a batch_stats collection"):
         bn_jax.merge_batch_stats({"dense": {"kernel": jnp.ones((2, 3))}})
+
+
+def test_an_axis_that_is_not_mapped_is_named():
+    _, kept = kept_apart()
+    with pytest.raises(NameError, match="merge_batch_stats: axis_name='devices' is no"):
+        bn_jax.merge_batch_stats(kept, axis_name="devices")

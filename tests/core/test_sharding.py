@@ -1,0 +1,110 @@
+"""Arrays whose sharding is part of their type."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bn_jax.core.batch_norm import batch_norm
+
+X = np.random.default_rng(0).normal(3, 2, (8, 4)).astype(np.float32)
+DY = np.random.default_rng(1).normal(0, 1, (8, 4)).astype(np.float32)
+
+
+@pytest.fixture
+def mesh(make_mesh):
+    return make_mesh(AxisType.Explicit, examples=2, features=2)
+
+
+@pytest.fixture
+def put(mesh):
+    return lambda x, *spec: jax.device_put(x, NamedSharding(mesh, P(*spec)))
+
+
+def state(put, *spec):
+    """Scale, bias and running statistics of four features."""
+    one, zero = put(jnp.ones(4), *spec), put(jnp.zeros(4), *spec)
+    return one, zero, {"mean": zero, "var": one}
+
+
+step = partial(batch_norm, momentum=0.0)
+
+
+@pytest.mark.parametrize("features", [(), ("features",)])
+@pytest.mark.parametrize("spec", [("examples", "features"), (None, "features"), ()])
+@pytest.mark.parametrize("masked", [False, True])
+def test_features_that_are_spread_are_like_one_device(
+    mesh, put, spec, features, masked
+):
+    x, of_features = put(X, *spec), state(put, *features)
+    mask = put(jnp.arange(8)[:, None] < 5, "examples") if masked else None
+    with jax.set_mesh(mesh):
+        y, stats = jax.jit(step)(x, *of_features, mask=mask)
+    kept = None if mask is None else np.asarray(mask)
+    _, mean, var = oracles.moments(X, mask=kept)
+    np.testing.assert_allclose(y, oracles.batch_norm(X, mask=kept), atol=1e-5)
+    np.testing.assert_allclose(stats["mean"], mean, rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], var, rtol=1e-5)
+    # The types stay what they were, so that a loop can carry them.
+    assert y.sharding.is_equivalent_to(x.sharding, ndim=2)
+    for name, value in of_features[2].items():
+        assert stats[name].sharding.is_equivalent_to(value.sharding, ndim=1)
+
+
+@pytest.mark.parametrize("features", [(), ("features",)])
+def test_gradients_of_features_that_are_spread_are_like_one_device(mesh, put, features):
+    scale, bias, stats = state(put, *features)
+
+    def pull_back(x, dy, scale, bias):
+        return jax.vjp(lambda *of: step(*of, stats)[0], x, scale, bias)[1](dy)
+
+    arrays = put(X, "examples", "features"), put(DY, "examples", "features")
+    with jax.set_mesh(mesh):
+        actual = jax.jit(pull_back)(*arrays, scale, bias)
+    expected = oracles.batch_norm_gradients(X, DY)
+    for got, want in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_loop_carries_statistics_that_are_spread_otherwise_than_the_features(
+    mesh, put
+):
+    scale, bias, stats = state(put)
+    x = put(X, "examples", "features")
+
+    @jax.jit
+    def train(x, stats):
+        def body(stats, _):
+            return step(x, scale, bias, stats)[1], None
+
+        return jax.lax.scan(body, stats, length=2)[0]
+
+    with jax.set_mesh(mesh):
+        carried = train(x, stats)
+    np.testing.assert_allclose(carried["mean"], X.mean(0), rtol=1e-5)
+
+
+def test_features_may_be_explicit_where_examples_are_mapped(mesh, put):
+    mapped = jax.shard_map(
+        lambda x, *of: step(x, *of, axis_name="examples"),
+        mesh=mesh,
+        in_specs=(P("examples"), P(), P(), P()),
+        out_specs=(P("examples"), P()),
+        axis_names={"examples"},
+    )
+    with jax.set_mesh(mesh):
+        y, stats = jax.jit(mapped)(put(X, "examples", "features"), *state(put))
+    np.testing.assert_allclose(y, oracles.batch_norm(X), atol=1e-5)
+    np.testing.assert_allclose(stats["mean"], X.mean(0), rtol=1e-5)
+
+
+def test_without_jit_and_without_a_mesh_in_the_context_it_is_the_same(put):
+    y, stats = step(put(X, "examples", "features"), *state(put))
+    np.testing.assert_allclose(y, oracles.batch_norm(X), atol=1e-5)
+    chex.assert_tree_all_finite(stats)
