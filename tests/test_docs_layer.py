@@ -1,0 +1,12 @@
+import doctest
+from pathlib import Path
+
+_PAGE = Path(__file__).parents[1] / "docs" / "layer.md"
+
+
+def test_the_examples_of_the_page_on_the_layer_run():
+    failed, attempted = doctest.testfile(
+        str(_PAGE), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE
+    )
+    assert attempted > 15
+    assert failed == 0
