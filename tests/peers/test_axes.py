@@ -70,6 +70,36 @@ def test_groups_of_an_axis_and_a_group_size_agree(mode):
     assert is_close(by_index, grouped(mode, x, group_size=8), atol=1e-6)
 
 
+def test_flax_does_not_say_how_to_join_an_axis_of_vmap_and_one_of_a_mesh(make_mesh):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 3)), jnp.float32)
+    axes, stats = ("devices", "slices"), start(3)
+    layer = nn.BatchNorm(use_running_average=False, axis_name=axes)
+    variables = nn.BatchNorm(use_running_average=False).init(jax.random.key(0), x)
+
+    def mapped(function, **settings):
+        return jax.shard_map(
+            jax.vmap(function, axis_name="slices"),
+            mesh=make_mesh(devices=2),
+            in_specs=jax.P(None, "devices"),
+            out_specs=jax.P(None, "devices"),
+            **settings,
+        )
+
+    def theirs(x):
+        return layer.apply(variables, x, mutable=["batch_stats"])[0]
+
+    def ours(x):
+        return bn_jax.batch_norm(x, None, None, stats, axis_name=axes)[0]
+
+    with pytest.raises(ValueError, match="slices") as error:
+        mapped(theirs)(x)
+    assert "check_vma=False" not in str(error.value)
+    with pytest.raises(ValueError, match=r"an axis of vmap .*check_vma=False"):
+        mapped(ours)(x)
+    y = mapped(ours, check_vma=False)(x)
+    assert is_close(y, oracles.batch_norm(np.reshape(x, (16, 3))).reshape(x.shape))
+
+
 def test_an_unbound_axis_is_named_along_with_those_that_are_bound():
     def body(axis, _, x):
         return train(x, axis_name="batch")[0]
