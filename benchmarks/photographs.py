@@ -1,0 +1,64 @@
+"""JPEGs of the size of photographs, in the form of ImageNet and as plain files."""
+
+import io
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bn_jax.data.prepare_imagenet import prepare_imagenet
+
+_WIDTH, _HEIGHT = 500, 375
+_SYNSETS = ("n01440764", "n01443537")
+
+
+def write_images(folder: Path, num_images: int) -> list[int]:
+    """Writes the same images to `files/` and, as ImageNet, to `prepared/`.
+
+    Args:
+        folder: Where to.
+        num_images: How many.
+
+    Returns:
+        The size of each file in bytes.
+    """
+    rng = np.random.default_rng(0)
+    sizes = []
+    contents: dict[str, dict[str, bytes]] = {synset: {} for synset in _SYNSETS}
+    for number in range(num_images):
+        synset = _SYNSETS[number % len(_SYNSETS)]
+        content = _jpeg(rng)
+        sizes.append(len(content))
+        path = folder / "files" / synset / f"{synset}_{number}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        contents[synset][path.name] = content
+    training = {f"{synset}.tar": _tar(files) for synset, files in contents.items()}
+    validation = {"ILSVRC2012_val_00000001.JPEG": _jpeg(rng)}
+    (folder / "ILSVRC2012_img_train.tar").write_bytes(_tar(training))
+    (folder / "ILSVRC2012_img_val.tar").write_bytes(_tar(validation))
+    prepare_imagenet(folder, folder / "prepared", is_subset=True)
+    return sizes
+
+
+def _tar(files: Mapping[str, bytes]) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return content.getvalue()
+
+
+def _jpeg(rng: np.random.Generator) -> bytes:
+    """Smooth colours under noise, which give a file the size of a photograph's."""
+    coarse = rng.integers(0, 256, (_HEIGHT // 25, _WIDTH // 25, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
+    noise = rng.normal(0, 17, (_HEIGHT, _WIDTH, 1))
+    pixels = np.clip(np.asarray(smooth) + noise, 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=87)
+    return file.getvalue()
