@@ -1,8 +1,9 @@
 # make mnist   the paper's MNIST experiment: set-up, training, figure
-# make test    set-up and all tests but those of faults
+# make test    set-up and all tests but those that take long
 # make shapes  set-up and the shape tests alone
 # make check   lint, types and imports
 # make bench   timings against peers (see benchmarks/)
+# make test-slow     tests of more than 5 seconds, of whole networks and whole runs
 # make test-faults   runs of one to four processes, killed, damaged and continued
 # make demo-multi    two processes, of which one is killed, and the run goes on
 
@@ -13,13 +14,17 @@ DEMO_WORKDIR ?= runs/demo_multi
 
 BIN := $(VENV)/bin
 
-.PHONY: mnist test shapes test-faults demo-multi check bench clean
+.PHONY: mnist test shapes test-slow test-faults demo-multi check bench clean
 
 mnist: $(VENV)/.installed
 	$(BIN)/bn-jax figure1 --workdir=$(WORKDIR)
 
+# Compiled in a hurry, which takes a third off; slow tests are as users' programs are.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 -m slow
 
 shapes: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m shapes

@@ -13,6 +13,7 @@ def _code_blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", _README.read_text(), re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_quickstart_runs_and_its_model_learns(capsys):
     names: dict[str, object] = {}
 

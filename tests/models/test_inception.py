@@ -109,6 +109,7 @@ def _max_from_the_edge(h):
     return windows[:, ::2, ::2].max((4, 5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("norm", [None, NORM])
 @pytest.mark.parametrize("stem", ["small", "imagenet"])
@@ -176,6 +177,7 @@ def test_odd_sizes_are_rounded_up_alike_in_all_branches():
         chex.assert_shape(logits, (2, 3))
 
 
+@pytest.mark.slow
 def test_dropout_drops_averages_in_training_alone():
     images = images_of(4, 8, 8, 1)
     model = SMALL(dropout_rate=0.5, nonlinearity=jax.nn.sigmoid)
@@ -229,6 +231,7 @@ def test_initial_weights_have_the_spread_of_he_times_the_gain():
         assert not np.any(layer.get("bias", 0))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32():
     images = images_of(4, 8, 8, 1)
     model = SMALL(norm=NORM)

@@ -1,6 +1,6 @@
 """Shapes and dtypes of BN-Inception, without computing anything."""
 
-from functools import partial
+from functools import cache, partial
 
 import chex
 import jax
@@ -16,11 +16,22 @@ KEY = jax.random.key(0)
 NORMS = [None, "batch_norm"]
 
 
-def shapes_of(shape, *, norm=None, train=True, image_dtype=jnp.float32, **fields):
+@cache
+def variables_of(channels, norm, dtype, **fields):
+    """The model and shapes of its variables, which no size of the images changes."""
+    model = make_model(
+        "inception", num_classes=10, norm=make_norm(norm), dtype=dtype, **fields
+    )
+    images = jax.ShapeDtypeStruct((2, 64, 64, channels), jnp.float32)
+    return model, jax.eval_shape(partial(model.init, train=False), KEY, images)
+
+
+def shapes_of(
+    shape, *, norm=None, train=True, dtype=None, image_dtype=jnp.float32, **fields
+):
     """The model, and shapes of its variables, scores and what it sows."""
-    model = make_model("inception", num_classes=10, norm=make_norm(norm), **fields)
+    model, variables = variables_of(shape[-1], norm, dtype, **fields)
     images = jax.ShapeDtypeStruct(shape, image_dtype)
-    variables = jax.eval_shape(partial(model.init, train=train), KEY, images)
     mutable = ["batch_stats", "batch_moments", "intermediates"]
     logits, updates = jax.eval_shape(
         partial(model.apply, train=train, mutable=mutable), variables, images
@@ -87,6 +98,7 @@ def test_convolutions_compute_in_the_dtype_and_nothing_else_is_in_it(dtype, norm
     chex.assert_type([logits, *jax.tree.leaves((variables, updates))], jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("stem", ["imagenet", "small"])
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])

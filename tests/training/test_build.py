@@ -83,6 +83,7 @@ def test_a_network_of_fewer_classes_than_the_data_is_refused(idx_dir: Path) -> N
         parts_of(config)
 
 
+@pytest.mark.slow
 def test_labels_are_smoothed_as_the_configuration_says(idx_dir: Path) -> None:
     losses = {}
     for smoothing in (0.0, 0.5):

@@ -58,6 +58,7 @@ def probabilities(run: Complete, images: np.ndarray) -> np.ndarray:
     return p / p.sum(axis=-1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_probabilities_are_averaged_over_networks_of_any_kind(
     bn: Complete, baseline: Complete, averaged: Complete, idx_dir: Path
 ) -> None:
