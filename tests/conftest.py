@@ -1,5 +1,6 @@
 """Eight CPU devices, checked types, strict promotion for the core, fixed examples."""
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,10 @@ hypothesis.settings.register_profile(
     "bn_jax", max_examples=25, deadline=None, derandomize=True, database=None
 )
 hypothesis.settings.load_profile("bn_jax")
+
+# Tracing makes objects by the million, of which few are garbage: looking for it a
+# hundred times as seldom takes a tenth off.
+gc.set_threshold(200_000, 20, 20)
 
 _CORE = Path(__file__).parent / "core"
 

@@ -2,6 +2,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from bn_jax.experiments.configs import load_config
 from bn_jax.reporting.claims import ARM_NAMES
 from bn_jax.reporting.spread import mean_and_deviation
