@@ -95,6 +95,11 @@ def check_settings(
     Raises:
         ValueError: If one of them does not.
     """
+    if momentum is not None and jnp.shape(momentum) != ():
+        raise ValueError(
+            "batch_norm: momentum must be one number, for all features, and has the "
+            f"shape {jnp.shape(momentum)}."
+        )
     if momentum is not None and not _may_be_fraction(momentum):
         raise ValueError(
             f"batch_norm: momentum must lie in [0, 1), and is {momentum}; it is the "

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ from bn_jax.core.arguments import (
 from bn_jax.core.axes import canonical_axes
 from bn_jax.core.derivative import Layout, normalize_by_batch
 from bn_jax.core.devices import Devices, make_devices
-from bn_jax.core.flags import as_static, negate, select
-from bn_jax.core.groups import average_group, plan_groups, split_groups
+from bn_jax.core.flags import Flag, as_flag, differentiable_if, negate, select
+from bn_jax.core.groups import normalize_by_group
 from bn_jax.core.normalize import normalize
 from bn_jax.core.running import update_batch_stats
 from bn_jax.core.sharding import with_automatic_sharding
@@ -104,8 +104,8 @@ def batch_norm(
 
     Returns:
         y, of x's shape and dtype (float32 for integers), and the new running
-        statistics, in float32 at least. A batch with nothing to average gives
-        y = bias and leaves them alone.
+        statistics, in float32 at least, which a batch with nothing to average leaves
+        alone.
 
     Raises:
         ValueError: If an axis does not exist; an array of features or the mask does
@@ -187,11 +187,12 @@ def batch_norm_with_moments(
         variance_correction=variance_correction,
         debias=debias,
     )
-    use_running_average = as_static(use_running_average)
-    updates = as_static(update_running_average)
-    if updates is None:
-        updates = negate(use_running_average)
-    needs_batch = use_running_average is not True or updates is not False
+    by_running = as_flag(use_running_average, "use_running_average")
+    follows = update_running_average is None
+    updates = negate(by_running)
+    if not follows:
+        updates = as_flag(update_running_average, "update_running_average")
+    needs_batch = by_running is not True or updates is not False
     devices = Devices()
     if needs_batch:
         devices = make_devices(axis_name, axis_index_groups)
@@ -201,48 +202,51 @@ def batch_norm_with_moments(
             )
     layout = Layout(feature_axes, feature_axes, epsilon, devices)
 
+    given = {"by_running": by_running, "updates": updates, "momentum": momentum}
+    # An argument of its own: what is closed over keeps the type of an explicit mesh.
+    traced = {name: of for name, of in given.items() if isinstance(of, jax.Array)}
+
     def compute(
         x: Array,
         scale: Array | None,
         bias: Array | None,
         batch_stats: BatchStats,
         mask: Array | None,
+        traced: dict[str, Array],
     ) -> tuple[Array, BatchStats, Moments | None]:
+        settings: dict[str, Any] = given | traced
+        by_running: Flag = settings["by_running"]
         if mask is not None:
             mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
             # Before any arithmetic: multiplying by zero would keep a NaN, in the
             # value or in the derivative.
             x = _zero_where_masked(x, mask)
-        y = by_running = normalize(
-            x,
-            batch_stats["mean"],
-            batch_stats["var"],
-            scale=scale,
-            bias=bias,
-            moment_axes=feature_axes,
-            feature_axes=feature_axes,
-            epsilon=epsilon,
+        y = _normalize_by_running(
+            *differentiable_if(by_running, (x, scale, bias, batch_stats)), layout
         )
-        new_batch_stats = batch_stats
-        moments = None
+        new_batch_stats, moments = batch_stats, None
         if needs_batch:
+            by_batch = negate(by_running)
+            # Statistics may be wanted where y is not.
+            x = differentiable_if(by_batch, x) if follows else x
+            scale, bias = differentiable_if(by_batch, (scale, bias))
             normalize_batch = normalize_by_batch
             if group_size is not None:
-                normalize_batch = partial(_normalize_by_group, group_size=group_size)
-            by_batch, moments = normalize_batch(
+                normalize_batch = partial(normalize_by_group, group_size=group_size)
+            y_by_batch, moments = normalize_batch(
                 x, scale, bias, batch_stats["mean"], mask, layout
             )
-            y = select(use_running_average, by_running, by_batch)
+            y = select(by_running, y, y_by_batch)
             updated = update_batch_stats(
                 batch_stats,
                 moments,
-                momentum=momentum,
+                momentum=settings["momentum"],
                 variance_correction=variance_correction,
                 debias=debias,
                 skip_nonfinite=skip_nonfinite,
             )
             new_batch_stats = batch_stats | {
-                name: select(updates, value, batch_stats[name])
+                name: select(settings["updates"], value, batch_stats[name])
                 for name, value in updated.items()
             }
         if mask is not None:
@@ -250,33 +254,30 @@ def batch_norm_with_moments(
         return y, new_batch_stats, moments
 
     stats = {name: jnp.asarray(value) for name, value in batch_stats.items()}
-    compute = with_automatic_sharding(compute, x, feature_axes, stats)
-    return BatchNormResult(*compute(x, scale, bias, stats, mask))
+    others = (scale, bias, stats, mask, traced)
+    compute = with_automatic_sharding(compute, x, feature_axes, stats, others)
+    return BatchNormResult(*compute(x, *others))
 
 
-def _normalize_by_group(
+# Rematerialized, or a float32 copy of x would be saved for the transpose.
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=4)
+def _normalize_by_running(
     x: Array,
     scale: Array | None,
     bias: Array | None,
-    shift: Array,
-    mask: Array | None,
+    batch_stats: BatchStats,
     layout: Layout,
-    *,
-    group_size: int,
-) -> tuple[Array, Moments]:
-    """X normalized group by group, and the moments of the average group."""
-    groups = plan_groups(group_size, x.shape[0], layout.devices)
-    known_groups = groups.on_device * groups.sharing.num_groups
-    features = tuple(axis + 1 for axis in layout.feature_axes)
-    y, moments = normalize_by_batch(
-        split_groups(x, groups.on_device),
-        scale,
-        bias,
-        jnp.broadcast_to(shift, (known_groups, *shift.shape)),
-        None if mask is None else split_groups(mask, groups.on_device),
-        Layout((0, *features), features, layout.epsilon, groups.sharing),
+) -> Array:
+    return normalize(
+        x,
+        batch_stats["mean"],
+        batch_stats["var"],
+        scale=scale,
+        bias=bias,
+        moment_axes=layout.moment_axes,
+        feature_axes=layout.feature_axes,
+        epsilon=layout.epsilon,
     )
-    return y.reshape(x.shape), average_group(moments, groups.apart)
 
 
 # Rematerialized, or zeros of x's size would be saved for the transpose.

@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Bool, Inexact, Shaped
 
+from bn_jax.core.derivative import Layout, normalize_by_batch
 from bn_jax.core.devices import Devices, number_of_devices, sum_across
 from bn_jax.core.types import Moments
 
@@ -21,6 +22,44 @@ class Groups(NamedTuple):
     on_device: int
     sharing: Devices
     apart: Devices
+
+
+def normalize_by_group(
+    x: Inexact[Array, "batch *shape"],
+    scale: Inexact[Array, "*features"] | None,
+    bias: Inexact[Array, "*features"] | None,
+    shift: Inexact[Array, "*features"],
+    mask: Bool[Array, "batch *shape"] | None,
+    layout: Layout,
+    *,
+    group_size: int,
+) -> tuple[Inexact[Array, "batch *shape"], Moments]:
+    """X normalized group by group, and the moments of the average group.
+
+    Args:
+        x: As for `normalize_by_batch`, and so are the others.
+        scale: See there.
+        bias: See there.
+        shift: See there; one for all groups.
+        mask: See there.
+        layout: See there.
+        group_size: Consecutive examples of the whole batch that share statistics.
+
+    Raises:
+        ValueError: If groups of that size would straddle devices.
+    """
+    groups = plan_groups(group_size, x.shape[0], layout.devices)
+    known_groups = groups.on_device * groups.sharing.num_groups
+    features = tuple(axis + 1 for axis in layout.feature_axes)
+    y, moments = normalize_by_batch(
+        split_groups(x, groups.on_device),
+        scale,
+        bias,
+        jnp.broadcast_to(shift, (known_groups, *shift.shape)),
+        None if mask is None else split_groups(mask, groups.on_device),
+        Layout((0, *features), features, layout.epsilon, groups.sharing),
+    )
+    return y.reshape(x.shape), average_group(moments, groups.apart)
 
 
 def plan_groups(group_size: int, batch_size: int, devices: Devices) -> Groups:
@@ -62,7 +101,8 @@ def split_groups(
         x: Examples along the first axis.
         num_groups: Divides the number of examples.
     """
-    return jnp.reshape(x, (num_groups, -1, *x.shape[1:]))
+    # Not -1, which an empty array leaves open.
+    return jnp.reshape(x, (num_groups, x.shape[0] // num_groups, *x.shape[1:]))
 
 
 def average_group(moments: Moments, devices: Devices) -> Moments:

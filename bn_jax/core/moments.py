@@ -77,10 +77,22 @@ def batch_moments(
     # Devices must enter the same branch, or an all-reduce in one waits for ever: all
     # know the moments of all groups that are summed together.
     return jax.lax.cond(
-        jnp.all(is_close),
+        _all(is_close),
         lambda: first,
         lambda: _with_overflow(around(found, keeps_range=True)),
     )
+
+
+# Under vmap as well one answer, for all that is mapped: `lax.cond` with an answer for
+# each becomes a select, which computes both branches in every step.
+@jax.custom_batching.custom_vmap
+def _all(claims: Array) -> Array:
+    return jnp.all(claims)
+
+
+@_all.def_vmap
+def _all_of_all(_: int, __: list[bool], claims: Array) -> tuple[Array, bool]:
+    return _all(claims), False
 
 
 def _moments_around(

@@ -53,7 +53,10 @@ def update_batch_stats(
         wide = wide_dtype(old.dtype, new.dtype)
         dtype = wide if jnp.iscomplexobj(new) else wide_dtype(old.dtype)
         old, new = old.astype(wide), new.astype(wide)
-        average = (1 - weight) * old + weight * new
+        part = weight
+        if isinstance(weight, Array):
+            part = weight.astype(jnp.finfo(wide).dtype)
+        average = (1 - part) * old + part * new
         return jnp.where(counts, average, old).astype(dtype)
 
     updated = {

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, PyTree, Shaped
 
 
 def with_automatic_sharding(
@@ -14,6 +14,7 @@ def with_automatic_sharding(
     x: Shaped[Array, "*shape"],
     feature_axes: Sequence[int],
     batch_stats: Mapping[str, Array],
+    others: PyTree,
 ) -> Callable[..., Any]:
     """The function, with the sharding between its arguments and results left to XLA.
 
@@ -27,26 +28,37 @@ def with_automatic_sharding(
         x: Activations.
         feature_axes: Canonical feature axes of x.
         batch_stats: Running statistics.
+        others: What else it takes.
 
     Returns:
         A function whose results are sharded as what they are like; the same one where
-        x lies on no explicit axes.
+        no array lies on explicit axes.
     """
-    sharding = jax.typeof(x).sharding
-    mesh = sharding.mesh
+    mesh = _explicit_mesh([x, batch_stats, others])
+    if mesh is None:
+        return compute
     explicit = tuple(
         name
         for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
         if kind == AxisType.Explicit
     )
-    if not explicit:
-        return compute
-    stats = {
-        # Statistics that were made without the mesh have no sharding on it.
-        name: NamedSharding(mesh, jax.typeof(value).sharding.spec)
-        for name, value in batch_stats.items()
-    }
-    features = NamedSharding(mesh, P(*(sharding.spec[axis] for axis in feature_axes)))
+
+    def on_mesh(value: Array) -> NamedSharding:
+        # What was made without the mesh is replicated on it.
+        return NamedSharding(mesh, jax.typeof(value).sharding.spec)
+
+    like_x = on_mesh(x)
+    stats = {name: on_mesh(value) for name, value in batch_stats.items()}
+    features = NamedSharding(mesh, P(*(like_x.spec[axis] for axis in feature_axes)))
     return jax.sharding.auto_axes(
-        compute, axes=explicit, out_sharding=(sharding, stats, features)
+        compute, axes=explicit, out_sharding=(like_x, stats, features)
     )
+
+
+def _explicit_mesh(arrays: PyTree) -> AbstractMesh | None:
+    """The mesh with explicit axes that one of the arrays lies on."""
+    for array in jax.tree.leaves(arrays):
+        mesh = jax.typeof(array).sharding.mesh
+        if AxisType.Explicit in mesh.axis_types:
+            return mesh
+    return None

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Inexact
 
 from bn_jax.core.axes import canonical_axes
 from bn_jax.core.batch_norm import batch_norm_with_moments
+from bn_jax.core.flags import is_off
 from bn_jax.layers.precision import errors_naming, unrounded
 
 
@@ -176,7 +177,7 @@ class BatchNorm(nn.Module):
                 allow_single_value=initializing,
             )
         if moments is not None and not initializing:
-            if self.update_running_average is not False:
+            if not is_off(self.update_running_average):
                 self._store(batch_stats)
             if self._is_asked_for_moments():
                 self.sow("batch_moments", "moments", moments)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Inexact
 
 from bn_jax.core.arguments import check_settings
 from bn_jax.core.batch_norm import batch_norm_with_moments
+from bn_jax.core.flags import is_off
 from bn_jax.layers.precision import errors_naming, unrounded
 
 # Flax writes `zeros_init()`, which gives the same function.
@@ -233,7 +234,7 @@ class BatchNorm(nnx.Module):
         if hasattr(self, "__captures__"):
             self.sow(BatchMoments, "moments", moments)
         # As in Flax no gradient flows through what is kept for later.
-        if self.update_running_average is not False:
+        if not is_off(self.update_running_average):
             for name, variable in variables.items():
                 variable.set_value(jax.lax.stop_gradient(batch_stats[name]))
         return y.astype(dtype)

@@ -6,9 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 
-def with_counts(
-    batch_stats: PyTree, like: PyTree, *, count: float = float("inf")
-) -> PyTree:
+def with_counts(batch_stats: PyTree, like: PyTree, *, count: float) -> PyTree:
     """A collection with the counts that a model's layers need and the collection lacks.
 
     Flax keeps no count of the batches behind its statistics. A layer with
@@ -20,22 +18,31 @@ def with_counts(
         batch_stats: The collection; counts that it has are kept.
         like: The collection as `model.init` makes it, arrays or their shapes (under
             `jax.eval_shape`).
-        count: How many batches the statistics stand for. By default they count as
-            far advanced, for a bias-corrected average; 0 starts a cumulative one
-            (momentum=None) anew.
+        count: How many batches the statistics stand for: infinity for a bias-corrected
+            average, whose initial values are long forgotten; 0 to start a cumulative
+            one (momentum=None) anew, which infinity would stop for ever.
 
     Returns:
         The collection; layers that have no count in `like` are as they were.
 
+    Raises:
+        ValueError: If a layer of the collection is not in `like`.
+
     >>> trained = {"norm": {"mean": jnp.zeros(2), "var": jnp.ones(2)}}
     >>> like = {"norm": trained["norm"] | {"count": jnp.zeros(())}}
-    >>> with_counts(trained, like)["norm"]["count"]
+    >>> with_counts(trained, like, count=jnp.inf)["norm"]["count"]
     Array(inf, dtype=float32)
     """
     if not hasattr(batch_stats, "items"):
         return batch_stats
+    unknown = set(batch_stats) - set(like)
+    if unknown:
+        raise ValueError(
+            "with_counts: like must be the batch_stats of the same model, as "
+            f"model.init makes them; it lacks {sorted(unknown)} and has {sorted(like)}."
+        )
     completed: dict[str, Any] = {
-        name: with_counts(child, like.get(name, {}), count=count)
+        name: with_counts(child, like[name], count=count)
         for name, child in batch_stats.items()
     }
     if "mean" in completed and "count" in like and "count" not in completed:

@@ -135,6 +135,19 @@ def test_inference_that_updates_statistics_executes_one_all_reduce(mode):
     assert found.always == ONE
 
 
+def test_a_vmap_of_networks_over_sharded_examples_executes_one_all_reduce(make_mesh):
+    networks = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 4)), jnp.float32)
+    sharding = jax.NamedSharding(make_mesh(devices=4), jax.P(None, "devices"))
+    stats = {"mean": jnp.zeros((3, 4)), "var": jnp.ones((3, 4))}
+
+    def apply(x, stats):
+        return bn_jax.batch_norm(x, None, None, stats)
+
+    compiled = jax.jit(jax.vmap(apply)).lower(jax.device_put(networks, sharding), stats)
+    found = count_collectives(compiled.compile().as_text())
+    assert found == Collectives(ONE, in_branches=ONE)
+
+
 def test_a_mean_of_means_would_be_counted_as_two():
     def local_moments(axis_name, params, x, mask):
         mean = jax.lax.pmean(jnp.mean(x, 0), axis_name)

@@ -245,3 +245,10 @@ def test_one_group_is_the_whole_batch():
 def test_a_size_may_be_one_of_numpys_integers():
     x = normal(12, 3)
     chex.assert_trees_all_equal(step(x, group_size=np.int64(4)), step(x, group_size=4))
+
+
+@pytest.mark.parametrize("shape", [(4, 0, 2), (4, 0)])
+def test_groups_of_examples_without_a_value_leave_the_statistics_alone(shape):
+    y, stats = step(jnp.zeros(shape), group_size=2)
+    assert y.shape == shape
+    np.testing.assert_array_equal(stats["mean"], np.zeros(shape[-1]))

@@ -108,3 +108,31 @@ def test_without_jit_and_without_a_mesh_in_the_context_it_is_the_same(put):
     y, stats = step(put(X, "examples", "features"), *state(put))
     np.testing.assert_allclose(y, oracles.batch_norm(X), atol=1e-5)
     chex.assert_tree_all_finite(stats)
+
+
+@pytest.mark.parametrize(
+    "name", ["use_running_average", "update_running_average", "momentum"]
+)
+def test_what_is_traced_is_taken_on_an_explicit_mesh_too(mesh, put, name):
+    x, of_features = put(X, "examples", "features"), state(put)
+    value = jnp.asarray(0.5) if name == "momentum" else jnp.asarray(True)
+
+    def apply(value):
+        return batch_norm(x, *of_features, **{name: value})
+
+    alone = jax.tree.map(jnp.asarray, jax.device_get(of_features))
+    expected = batch_norm(jnp.asarray(X), *alone, **{name: value})
+    with jax.set_mesh(mesh):
+        chex.assert_trees_all_close(jax.jit(apply)(value), expected, rtol=1e-5)
+        chex.assert_trees_all_close(apply(value), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("of_stats_alone", [True, False])
+def test_activations_from_elsewhere_meet_features_on_a_mesh(mesh, put, of_stats_alone):
+    scale, bias, stats = state(put, "features")
+    if of_stats_alone:
+        scale = bias = None
+    with jax.set_mesh(mesh):
+        y, updated = jax.jit(step)(X, scale, bias, stats)
+    np.testing.assert_allclose(y, oracles.batch_norm(X), atol=1e-5)
+    assert updated["mean"].sharding.is_equivalent_to(stats["mean"].sharding, ndim=1)

@@ -47,7 +47,7 @@ def test_a_collection_without_counts_is_carried_by_a_scan():
 
     with pytest.raises(TypeError, match="count"):
         jax.lax.scan(step, variables["batch_stats"], x)
-    completed = bn_jax.with_counts(variables["batch_stats"], like)
+    completed = bn_jax.with_counts(variables["batch_stats"], like, count=np.inf)
     scanned, _ = jax.lax.scan(step, completed, x)
     stats = variables["batch_stats"]
     for batch in x:
@@ -77,7 +77,9 @@ def test_stacked_layers_get_a_count_each():
         axis_size=3,
     )()
     variables, like = variables_of(stack, normal(3, 8, 2))
-    stats = bn_jax.with_counts(variables["batch_stats"], like)["BatchNorm_1"]
+    stats = bn_jax.with_counts(variables["batch_stats"], like, count=np.inf)[
+        "BatchNorm_1"
+    ]
     np.testing.assert_array_equal(stats["count"], np.full(3, np.inf))
 
 
@@ -85,7 +87,16 @@ def test_what_needs_no_count_is_left_as_it_is():
     x, model = normal(8, 2), Model()
     variables, like = variables_of(model, x)
     stats = variables["batch_stats"]
-    chex.assert_trees_all_equal(bn_jax.with_counts(stats, stats), stats)
+    chex.assert_trees_all_equal(bn_jax.with_counts(stats, stats, count=1), stats)
     complete = bn_jax.with_counts(stats, like, count=4)
     assert set(complete["BatchNorm_0"]) == {"mean", "var"}
-    chex.assert_trees_all_equal(bn_jax.with_counts(complete, like), complete)
+    again = bn_jax.with_counts(complete, like, count=5)
+    chex.assert_trees_all_equal(again, complete)
+
+
+def test_the_collection_of_another_model_is_refused():
+    x, model = normal(8, 2), Model()
+    variables, like = variables_of(model, x)
+    stats = variables["batch_stats"]
+    with pytest.raises(ValueError, match=r"lacks \['BatchNorm_0', 'BatchNorm_1'\]"):
+        bn_jax.with_counts(stats, {"batch_stats": like}, count=np.inf)
