@@ -221,9 +221,11 @@ def batch_norm_with_moments(
             # Before any arithmetic: multiplying by zero would keep a NaN, in the
             # value or in the derivative.
             x = _zero_where_masked(x, mask)
-        y = _normalize_by_running(
-            *differentiable_if(by_running, (x, scale, bias, batch_stats)), layout
-        )
+        y = x
+        if by_running is not False:
+            y = _normalize_by_running(
+                *differentiable_if(by_running, (x, scale, bias, batch_stats)), layout
+            )
         new_batch_stats, moments = batch_stats, None
         if needs_batch:
             by_batch = negate(by_running)
