@@ -1,5 +1,6 @@
 """Folders that cannot be used, or not now; disks that are full."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -74,9 +75,10 @@ def test_a_checkpoint_that_may_not_be_as_large_is_said(
 
 
 def _assert_said(output: str) -> None:
-    said = [line for line in output.splitlines() if line.startswith("train.py: ")]
+    # A thread of Orbax that is cut off may be writing its own trace at the same moment.
+    said = re.findall(r"train\.py: .*", output)
     assert len(said) == 1, output
-    assert said == output.splitlines()[-1:]
+    assert output.splitlines()[-1].endswith(said[0])
     reasons = ("could not be written", "No space left on device")
     assert any(reason in said[0] for reason in reasons)
 
