@@ -13,10 +13,15 @@ The jitted libraries start from running statistics like those of the data, as th
 after a few steps of training; so does ours, whose second pass is for the first steps.
 PyTorch gets its channels-last layout.
 
+Memory that a call gives back is kept for the next one. Without that, glibc hands large
+arrays back to the kernel or not, by what was allocated before: the same call then takes
+once or twice as long, and it is chance which library that hits.
+
 Writes `results/batch_norm-<device>.json`.
 """
 
 import argparse
+import ctypes
 import json
 import time
 from collections.abc import Callable
@@ -46,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
+    _keep_memory()
     device = jax.devices()[0]
     record: dict[str, Any] = {
         "command": f"python benchmarks/batch_norm.py --rounds={rounds}",
@@ -180,6 +186,15 @@ def _backward_calls(shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
         return torch.autograd.grad(y, inputs, cotangent)
 
     return {**calls, "pytorch": of_torch}
+
+
+def _keep_memory() -> None:
+    """Keeps freed memory in this process, where the C library is glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        # Of malloc.h: M_MMAP_MAX, arrays of their own, and M_TRIM_THRESHOLD, bytes.
+        mallopt(-4, 0)
+        mallopt(-1, 2**31 - 1)
 
 
 def _wait(result: Any) -> None:

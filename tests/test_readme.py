@@ -60,14 +60,25 @@ def test_the_numbers_of_the_figure_are_those_of_its_committed_runs():
 def test_the_ratios_of_speed_are_those_of_the_committed_benchmarks():
     folder = _README.parent / "results"
     steps = json.loads((folder / "mnist_step.json").read_text())["arms"]
-    layer = json.loads((folder / "batch_norm-cpu.json").read_text())["float32"]
+    layers = json.loads((folder / "batch_norm-cpu.json").read_text())
     text = _README.read_text()
+
+    def of_layer(dtype: str, what: str, library: str) -> str:
+        return f"{layers[dtype]['geometric_mean'][what][library]:.2f}"
 
     for arm in ("bn", "baseline"):
         for ratio in list(steps[arm]["steps_per_second_over_torch"].values())[::2]:
             assert f"{ratio:.2f}" in text
-    for what in ("forward", "forward+backward"):
-        assert f"{layer['geometric_mean'][what]['bn_jax']:.2f} of it" in text
+    both, forward = "forward+backward", "forward"
+    assert f"| {of_layer('float32', both, 'bn_jax')} of it (geometric" in text
+    assert f"forward alone | {of_layer('float32', forward, 'bn_jax')} of it" in text
+    ours = [of_layer("bfloat16", what, "bn_jax") for what in (both, forward)]
+    assert f"the same in bfloat16 | {' and '.join(ours)} |" in text
+    peer = [
+        " and ".join(of_layer(dtype, what, "pytorch") for what in (both, forward))
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert f"float32 and bfloat16 | {peer[0]} of it, {peer[1]} |" in text
 
 
 def test_the_figures_of_the_convolutional_network_are_those_of_its_committed_runs():
