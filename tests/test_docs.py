@@ -61,3 +61,16 @@ def test_what_dividing_costs_is_what_the_committed_benchmark_has_measured():
     }
     assert stated == measured
     assert f"{record['examples_a_step']} examples a step" in text
+
+
+def test_how_long_ends_take_is_what_the_committed_benchmark_has_measured():
+    seconds = json.loads((_ROOT / "results" / "faults.json").read_text())["seconds"]
+    text = (_ROOT / "docs" / "faults.md").read_text()
+    stated = dict(re.findall(r"^\| (from .*?) \| (.*) \|$", text, re.M))
+    assert {name: cell.split(" to ") for name, cell in stated.items()} == {
+        # One figure where the least and the greatest are printed alike.
+        name: sorted({f"{of(values.values()):.1f}" for of in (min, max)}, key=float)
+        for name, values in seconds.items()
+    }
+    # What the page promises for all of them.
+    assert max(max(values.values()) for values in seconds.values()) < 30
