@@ -42,8 +42,8 @@ from bn_jax.training.steps import make_train_chunk
 def main() -> None:
     """Runs both in turn, prints the ratio and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--stretches", type=int, default=4, help="a round")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--stretches", type=int, default=6, help="a round")
     options = parser.parse_args()
     keep_compiled_code()
     config: Any = load_config("mnist_cnn.py", "bn")

@@ -36,6 +36,7 @@ def test_the_speed_of_reading_is_that_of_the_committed_benchmark(arm: str) -> No
     rates = values["images_per_second"]
     assert _rows("data.md")[_ARMS[arm]] == [
         f"{rates['bn_jax']['median'] / record['cores']:.0f}",
+        f"{rates['grain']['median'] / record['cores']:.0f}",
         f"{rates['torch']['median'] / record['cores']:.0f}",
         f"{values['bn_jax_over_torch']:.2f}",
         f"{values['torch_over_bn_jax_in_cpu_time']:.2f}",
