@@ -101,6 +101,9 @@ def main(_: Sequence[str]) -> None:
     except UserError as error:
         _end(f"train.py: {error}", code=1)
     except (ConnectionError, TimeoutError, jax.errors.JaxRuntimeError) as error:
+        # What does not fit into memory now will not do so the next time.
+        if "RESOURCE_EXHAUSTED" in str(error):
+            _end(f"train.py: a device is out of memory: {error}", code=1)
         if not jax.distributed.is_initialized():
             raise
         _end_with_the_others(error)

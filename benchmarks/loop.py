@@ -3,7 +3,7 @@
     python benchmarks/loop.py
 
 The MNIST network with convolutions is trained by `bn_jax.training.loop.train`, which
-reads batches, dispatches, fetches figures, shows progress and looks for signals; and by
+reads batches, dispatches, fetches figures, logs progress and looks for signals; and by
 calling the same compiled function on batches that lie on the device already. The two
 take turns; what is compared is the time a step from one stretch to the next, in pairs,
 by the clock and by the processor time of all threads, which is less disturbed by what

@@ -218,9 +218,9 @@ def _saved_config(workdir: Path, dataset: Mapping[str, str]) -> Any:
 
     config: Any = ConfigDict(read_config(workdir)).lock()
     for key, value in dataset.items():
-        # What is saved no longer says that a folder need not be given.
-        if key in ("idx_dir", "data_dir") and key in config.dataset and value == "None":
-            config.dataset[key] = None
+        # What is saved no longer says that it is a name, which may be missing.
+        if key in ("idx_dir", "data_dir") and key in config.dataset:
+            config.dataset[key] = None if value == "None" else value
             continue
         override(config, f"dataset.{key}", value, option=f"--dataset.{key}")
     return config

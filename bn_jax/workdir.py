@@ -1,12 +1,14 @@
 """The folder of a run: one configuration, and what came of it.
 
 It holds `config.json`, `metrics.jsonl` (one evaluation a line), `summary.json` (once
-the run is complete), `checkpoints/` and TensorBoard's event files.
+the run is complete), `checkpoints/`, TensorBoard's event files, and `lock`.
 """
 
 import fcntl
 import json
 import os
+import socket
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,13 +19,15 @@ from absl import logging
 from bn_jax.errors import UserError
 
 FORMAT_VERSION = 1
+_LOCK = "lock"
 
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """A context in which no other run can use the folder.
 
-    The system itself drops the lock when the process ends, in whatever way. A folder
+    The system itself drops the lock when the process ends, in whatever way. It lies on
+    a file, `lock`, because network file systems share no locks of folders. A folder
     that was made for a run that wrote nothing is removed again.
 
     Args:
@@ -35,28 +39,57 @@ def locked(workdir: Path) -> Iterator[None]:
     try:
         is_new = not workdir.exists()
         workdir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(workdir, os.O_RDONLY)
+        descriptor = _open_lock(workdir)
     except OSError as error:
         raise _unusable(workdir, error) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise UserError(
-            f"workdir {workdir}: another run is using it at this moment. Wait for it, "
-            "or choose another --workdir."
-        ) from error
-    except OSError as error:
-        # Some network file systems have no locks.
-        logging.warning("%s: not locked (%s); use it for one run.", workdir, error)
-    try:
         yield
     finally:
-        if is_new:
-            # It fails where the run has written anything.
-            with suppress(OSError):
-                workdir.rmdir()
+        # While it is locked: whoever opened the file meanwhile sees that it is gone.
+        with suppress(OSError):
+            if [path.name for path in workdir.iterdir()] == [_LOCK]:
+                (workdir / _LOCK).unlink()
+                if is_new:
+                    workdir.rmdir()
         os.close(descriptor)
+
+
+def _open_lock(workdir: Path) -> int:
+    """The descriptor of the folder's lock, once it is held."""
+    while True:
+        descriptor = os.open(workdir / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise UserError(
+                f"workdir {workdir}: another run is using it at this moment "
+                f"({read_owner(workdir)}). Wait for it, or choose another --workdir."
+            ) from error
+        except OSError as error:
+            # Some network file systems have no locks.
+            logging.warning("%s: not locked (%s); use it for one run.", workdir, error)
+        # The run that held it may just have removed it.
+        if os.fstat(descriptor).st_nlink:
+            # Of no other run: a copy of the folder has another one's.
+            owner = f"{socket.gethostname()}, process {os.getpid()}, {uuid.uuid4()}"
+            os.truncate(descriptor, 0)
+            os.write(descriptor, owner.encode())
+            os.fsync(descriptor)
+            return descriptor
+        os.close(descriptor)
+
+
+def read_owner(workdir: Path) -> str:
+    """Who locks the folder, or did last; empty where that cannot be seen.
+
+    Args:
+        workdir: The folder.
+    """
+    try:
+        return (workdir / _LOCK).read_text()
+    except OSError:
+        return ""
 
 
 def check_workdir(
@@ -67,7 +100,8 @@ def check_workdir(
     Args:
         workdir: The folder; it need not exist.
         config: The configuration, JSON-ready.
-        may_differ: Groups of settings that are of no importance to a run that goes on.
+        may_differ: Settings, or groups of them, that are of no importance to a run
+            that goes on, such as "log_every" and "parallel".
 
     Raises:
         UserError: If the folder holds a run of another configuration, or cannot be
@@ -81,6 +115,35 @@ def check_workdir(
             f"workdir {workdir}: it holds a run without its config.json. Choose "
             "another --workdir."
         )
+
+
+def differences(
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    *,
+    places: tuple[str, str] = ("there", "here"),
+    may_differ: Sequence[str] = (),
+) -> list[str]:
+    """What two configurations differ in, each setting in words.
+
+    Args:
+        first: The one, JSON-ready.
+        second: The other.
+        places: Where each is.
+        may_differ: Settings, or groups of them, that are left out.
+
+    >>> differences({"norm": {"name": None}}, {"norm": {"name": "batch_norm"}})
+    ["norm.name is None there and 'batch_norm' here"]
+    """
+    # Through JSON, because it turns tuples into lists.
+    old, new = (_flat(json.loads(json.dumps(values))) for values in (first, second))
+    return [
+        f"{key} is {old.get(key, 'missing')!r} {places[0]} and "
+        f"{new.get(key, 'missing')!r} {places[1]}"
+        for key in sorted(old.keys() | new.keys())
+        if not _names_one_of(may_differ, key)
+        and old.get(key, "missing") != new.get(key, "missing")
+    ]
 
 
 def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
@@ -264,20 +327,10 @@ def _check_same(
     new: Mapping[str, Any],
     may_differ: Sequence[str],
 ) -> None:
-    # Through JSON, because it turns tuples into lists.
-    old_values, new_values = (
-        {k: v for k, v in _flat(c).items() if k.partition(".")[0] not in may_differ}
-        for c in (old, json.loads(json.dumps(new)))
-    )
-    differing = [
-        f"{key} is {old_values.get(key, 'missing')!r} there and "
-        f"{new_values.get(key, 'missing')!r} here"
-        for key in sorted(old_values.keys() | new_values.keys())
-        if old_values.get(key, "missing") != new_values.get(key, "missing")
-    ]
+    differing = differences(old, new, may_differ=may_differ)
     if differing:
         advice = ""
-        if old_values.keys() != new_values.keys():
+        if any("'missing'" in difference for difference in differing):
             advice = (
                 " A setting that is missing may be newer than the run: the version of "
                 "bn_jax that began it goes on with it."
@@ -286,6 +339,10 @@ def _check_same(
             f"workdir {workdir}: it holds a run of another configuration: "
             f"{'; '.join(differing)}. Choose another --workdir.{advice}"
         )
+
+
+def _names_one_of(names: Sequence[str], key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

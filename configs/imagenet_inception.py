@@ -165,6 +165,8 @@ def _inception() -> Settings:
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.0015
+    # None for optimizers that have none, such as adamw.
+    config.optimizer.momentum = config_dict.placeholder(object)
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = False
     config.optimizer.weight_decay = 5 * 4e-5

@@ -122,6 +122,8 @@ def _inception() -> Settings:
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = _LEARNING_RATE
+    # None for optimizers that have none, such as adamw.
+    config.optimizer.momentum = config_dict.placeholder(object)
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 4e-5
     config.optimizer.decay_scale_and_bias = False

@@ -68,6 +68,8 @@ def get_config(arm: str = "bn") -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.1
+    # None for optimizers that have none, such as adamw.
+    config.optimizer.momentum = config_dict.placeholder(object)
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 5e-4
     config.optimizer.decay_scale_and_bias = False

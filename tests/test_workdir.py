@@ -100,6 +100,8 @@ def test_a_run_without_its_configuration_is_refused(tmp_path: Path) -> None:
 def test_settings_that_may_differ_are_no_difference(claimed: Path) -> None:
     other = {**CONFIG, "optimizer": {"name": "adam"}}
     check_workdir(claimed, other, may_differ=["optimizer"])
+    only_one = {**CONFIG, "optimizer": {**CONFIG["optimizer"], "name": "adam"}}
+    check_workdir(claimed, only_one, may_differ=["optimizer.name"])
     with pytest.raises(UserError, match=r"seed is 0 there and 1 here\. Choose"):
         check_workdir(claimed, {**other, "seed": 1}, may_differ=["optimizer"])
 
@@ -207,8 +209,8 @@ def test_a_folder_that_is_in_use_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_process_is_refused_too(tmp_path: Path) -> None:
-    program = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], 0), 6)"
-    command = [sys.executable, "-c", program, str(tmp_path)]
+    program = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'a'), 6)"
+    command = [sys.executable, "-c", program, str(tmp_path / "lock")]
     with locked(tmp_path):
         held = subprocess.run(command, capture_output=True, text=True, check=False)
     freed = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -225,6 +227,26 @@ def test_a_folder_is_free_again_after_its_run(tmp_path: Path) -> None:
         fail()
     enter(tmp_path)
     enter(tmp_path)
+
+
+def test_a_lock_that_its_run_has_just_removed_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, opened = fcntl.flock, []
+
+    def remove_once(descriptor: int, operation: int) -> None:
+        opened.append(descriptor)
+        if len(opened) == 1:
+            (tmp_path / "lock").unlink()
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_once)
+    with locked(tmp_path):
+        assert (tmp_path / "lock").exists()
+        monkeypatch.undo()
+        with pytest.raises(UserError, match="another run is using it"):
+            enter(tmp_path)
+    assert len(opened) == 2
 
 
 def test_two_folders_are_used_at_the_same_time(tmp_path: Path) -> None:
@@ -254,9 +276,9 @@ def test_a_folder_that_a_run_has_written_to_stays(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "config.json").exists()
 
 
-def test_an_empty_folder_that_was_there_before_stays(tmp_path: Path) -> None:
+def test_an_empty_folder_that_was_there_before_stays_empty(tmp_path: Path) -> None:
     enter(tmp_path)
-    assert tmp_path.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_cannot_be_locked(tmp_path: Path) -> None:

@@ -10,15 +10,16 @@ from absl import logging
 def keep_compiled_code(folder: str | None = None) -> None:
     """Lets JAX keep what it compiles, so that the next run starts sooner.
 
-    A folder that JAX itself was told of, by JAX_COMPILATION_CACHE_DIR, stays as it is.
-
     Args:
-        folder: Where; made if it is not there. The user's own cache by default; empty
-            for nowhere.
+        folder: Where; made if it is not there; empty for nowhere. By default what JAX
+            itself was told of by JAX_COMPILATION_CACHE_DIR, or the user's own cache.
     """
-    if folder == "" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    if folder == "":
+        jax.config.update("jax_compilation_cache_dir", None)
         return
     if folder is None:
+        if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+            return
         caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         folder = f"{caches}/bn_jax/compiled"
     path = Path(folder).expanduser()

@@ -47,7 +47,7 @@ def make_optimizer(
             decay of the scale and the bias changes the model.
         clip_norm: Largest norm of all gradients together; what is longer is scaled
             down to it. None for any.
-        **fields: Other arguments of the function.
+        **fields: Other arguments of the function; None for its own default.
 
     Raises:
         UserError: If Optax has no optimizer of that name, or it no such argument; if
@@ -62,11 +62,12 @@ def make_optimizer(
             "some that it has."
         )
     known = _parameters(factory)
+    fields = {field: value for field, value in fields.items() if value is not None}
     unknown = set(fields) - known
     if unknown:
         raise UserError(
             f"optimizer: optax.{name} has no argument {sorted(unknown)}; it has "
-            f"{', '.join(sorted(known))}."
+            f"{', '.join(sorted(known))}. None leaves one out."
         )
     masks = [mask for mask in _MASK_NAMES if {mask, "weight_decay"} <= known]
     if set(masks) & set(fields):

@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ HEARTBEAT_TIMEOUT = 10
 # Set by the launchers whose processes JAX finds by itself, where there are several.
 _SLURM, _OPEN_MPI = "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"
 _TPU_HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+# Set by the versions of Open MPI before 5, which JAX recognizes without mpi4py.
+_OPEN_MPI_BEFORE_5 = "OMPI_MCA_orte_hnp_uri"
 
 
 class LostProcessError(RuntimeError):
@@ -72,6 +75,7 @@ def join_processes(
             coordinator_address,
             num_processes,
             process_id,
+            cluster_detection_method="mpi4py" if _needs_mpi4py() else None,
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
             shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
         )
@@ -133,10 +137,28 @@ def refused_together() -> Iterator[None]:
         raise refusal
 
 
+def texts_of_all(text: str) -> list[str]:
+    """What each process says, in their order, in all of them.
+
+    Args:
+        text: What this one says.
+    """
+    if jax.process_count() == 1:
+        return [text]
+    mine = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.asarray(len(mine)))
+    padded = np.pad(mine, (0, int(sizes.max()) - len(mine)))
+    rows = multihost_utils.process_allgather(padded)
+    return [
+        row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)
+    ]
+
+
 def make_any(parallel: Parallel) -> Callable[[int], Bool[Array, ""]]:
     """A function that begins to ask all processes whether any has a flag raised.
 
-    What it returns is the same in all of them, so that they do the same next.
+    What it returns is the same in all of them, so that they do the same next. On
+    several devices of a CPU it is waited for (see `Parallel.must_wait`).
 
     Args:
         parallel: The devices of all processes.
@@ -146,6 +168,7 @@ def make_any(parallel: Parallel) -> Callable[[int], Bool[Array, ""]]:
     """
     by_device = NamedSharding(parallel.mesh, PartitionSpec(parallel.mesh.axis_names))
     largest = jax.jit(jnp.max, out_shardings=parallel.replicated)
+    waits = parallel.must_wait
 
     def any_flag(flag: int) -> Array:
         if jax.process_count() == 1:
@@ -154,7 +177,8 @@ def make_any(parallel: Parallel) -> Callable[[int], Bool[Array, ""]]:
         flags = jax.make_array_from_callback(
             (parallel.num_devices,), by_device, lambda _: mine
         )
-        return largest(flags)
+        flag_of_all = largest(flags)
+        return jax.block_until_ready(flag_of_all) if waits else flag_of_all
 
     return any_flag
 
@@ -185,6 +209,12 @@ def _check_port(coordinator_address: str) -> None:
                 f"--coordinator_address={coordinator_address}: another program listens "
                 "at this port of process 0's machine; choose another one."
             ) from error
+
+
+def _needs_mpi4py() -> bool:
+    environment = os.environ
+    is_newer = _OPEN_MPI in environment and _OPEN_MPI_BEFORE_5 not in environment
+    return is_newer and find_spec("mpi4py") is not None
 
 
 def _is_one_of_several() -> bool:

@@ -116,7 +116,7 @@ class MetricsWriter(AbstractContextManager):
         self._logged_at = step
         rate = (step - self._started_at) / (time.monotonic() - self._started)
         logging.info(
-            "step %d of %d, %s, %.0f steps/s, %.0f s left",
+            "step %d of %d, %s, %.3g steps/s, %.0f s left",
             step,
             self._num_steps,
             ", ".join(f"{name} {value:.4f}" for name, value in shown.items()),

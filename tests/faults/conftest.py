@@ -52,14 +52,16 @@ def session_train(
             local_devices: int = 1,
             max_file_bytes: int | None = None,
             own_settings: Sequence[dict[str, Any]] | None = None,
+            own_workdirs: Sequence[Path] | None = None,
             **settings: Any,
         ) -> list[Program]:
             count = f"--xla_force_host_platform_device_count={local_devices}"
             settings = {"dataset__idx_dir": digits, **settings}
             differing = own_settings or [{}] * num_processes
+            folders = own_workdirs or [workdir] * num_processes
             return [
                 starter.start(
-                    [*flags(workdir, **{**settings, **other}), *own],
+                    [*flags(folder, **{**settings, **other}), *own],
                     output=outputs / f"{next(numbers)}.txt",
                     environment={
                         **environment,
@@ -67,8 +69,8 @@ def session_train(
                     },
                     max_file_bytes=max_file_bytes,
                 )
-                for own, other in zip(
-                    process_flags(num_processes), differing, strict=True
+                for own, other, folder in zip(
+                    process_flags(num_processes), differing, folders, strict=True
                 )
             ]
 
@@ -80,7 +82,7 @@ def train(session_train: Train) -> Iterator[Train]:
     """Begins a run in a folder; nothing of it outlives the test.
 
     Takes the number of processes, that of devices of each, the size that no file may
-    pass, settings, and those that each process has of its own.
+    pass, settings, and settings and folders that each process has of its own.
     """
     begun: list[Program] = []
 

@@ -95,6 +95,34 @@ def test_what_one_process_refuses_ends_all_with_a_line(
     assert not (tmp_path / "run").exists()
 
 
+def test_processes_of_different_settings_are_refused_with_what_differs(
+    train: Train, tmp_path: Path
+) -> None:
+    programs = train(tmp_path / "run", num_processes=2, own_settings=[{}, {"seed": 1}])
+    assert [program.wait() for program in programs] == [1, 1]
+    for program in programs:
+        assert program.output.splitlines()[-1] == (
+            "train.py: all processes must be started alike: seed is 0 in process 0 and "
+            "1 in process 1."
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_not_all_processes_see_is_refused(
+    train: Train, tmp_path: Path
+) -> None:
+    folders = [tmp_path / "of_0", tmp_path / "of_1"]
+    programs = train(tmp_path, num_processes=2, own_workdirs=folders)
+    assert [program.wait() for program in programs] == [1, 1]
+    for folder, program in zip(folders, programs, strict=True):
+        assert program.output.splitlines()[-1] == (
+            f"train.py: workdir {folder}: process 1 does not see what process 0 writes "
+            "there. Give a --workdir that lies on a file system which all of them "
+            "share."
+        )
+    assert not any(folder.exists() for folder in folders)
+
+
 def test_what_the_first_process_refuses_ends_all_with_a_line(
     train: Train, tmp_path: Path
 ) -> None:

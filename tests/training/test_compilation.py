@@ -47,15 +47,22 @@ def test_a_folder_that_cannot_be_made_is_only_a_warning(
     assert jax.config.jax_compilation_cache_dir == before
 
 
-def test_an_empty_name_is_none(before: str) -> None:
+def test_an_empty_name_is_none() -> None:
     keep_compiled_code("")
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_what_jax_itself_was_told_stays(
+    before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", before)
+    keep_compiled_code()
     assert jax.config.jax_compilation_cache_dir == before
 
 
-def test_what_jax_itself_was_told_wins(
+def test_a_folder_that_is_asked_for_wins_over_the_environments(
     tmp_path: Path, before: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "environment"))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", before)
     keep_compiled_code(str(tmp_path / "folder"))
-    assert jax.config.jax_compilation_cache_dir == before
-    assert not (tmp_path / "folder").exists()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "folder")

@@ -129,6 +129,18 @@ def test_a_run_that_was_given_up_can_go_on(
     assert int(final_state(config, tmp_path).step) == 60
 
 
+def test_the_advice_to_leave_such_steps_out_can_be_taken_in_the_same_folder(
+    tmp_path: Path, idx_dir: Path, poison: Poison
+) -> None:
+    poison([13])
+    with pytest.raises(DivergedError, match=r"With --config\.on_nonfinite=skip"):
+        train(tiny_config(idx_dir, num_steps=20), tmp_path, show_progress=False)
+    skipping = tiny_config(idx_dir, num_steps=20, on_nonfinite="skip")
+    train(skipping, tmp_path, show_progress=False)
+    assert read_metrics(tmp_path)[-1]["skipped_steps"] == 1
+    assert int(final_state(skipping, tmp_path).step) == 20
+
+
 @pytest.mark.slow
 def test_raising_and_going_on_comes_to_the_same_bits(
     bn: Complete,

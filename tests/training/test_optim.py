@@ -170,6 +170,12 @@ def test_an_optimizer_that_no_step_could_use_is_refused(name: str) -> None:
         optimizer(name, learning_rate=optax.constant_schedule(0.1))
 
 
+def test_a_field_that_is_none_is_left_out() -> None:
+    state = optimizer("adamw", momentum=None).init({"kernel": jnp.ones(2)})
+    expected = optimizer("adamw").init({"kernel": jnp.ones(2)})
+    chex.assert_trees_all_equal(state, expected)
+
+
 def test_an_unknown_field_is_refused_with_those_that_there_are() -> None:
     expected = r"optax.sgd has no argument \['momentun'\]; it has .*momentum"
     with pytest.raises(UserError, match=expected):

@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from bn_jax.errors import UserError
+from bn_jax.training import processes
 from bn_jax.training.parallel import make_parallel
 from bn_jax.training.processes import (
     HEARTBEAT_TIMEOUT,
@@ -16,6 +17,7 @@ from bn_jax.training.processes import (
     is_primary,
     join_processes,
     make_any,
+    texts_of_all,
     wait_for_all,
 )
 
@@ -99,6 +101,34 @@ def test_a_single_process_of_a_launcher_joins_nobody(
     assert calls == []
 
 
+@pytest.mark.parametrize(
+    ("is_installed", "environment", "method"),
+    [
+        (True, {}, "mpi4py"),
+        (True, {"OMPI_MCA_orte_hnp_uri": "1234.0;tcp://10.0.0.1:1"}, None),
+        (False, {}, None),
+    ],
+    ids=["version_5", "before_5", "without_mpi4py"],
+)
+def test_processes_of_open_mpi_5_are_found_by_mpi4py(
+    monkeypatch: pytest.MonkeyPatch,
+    calls: list[Any],
+    is_installed: bool,
+    environment: dict[str, str],
+    method: str | None,
+) -> None:
+    for name, value in {"OMPI_COMM_WORLD_SIZE": "2", **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "find_spec", lambda _: is_installed or None)
+    join_processes(None, None, None)
+    ((*_, keywords),) = calls
+    assert keywords["cluster_detection_method"] == method
+
+
+def test_a_process_alone_hears_itself() -> None:
+    assert texts_of_all("größer") == ["größer"]
+
+
 @pytest.mark.parametrize("process_id", [0, 1])
 @pytest.mark.parametrize("address", ["host", "host:", ":1234", "host:ssh", "h:65536"])
 def test_an_address_that_is_none_is_refused(
@@ -169,3 +199,17 @@ def test_a_process_alone_writes_and_waits_for_nobody() -> None:
 @pytest.mark.parametrize("flag", [0, 15])
 def test_a_process_alone_is_asked_only_for_its_own_flag(flag: int) -> None:
     assert int(make_any(make_parallel("jit"))(flag)) == flag
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_the_flag_of_all_is_waited_for_where_devices_share_threads(
+    monkeypatch: pytest.MonkeyPatch, num_devices: int
+) -> None:
+    any_flag = make_any(make_parallel("jit", num_devices=num_devices))
+    waited_for: list[Any] = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        jax, "block_until_ready", lambda value: waited_for.append(value) or value
+    )
+    assert int(any_flag(15)) == 15
+    assert [int(value) for value in waited_for] == [15] * (num_devices - 1)
