@@ -1,8 +1,9 @@
 """Number of values, mean and variance of each feature of a batch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,10 @@ from bn_jax.core.types import Moments
 
 # A shift this many variances (squared distance) away from the mean loses four bits.
 _FAR = 16
+# Squared distance of no account once the mean is known: beside any usual epsilon.
+_NEAR = 1e-5
+# Each pass leaves 1e-7 of the distance in float32.
+_MAX_FURTHER_PASSES = 5
 
 
 def batch_moments(
@@ -34,16 +39,16 @@ def batch_moments(
 
     One pass adds up `x - shift` and its square, in one all-reduce. That is exact but
     where the shift lies many standard deviations from the mean; then, and only then,
-    a second pass shifts by the mean that the first one found. A running mean is a
-    good shift after a few steps of training.
+    a second pass shifts by the mean that the first one found, and so on while that
+    mean was but a rough one. A running mean is a good shift after a few steps of
+    training.
     Source: Ioffe & Szegedy (2015), Algorithm 1; Chan, Golub & LeVeque (1983), shifted
     sums.
 
     Args:
         x: Activations, zero where the mask is False.
         shift: A guess of the mean, of the moments' shape and the same on all devices
-            that take part in one all-reduce; it may be off by 1e8 standard deviations
-            before the results feel it.
+            that take part in one all-reduce. No guess is so bad that results feel it.
         feature_axes: Canonical axes that are not averaged over.
         mask: True at the positions that count; all of them by default.
         devices: Devices that share the moments. Sums and counts are added up, so
@@ -68,19 +73,63 @@ def batch_moments(
         _moments_around, x, feature_axes=feature_axes, mask=mask, devices=devices
     )
     first = around(shift)
+
+    # Devices must go the same way, or an all-reduce in one waits for ever: all know
+    # the moments of all groups that are summed together.
     distance = abs_squared(first.mean - shift)
-    is_close = (distance <= _FAR * first.var) & jnp.isfinite(first.var)
-    # A feature that equals the shift everywhere has no variance.
-    is_close |= (distance == 0) | (first.num_samples == 0)
-    # The first sums may have overflowed too.
-    found = jnp.where(jnp.isfinite(first.mean), first.mean, shift)
-    # Devices must enter the same branch, or an all-reduce in one waits for ever: all
-    # know the moments of all groups that are summed together.
     return jax.lax.cond(
-        _all(is_close),
+        _all(_is_exact(distance, first)),
         lambda: first,
-        lambda: _with_overflow(around(found, keeps_range=True)),
+        lambda: _further_passes(around, first, distance, shift),
     )
+
+
+class _Pass(NamedTuple):
+    """What a pass over x leaves for the next one.
+
+    Attributes:
+        number: Passes so far, after the first one.
+        is_last: Whether it has come to exact moments, feature by feature.
+        shift: That of the next pass.
+        moments: What it has come to.
+    """
+
+    number: Array
+    is_last: Array
+    shift: Array
+    moments: Moments
+
+
+def _further_passes(
+    around: Callable[..., Moments], first: Moments, distance: Array, shift: Array
+) -> Moments:
+    """Moments around the mean that the pass before has found, until they are exact."""
+
+    def finite_or(mean: Array, shift: Array) -> Array:
+        # The sums may have overflowed.
+        return jnp.where(jnp.isfinite(mean), mean, shift)
+
+    def next_pass(before: _Pass) -> _Pass:
+        number = before.number + 1
+        moments = around(before.shift, keeps_range=True)
+        distance = abs_squared(moments.mean - before.shift)
+        is_last = _is_exact(distance, moments) | (distance <= _NEAR)
+        is_last |= ~jnp.isfinite(moments.mean) | (number >= _MAX_FURTHER_PASSES)
+        return _Pass(number, is_last, finite_or(moments.mean, before.shift), moments)
+
+    # False, of the distance's type under a mapped axis as well.
+    is_last = distance < 0
+    nothing = jnp.zeros((), jnp.int32)
+    begin = _Pass(nothing, is_last, finite_or(first.mean, shift), first)
+    end = jax.lax.while_loop(lambda now: ~_all(now.is_last), next_pass, begin)
+    return _with_overflow(end.moments)
+
+
+def _is_exact(distance: Array, moments: Moments) -> Array:
+    """Whether moments have all their digits, by the shift's squared distance."""
+    is_close = (distance <= _FAR * moments.var) & jnp.isfinite(moments.var)
+    # A feature that equals the shift everywhere has no variance.
+    return is_close | (distance == 0) | (moments.num_samples == 0)
 
 
 # Under vmap as well one answer, for all that is mapped: `lax.cond` with an answer for

@@ -189,7 +189,8 @@ def test_a_shift_moves_the_mean_and_a_factor_scales_the_variance(shift, power):
 
 
 @pytest.mark.parametrize(
-    "shift", [0.0, 1e4, 1e4 + 3, 1e4 - 50, -1e4, 1e8, np.nan, -np.inf]
+    "shift",
+    [0.0, 1e4, 1e4 + 3, 1e4 - 50, -1e4, 1e8, 1e12, -1e20, 1e30, 3e38, np.nan, -np.inf],
 )
 def test_any_guess_of_the_mean_gives_the_same_moments(shift):
     x = normal(4096, 2, mean=1e4)
