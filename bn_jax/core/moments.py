@@ -177,7 +177,9 @@ def _moments_around(
     unit = 1.0
     if keeps_range:
         # A power of two near one over the root of their number costs no bit.
-        unit = 2.0 ** -math.ceil(math.log2(max(positions, 1)) / 2)
+        # A size that `jax.export` leaves open is no integer: one for many values.
+        count = max(positions, 1) if isinstance(positions, int) else 2**40
+        unit = 2.0 ** -math.ceil(math.log2(count) / 2)
         deviation, same_deviation = deviation * unit * unit, same_deviation * unit
     sums = [total(deviation), total(abs_squared(same_deviation))]
     if mask is None:

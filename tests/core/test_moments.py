@@ -200,6 +200,20 @@ def test_any_guess_of_the_mean_gives_the_same_moments(shift):
     np.testing.assert_allclose(moments.mean, mean, rtol=2e-7)
 
 
+def test_a_program_is_exported_for_any_number_of_examples():
+    def moments(x):
+        return batch_moments(x, jnp.zeros(2), feature_axes=(1,), devices=Devices())
+
+    (size,) = jax.export.symbolic_shape("size")
+    shape = jax.ShapeDtypeStruct((size, 2), jnp.float32)
+    exported = jax.export.export(jax.jit(moments))(shape)
+    x = normal(100, 2, mean=1e4)
+    found = exported.call(jnp.asarray(x, jnp.float32))
+    _, mean, var = oracles.moments(x)
+    np.testing.assert_allclose(found.var, var, rtol=1e-5)
+    np.testing.assert_allclose(found.mean, mean, rtol=2e-7)
+
+
 def test_a_variance_that_float32_can_hold_is_found_where_squares_overflow():
     x = (1e18 * normal(64, 2) + 1e24).astype(np.float32)
     moments = compiled(jnp.asarray(x))
