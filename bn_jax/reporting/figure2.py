@@ -36,7 +36,11 @@ _LOOKS: Mapping[str, dict[str, Any]] = {
 }
 _PANELS = {
     "(a) The paper's five arms": tuple(PUBLISHED["arms"]),
-    "(b) The same without BN": ("bn_x5_sigmoid", "inception_x5", "inception_sigmoid"),
+    "(b) Without BN, and sigmoids with it": (
+        "bn_x5_sigmoid",
+        "inception_x5",
+        "inception_sigmoid",
+    ),
 }
 
 
@@ -168,7 +172,7 @@ def draw_figure2(arms: Mapping[str, Sequence[Run]], paths: Sequence[Path]) -> No
         for axes, (title, names) in zip(panels, _PANELS.items(), strict=True):
             axes.set_title(title)
             _draw_curves(axes, {name: arms[name] for name in names})
-        panels[0].set_ylabel("fraction of validation images")
+        panels[0].set_ylabel("accuracy on the validation images")
         config = arms["inception"][0].config
         figure.supxlabel(f"training steps  ({describe_data(config)})", fontsize="small")
         for path in paths:
