@@ -1,7 +1,8 @@
 """The folder of a run: one configuration, and what came of it.
 
 It holds `config.json`, `metrics.jsonl` (one evaluation a line), `summary.json` (once
-the run is complete), `checkpoints/`, TensorBoard's event files, and `lock`.
+the run is complete), `checkpoints/`, TensorBoard's event files, and `lock` while a
+process uses it.
 """
 
 import fcntl
@@ -47,10 +48,10 @@ def locked(workdir: Path) -> Iterator[None]:
     finally:
         # While it is locked: whoever opened the file meanwhile sees that it is gone.
         with suppress(OSError):
-            if [path.name for path in workdir.iterdir()] == [_LOCK]:
-                (workdir / _LOCK).unlink()
-                if is_new:
-                    workdir.rmdir()
+            (workdir / _LOCK).unlink()
+            if is_new:
+                # It fails where the run has written anything.
+                workdir.rmdir()
         os.close(descriptor)
 
 
