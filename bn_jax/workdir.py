@@ -5,92 +5,14 @@ the run is complete), `checkpoints/`, TensorBoard's event files, and `lock` whil
 process uses it.
 """
 
-import fcntl
 import json
-import os
-import socket
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from absl import logging
 
 from bn_jax.errors import UserError
 
 FORMAT_VERSION = 1
-_LOCK = "lock"
-
-
-@contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """A context in which no other run can use the folder.
-
-    The system itself drops the lock when the process ends, in whatever way. It lies on
-    a file, `lock`, because network file systems share no locks of folders. A folder
-    that was made for a run that wrote nothing is removed again.
-
-    Args:
-        workdir: The folder; made if it is not there.
-
-    Raises:
-        UserError: If another run is using it, or it cannot be made.
-    """
-    try:
-        is_new = not workdir.exists()
-        workdir.mkdir(parents=True, exist_ok=True)
-        descriptor = _open_lock(workdir)
-    except OSError as error:
-        raise _unusable(workdir, error) from error
-    try:
-        yield
-    finally:
-        # While it is locked: whoever opened the file meanwhile sees that it is gone.
-        with suppress(OSError):
-            (workdir / _LOCK).unlink()
-            if is_new:
-                # It fails where the run has written anything.
-                workdir.rmdir()
-        os.close(descriptor)
-
-
-def _open_lock(workdir: Path) -> int:
-    """The descriptor of the folder's lock, once it is held."""
-    while True:
-        descriptor = os.open(workdir / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise UserError(
-                f"workdir {workdir}: another run is using it at this moment "
-                f"({read_owner(workdir)}). Wait for it, or choose another --workdir."
-            ) from error
-        except OSError as error:
-            # Some network file systems have no locks.
-            logging.warning("%s: not locked (%s); use it for one run.", workdir, error)
-        # The run that held it may just have removed it.
-        if os.fstat(descriptor).st_nlink:
-            # Of no other run: a copy of the folder has another one's.
-            owner = f"{socket.gethostname()}, process {os.getpid()}, {uuid.uuid4()}"
-            os.truncate(descriptor, 0)
-            os.write(descriptor, owner.encode())
-            os.fsync(descriptor)
-            return descriptor
-        os.close(descriptor)
-
-
-def read_owner(workdir: Path) -> str:
-    """Who locks the folder, or did last; empty where that cannot be seen.
-
-    Args:
-        workdir: The folder.
-    """
-    try:
-        return (workdir / _LOCK).read_text()
-    except OSError:
-        return ""
 
 
 def check_workdir(
@@ -162,7 +84,7 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
         content = json.dumps(_content(config), indent=2) + "\n"
         _replace(workdir / "config.json", content)
     except OSError as error:
-        raise _unusable(workdir, error) from error
+        raise unusable(workdir, error) from error
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
@@ -277,6 +199,19 @@ def drop_metrics_after(workdir: Path, step: int) -> None:
     _replace(workdir / "metrics.jsonl", lines)
 
 
+def unusable(workdir: Path, error: Exception) -> UserError:
+    """The error of a folder that the system refuses.
+
+    Args:
+        workdir: The folder.
+        error: What the system says.
+    """
+    return UserError(
+        f"workdir {workdir}: it cannot be used ({error}). Choose a --workdir that can "
+        "be written."
+    )
+
+
 def _content(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"format_version": FORMAT_VERSION, **values}
 
@@ -285,7 +220,7 @@ def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError as error:
-        raise _unusable(path.parent, error) from error
+        raise unusable(path.parent, error) from error
 
 
 def _read_object(path: Path, *, advice: str | None = None) -> dict[str, Any]:
@@ -297,7 +232,7 @@ def _read_object(path: Path, *, advice: str | None = None) -> dict[str, Any]:
         if not isinstance(content.get("format_version"), int):
             raise ValueError("it has no format_version")
     except OSError as error:
-        raise _unusable(path.parent, error) from error
+        raise unusable(path.parent, error) from error
     except ValueError as error:
         raise _damaged(path, error, advice=advice) from error
     return content
@@ -313,13 +248,6 @@ def _replace(path: Path, text: str) -> None:
 def _damaged(path: Path, error: Exception, *, advice: str | None = None) -> UserError:
     advice = advice or "Bring it back from a copy, or choose another --workdir"
     return UserError(f"{path}: it is damaged ({error}). {advice}.")
-
-
-def _unusable(workdir: Path, error: Exception) -> UserError:
-    return UserError(
-        f"workdir {workdir}: it cannot be used ({error}). Choose a --workdir that can "
-        "be written."
-    )
 
 
 def _check_same(

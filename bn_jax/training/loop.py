@@ -7,7 +7,7 @@ nothing of any of them.
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,8 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 import bn_jax
-from bn_jax.errors import DivergedError, UserError
+from bn_jax.errors import DivergedError
+from bn_jax.training.alike import check_started_alike
 from bn_jax.training.build import (
     Parts,
     Settings,
@@ -34,12 +35,7 @@ from bn_jax.training.metrics import mean_metrics
 from bn_jax.training.nonfinite import name_of_value
 from bn_jax.training.pace import Pace
 from bn_jax.training.parallel import make_parallel
-from bn_jax.training.processes import (
-    is_primary,
-    refused_together,
-    texts_of_all,
-    wait_for_all,
-)
+from bn_jax.training.processes import is_primary, refused_together, wait_for_all
 from bn_jax.training.profile import Profile
 from bn_jax.training.run import Measured, Run, compile_run
 from bn_jax.training.signals import StoppedBySignalError, StopSignals
@@ -50,13 +46,11 @@ from bn_jax.workdir import (
     check_metrics,
     check_workdir,
     claim_workdir,
-    differences,
-    locked,
     read_metrics,
-    read_owner,
     read_summary,
     write_summary,
 )
+from bn_jax.workdir_lock import locked
 
 # Settings on which no figure of a run depends: it goes on with others.
 _MAY_DIFFER = (
@@ -66,12 +60,6 @@ _MAY_DIFFER = (
     "on_nonfinite",
     "max_nonfinite_steps",
     "dataset.data_dir",
-    "dataset.read_threads",
-)
-# Those in which processes may differ from each other.
-_MAY_DIFFER_BY_PROCESS = (
-    "dataset.data_dir",
-    "dataset.idx_dir",
     "dataset.read_threads",
 )
 
@@ -115,7 +103,7 @@ def train(
         with refused_together():
             if is_primary():
                 held.enter_context(locked(workdir))
-        _check_processes(settings, workdir)
+        check_started_alike(settings, workdir)
         with refused_together():
             check_workdir(workdir, settings, may_differ=_MAY_DIFFER)
             summary = read_summary(workdir)
@@ -142,38 +130,6 @@ def train(
             _summarize(workdir, steps_per_second, time.monotonic() - started)
         wait_for_all("the run is complete")
     return read_summary(workdir) or {}
-
-
-def _check_processes(settings: Mapping[str, Any], workdir: Path) -> None:
-    """Makes sure that all processes train one network, into one folder.
-
-    Raises:
-        UserError: In all of them, if one has other settings, other versions or a
-            folder of its own.
-    """
-    if jax.process_count() == 1:
-        return
-    versions = {"versions": {"bn_jax": bn_jax.__version__, "jax": jax.__version__}}
-    all_settings = texts_of_all(json.dumps({**settings, **versions}))
-    all_owners = texts_of_all(read_owner(workdir))
-    with refused_together():
-        for number in range(1, jax.process_count()):
-            found = differences(
-                json.loads(all_settings[0]),
-                json.loads(all_settings[number]),
-                places=("in process 0", f"in process {number}"),
-                may_differ=_MAY_DIFFER_BY_PROCESS,
-            )
-            if found:
-                raise UserError(
-                    f"all processes must be started alike: {'; '.join(found)}."
-                )
-            if all_owners[number] != all_owners[0]:
-                raise UserError(
-                    f"workdir {workdir}: process {number} does not see what process 0 "
-                    "writes there. Give a --workdir that lies on a file system which "
-                    "all of them share."
-                )
 
 
 def _parts(config: Settings, devices: Sequence[Any] | None) -> Parts:
@@ -315,14 +271,12 @@ def _give_up(config: Settings, state: TrainState, checkpoints: Checkpoints) -> N
     checkpoints.wait()
     skips = config.on_nonfinite == "skip"
     times = f", {config.max_nonfinite_steps} steps in a row" if skips else ""
-    advice = ""
-    if not skips:
-        advice = " With --config.on_nonfinite=skip this run goes on without such steps."
+    advice = " With --config.on_nonfinite=skip this run goes on without such steps."
     raise DivergedError(
         f"{what} is not finite at step {step + 1}{times}. The state after step {step} "
         "is saved. A lower learning rate, a longer warm-up or "
         "config.optimizer.clip_norm may keep it finite, from the beginning and in "
-        f"another --workdir.{advice}",
+        f"another --workdir.{'' if skips else advice}",
         step,
     )
 

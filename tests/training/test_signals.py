@@ -14,7 +14,8 @@ from bn_jax.errors import UserError
 from bn_jax.training import loop
 from bn_jax.training.loop import train
 from bn_jax.training.signals import StoppedBySignalError, StopSignals
-from bn_jax.workdir import locked, read_metrics, read_summary
+from bn_jax.workdir import read_metrics, read_summary
+from bn_jax.workdir_lock import locked
 
 HANDLED = (signal.SIGTERM, signal.SIGINT)
 
