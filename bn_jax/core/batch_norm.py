@@ -232,12 +232,12 @@ def batch_norm_with_moments(
             # Statistics may be wanted where y is not.
             x = differentiable_if(by_batch, x) if follows else x
             scale, bias = differentiable_if(by_batch, (scale, bias))
-            normalize_batch = normalize_by_batch
-            if group_size is not None:
-                normalize_batch = partial(normalize_by_group, group_size=group_size)
-            y_by_batch, moments = normalize_batch(
-                x, scale, bias, batch_stats["mean"], mask, layout
-            )
+            batch = (x, scale, bias, batch_stats["mean"], mask, layout)
+            if group_size is None:
+                y_by_batch, shifted = normalize_by_batch(*batch)
+                moments = shifted.rounded()
+            else:
+                y_by_batch, moments = normalize_by_group(*batch, group_size=group_size)
             y = select(by_running, y, y_by_batch)
             updated = update_batch_stats(
                 batch_stats,

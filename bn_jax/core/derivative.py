@@ -12,7 +12,7 @@ from bn_jax.core.devices import Devices, bound, own_group, sum_across
 from bn_jax.core.dtypes import wide_dtype
 from bn_jax.core.moments import batch_moments
 from bn_jax.core.normalize import normalize
-from bn_jax.core.types import Moments
+from bn_jax.core.types import ShiftedMoments
 
 
 class Layout(NamedTuple):
@@ -39,7 +39,7 @@ def normalize_by_batch(
     shift: Inexact[Array, "*moments"],
     mask: Bool[Array, "*#shape"] | None,
     layout: Layout,
-) -> tuple[Inexact[Array, "*shape"], Moments]:
+) -> tuple[Inexact[Array, "*shape"], ShiftedMoments]:
     """X normalized by its own mean and variance, and these.
 
     The derivative is the closed form, which saves x and what has a feature's size,
@@ -61,12 +61,15 @@ def normalize_by_batch(
         shift,
         feature_axes=layout.moment_axes,
         mask=mask,
+        epsilon=layout.epsilon,
         devices=layout.devices,
     )
+    _, shift, offset, var = (own_group(layout.devices, leaf) for leaf in moments)
     y = normalize(
         x,
-        own_group(layout.devices, moments.mean),
-        own_group(layout.devices, moments.var),
+        shift,
+        var,
+        offset=offset,
         scale=scale,
         bias=bias,
         moment_axes=layout.moment_axes,
@@ -92,11 +95,11 @@ def _tangent(
     layout: Layout,
     x: Array,
     scale: Array | None,
-    moments: Moments,
+    moments: ShiftedMoments,
     dx: Array,
     dscale: Array | None,
     dbias: Array | None,
-) -> tuple[Array, Moments]:
+) -> tuple[Array, ShiftedMoments]:
     """The change of y and of the moments, for changes of x, scale and bias.
 
     With x_hat = (x - mean) * inv_std, it is `inv_std * scale * dx` plus, for each
@@ -118,8 +121,9 @@ def _tangent(
 
     # The same twice, written differently: one is used in a sum of this function, the
     # other in one of its transpose. Sharing them would store an array of x's size.
-    deviation = x.astype(wide) - expand(moments.mean)
-    same_deviation = x.astype(wide) + expand(-moments.mean)
+    shift, offset = expand(moments.shift), expand(moments.offset)
+    deviation = x.astype(wide) - shift - offset
+    same_deviation = x.astype(wide) + expand(-moments.shift) - offset
     dx = dx.astype(wide)
     axes = other_axes(rank, moment_axes)
     total, product = sum_across(
@@ -145,7 +149,8 @@ def _tangent(
         constant = constant + expand_features(dbias)
     dy = expand(slope) * dx + same_deviation * expand(multiple) + expand(constant)
     no_change = jnp.zeros_like(moments.num_samples)
-    return dy.astype(x.dtype), Moments(no_change, dmean, dvar)
+    no_shift = jnp.zeros_like(moments.shift)
+    return dy.astype(x.dtype), ShiftedMoments(no_change, no_shift, dmean, dvar)
 
 
 def _real_product(a: Array, b: Array) -> Array:

@@ -59,7 +59,7 @@ def normalize_by_group(
         None if mask is None else split_groups(mask, groups.on_device),
         Layout((0, *features), features, layout.epsilon, groups.sharing),
     )
-    return y.reshape(x.shape), average_group(moments, groups.apart)
+    return y.reshape(x.shape), average_group(moments.rounded(), groups.apart)
 
 
 def plan_groups(group_size: int, batch_size: int, devices: Devices) -> Groups:

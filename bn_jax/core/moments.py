@@ -17,12 +17,15 @@ from bn_jax.core.devices import (
     sum_across,
 )
 from bn_jax.core.dtypes import wide_dtype
-from bn_jax.core.types import Moments
+from bn_jax.core.types import ShiftedMoments
 
 # A shift this many variances (squared distance) away from the mean loses four bits.
 _FAR = 16
-# Squared distance of no account once the mean is known: beside any usual epsilon.
-_NEAR = 1e-5
+# A distance of no account: this fraction of the mean, beside which float32 tells no
+# deviations apart, or, squared, this fraction of epsilon. Without them a feature that
+# has no variance would ask for a second pass as long as its running mean moves.
+_NEAR_MEAN = 1e-5
+_NEAR_EPSILON = 1e-6
 # Each pass leaves 1e-7 of the distance in float32.
 _MAX_FURTHER_PASSES = 5
 
@@ -33,8 +36,9 @@ def batch_moments(
     *,
     feature_axes: Sequence[int],
     mask: Bool[Array, "*#shape"] | None = None,
+    epsilon: float = 0.0,
     devices: Devices,
-) -> Moments:
+) -> ShiftedMoments:
     """Mean and biased variance of each feature, over every other axis.
 
     One pass adds up `x - shift` and its square, in one all-reduce. That is exact but
@@ -51,6 +55,8 @@ def batch_moments(
             that take part in one all-reduce. No guess is so bad that results feel it.
         feature_axes: Canonical axes that are not averaged over.
         mask: True at the positions that count; all of them by default.
+        epsilon: What is added to the variance later; digits that are lost beside a
+            hundred-millionth of it are not missed.
         devices: Devices that share the moments. Sums and counts are added up, so
             that devices may hold different numbers of valid positions, or none.
 
@@ -76,11 +82,10 @@ def batch_moments(
 
     # Devices must go the same way, or an all-reduce in one waits for ever: all know
     # the moments of all groups that are summed together.
-    distance = abs_squared(first.mean - shift)
     return jax.lax.cond(
-        _all(_is_exact(distance, first)),
+        _all(_is_exact(first, epsilon)),
         lambda: first,
-        lambda: _further_passes(around, first, distance, shift),
+        lambda: _further_passes(around, first, epsilon),
     )
 
 
@@ -90,46 +95,43 @@ class _Pass(NamedTuple):
     Attributes:
         number: Passes so far, after the first one.
         is_last: Whether it has come to exact moments, feature by feature.
-        shift: That of the next pass.
         moments: What it has come to.
     """
 
     number: Array
     is_last: Array
-    shift: Array
-    moments: Moments
+    moments: ShiftedMoments
 
 
 def _further_passes(
-    around: Callable[..., Moments], first: Moments, distance: Array, shift: Array
-) -> Moments:
+    around: Callable[..., ShiftedMoments], first: ShiftedMoments, epsilon: float
+) -> ShiftedMoments:
     """Moments around the mean that the pass before has found, until they are exact."""
-
-    def finite_or(mean: Array, shift: Array) -> Array:
-        # The sums may have overflowed.
-        return jnp.where(jnp.isfinite(mean), mean, shift)
 
     def next_pass(before: _Pass) -> _Pass:
         number = before.number + 1
-        moments = around(before.shift, keeps_range=True)
-        distance = abs_squared(moments.mean - before.shift)
-        is_last = _is_exact(distance, moments) | (distance <= _NEAR)
-        is_last |= ~jnp.isfinite(moments.mean) | (number >= _MAX_FURTHER_PASSES)
-        return _Pass(number, is_last, finite_or(moments.mean, before.shift), moments)
+        # The sums may have overflowed.
+        mean = before.moments.mean
+        shift = jnp.where(jnp.isfinite(mean), mean, before.moments.shift)
+        moments = around(shift, keeps_range=True)
+        is_last = _is_exact(moments, epsilon) | ~jnp.isfinite(moments.offset)
+        return _Pass(number, is_last | (number >= _MAX_FURTHER_PASSES), moments)
 
-    # False, of the distance's type under a mapped axis as well.
-    is_last = distance < 0
-    nothing = jnp.zeros((), jnp.int32)
-    begin = _Pass(nothing, is_last, finite_or(first.mean, shift), first)
+    # False, of the variance's type under a mapped axis as well.
+    begin = _Pass(jnp.zeros((), jnp.int32), first.var < 0, first)
     end = jax.lax.while_loop(lambda now: ~_all(now.is_last), next_pass, begin)
     return _with_overflow(end.moments)
 
 
-def _is_exact(distance: Array, moments: Moments) -> Array:
-    """Whether moments have all their digits, by the shift's squared distance."""
-    is_close = (distance <= _FAR * moments.var) & jnp.isfinite(moments.var)
-    # A feature that equals the shift everywhere has no variance.
-    return is_close | (distance == 0) | (moments.num_samples == 0)
+def _is_exact(moments: ShiftedMoments, epsilon: float) -> Array:
+    """Whether moments have all their digits, by how far the shift is from the mean."""
+    distance = abs_squared(moments.offset)
+    is_near = distance <= _FAR * moments.var
+    # A feature that equals the shift everywhere has no variance, nor need it have a
+    # mean.
+    is_near |= distance <= _NEAR_EPSILON * epsilon
+    is_near |= jnp.abs(moments.offset) <= _NEAR_MEAN * jnp.abs(moments.mean)
+    return (is_near & jnp.isfinite(moments.var)) | (moments.num_samples == 0)
 
 
 # Under vmap as well one answer, for all that is mapped: `lax.cond` with an answer for
@@ -152,7 +154,7 @@ def _moments_around(
     mask: Bool[Array, "*#shape"] | None,
     devices: Devices,
     keeps_range: bool = False,
-) -> Moments:
+) -> ShiftedMoments:
     """Moments from sums of `x - shift` and of its square.
 
     Sums of many values overflow before their mean does, unless the range is kept, at
@@ -191,11 +193,13 @@ def _moments_around(
     divisor = jnp.maximum(num_samples, 1) * unit**2
     offset = sums[0] / divisor
     var = jnp.maximum(sums[1] / divisor - abs_squared(offset), 0)
-    mean = jnp.where(num_samples > 0, shift + offset, jnp.zeros((), x.dtype))
-    return Moments(num_samples, mean, var)
+    # What the offset is as well, for the type that it has under a mapped axis.
+    has_mean = (num_samples > 0) & jnp.isfinite(offset)
+    shift = jnp.where(has_mean, shift, jnp.zeros((), x.dtype))
+    return ShiftedMoments(num_samples, shift, offset, var)
 
 
-def _with_overflow(moments: Moments) -> Moments:
+def _with_overflow(moments: ShiftedMoments) -> ShiftedMoments:
     """Moments whose variance is infinite where it lies beyond the range of its dtype.
 
     It may have become a difference of infinities; a NaN in x would be in the mean too.

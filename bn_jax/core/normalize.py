@@ -15,6 +15,7 @@ def normalize(
     mean: Inexact[Array, "*moments"],
     var: Float[Array, "*moments"],
     *,
+    offset: Inexact[Array, "*moments"] | None = None,
     scale: Inexact[Array, "*features"] | None,
     bias: Inexact[Array, "*features"] | None,
     moment_axes: Sequence[int],
@@ -31,6 +32,8 @@ def normalize(
         x: Activations.
         mean: Mean of each feature, or of each feature in each group of examples.
         var: Variance likewise.
+        offset: What the mean is beyond `mean`, with the digits that one number has no
+            room for; None for 0.
         scale: Learned factor of each feature, gamma in the paper; None for 1.
         bias: Learned offset of each feature, beta in the paper; None for 0.
         moment_axes: Canonical axes of x that mean and variance have.
@@ -43,6 +46,8 @@ def normalize(
     wide = wide_dtype(x.dtype)
     inv_std = jax.lax.rsqrt(var.astype(jnp.finfo(wide).dtype) + epsilon)
     y = x.astype(wide) - expand_to_rank(mean.astype(wide), moment_axes, x.ndim)
+    if offset is not None:
+        y = y - expand_to_rank(offset.astype(wide), moment_axes, x.ndim)
     multiplier = expand_to_rank(inv_std, moment_axes, x.ndim)
     if scale is not None:
         expanded = expand_to_rank(scale.astype(wide), feature_axes, x.ndim)

@@ -179,6 +179,6 @@ def test_a_large_mean_of_eight_devices_does_not_cancel_in_the_first_step(mode, m
         np.testing.assert_allclose(of_device, mean, rtol=1e-6)
     for of_device in stats["var"]:
         np.testing.assert_allclose(of_device, var, rtol=1e-5)
-    # An activation of 1e4 is known to 5e-4, and so is the mean that is subtracted.
+    # Where the mean is rounded to one float32, these are off by 5e-4.
     expected = oracles.batch_norm(x, mask=mask)
-    np.testing.assert_allclose(y.reshape(x.shape), expected, atol=1e-3)
+    np.testing.assert_allclose(y.reshape(x.shape), expected, atol=2e-6)

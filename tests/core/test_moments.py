@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import bn_jax.core.moments as moments_module
 from bn_jax.core.axes import canonical_axes
 from bn_jax.core.devices import Devices
 from bn_jax.core.moments import batch_moments
@@ -22,7 +23,10 @@ def compiled(x, *, axis=-1, mask=None, shift=0.0):
         mask = jnp.broadcast_to(mask, x.shape)
         x = jnp.where(mask, x, jnp.zeros((), x.dtype))
     guess = jnp.full([x.shape[axis] for axis in axes], shift, jnp.float32)
-    return batch_moments(x, guess, feature_axes=axes, mask=mask, devices=Devices())
+    moments = batch_moments(
+        x, guess, feature_axes=axes, mask=mask, devices=Devices()
+    )
+    return moments.rounded()
 
 
 def normal(*shape, mean=0.0, std=1.0, seed=0, dtype=np.float32):
@@ -200,9 +204,55 @@ def test_any_guess_of_the_mean_gives_the_same_moments(shift):
     np.testing.assert_allclose(moments.mean, mean, rtol=2e-7)
 
 
+@pytest.mark.parametrize(
+    ("values", "guess", "is_enough"),
+    [
+        # Variances 1, and means 1, 3.9, 4.1 and 1e4 beyond the guess.
+        ([-1.0, 1.0], 1.0, True),
+        ([-1.0, 1.0], 3.9, True),
+        ([-1.0, 1.0], 4.1, False),
+        ([-1.0, 1.0], 1e4, False),
+        # A feature that is constant, as a unit is that never fires again, is at one
+        # time as near to its running mean as that can come.
+        ([3.7, 3.7], 3.7, True),
+        ([3.7, 3.7], 3.70003, True),
+        ([3.7, 3.7], 3.8, False),
+        ([0.0, 0.0], 3e-6, True),
+        ([0.0, 0.0], 1e-3, False),
+        # Small deviations have all their digits.
+        ([1.0 - 1e-4, 1.0 + 1e-4], 1.0, True),
+        ([1.0 - 1e-4, 1.0 + 1e-4], 0.999, False),
+        ([-1e-6, 1e-6], 1e-5, False),
+    ],
+)
+def test_one_pass_is_enough_unless_the_guess_is_poor(
+    values, guess, is_enough, monkeypatch
+):
+    def no_further_pass(around, first, epsilon):
+        return first._replace(var=first.var - 1e6)
+
+    monkeypatch.setattr(moments_module, "_further_passes", no_further_pass)
+    x, shift = jnp.array(values)[:, None], jnp.array([guess])
+    layout = {"feature_axes": (1,), "epsilon": 1e-5, "devices": Devices()}
+    moments = batch_moments(x, shift, **layout)
+    assert (moments.var.item() > -1) == is_enough
+
+
+def test_the_mean_of_two_numbers_has_more_digits_than_one():
+    x = normal(4096, 2, mean=1e4)
+    moments = batch_moments(
+        jnp.asarray(x), jnp.full(2, 1e4), feature_axes=(1,), devices=Devices()
+    )
+    _, mean, _ = oracles.moments(x)
+    found = np.asarray(moments.shift, float) + np.asarray(moments.offset, float)
+    # A single float32 is off by up to 5e-4.
+    np.testing.assert_allclose(found, mean, rtol=0, atol=1e-7)
+
+
 def test_a_program_is_exported_for_any_number_of_examples():
     def moments(x):
-        return batch_moments(x, jnp.zeros(2), feature_axes=(1,), devices=Devices())
+        shifted = batch_moments(x, jnp.zeros(2), feature_axes=(1,), devices=Devices())
+        return shifted.rounded()
 
     (size,) = jax.export.symbolic_shape("size")
     shape = jax.ShapeDtypeStruct((size, 2), jnp.float32)

@@ -179,7 +179,11 @@ def test_batches_may_come_from_a_generator():
 @pytest.mark.parametrize("size", [2, 4, 32])
 def test_the_variance_is_unbiased(size):
     x = np.random.default_rng(0).normal(size=(4000, size, 8)).astype(np.float32)
-    of_batch = partial(batch_moments, feature_axes=(1,), devices=Devices())
+
+    def of_batch(x, shift):
+        axes = {"feature_axes": (1,), "devices": Devices()}
+        return batch_moments(x, shift, **axes).rounded()
+
     moments = jax.jit(jax.vmap(of_batch, (0, None)))(jnp.asarray(x), jnp.zeros(8))
     stats = average_moments({"norm": {"moments": (moments,)}}, {"norm": {}})["norm"]
     # Five standard errors of 32,000 variances, each of which has 2 / (size - 1).
