@@ -106,6 +106,11 @@ def check_settings(
             "fraction of the old statistics that is kept (PyTorch's 0.1 is 0.9 here). "
             "To keep all of them, update_running_average=False."
         )
+    if isinstance(epsilon, Tracer):
+        raise ValueError(
+            "batch_norm: epsilon must be a number that is known before tracing, and is "
+            f"{epsilon}; make it static."
+        )
     if not epsilon >= 0:
         raise ValueError(f"batch_norm: epsilon must not be negative; it is {epsilon}.")
     if variance_correction not in (0, 1):

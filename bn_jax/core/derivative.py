@@ -121,9 +121,9 @@ def _tangent(
 
     # The same twice, written differently: one is used in a sum of this function, the
     # other in one of its transpose. Sharing them would store an array of x's size.
-    shift, offset = expand(moments.shift), expand(moments.offset)
-    deviation = x.astype(wide) - shift - offset
-    same_deviation = x.astype(wide) + expand(-moments.shift) - offset
+    shift, offset = moments.shift, moments.offset
+    deviation = x.astype(wide) - expand(shift) - expand(offset)
+    same_deviation = x.astype(wide) + expand(-shift) + expand(-offset)
     dx = dx.astype(wide)
     axes = other_axes(rank, moment_axes)
     total, product = sum_across(

@@ -54,7 +54,8 @@ def accumulate_batch_stats(
         one step a call.
 
     Raises:
-        ValueError: If moments are not stacked.
+        ValueError: If moments are not stacked, belong to no layer of the collection,
+            or are missing altogether.
     """
 
     def together(parts: Moments) -> Moments:
@@ -77,6 +78,12 @@ def accumulate_batch_stats(
             old = step(old, together(call))
         return old
 
+    if batch_stats and not jax.tree.leaves(moments):
+        raise ValueError(
+            "accumulate_batch_stats: there are no moments. Name 'batch_moments' among "
+            "the mutable collections, run the model in training mode, and use "
+            "bn_jax.BatchNorm for its layers."
+        )
     return map_layers(update, moments, batch_stats)
 
 

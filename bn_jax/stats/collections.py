@@ -20,13 +20,30 @@ def map_layers(
         moments: A `batch_moments` collection.
         batch_stats: The old collection; layers that are not in the other, frozen
             ones for example, keep what it holds for them.
+
+    Raises:
+        ValueError: If there are moments of a layer that is not in the old collection,
+            which would be lost.
     """
-    if _is_layer(moments):
-        return function(moments["moments"], batch_stats)
-    return {
-        name: map_layers(function, moments[name], old) if name in moments else old
-        for name, old in batch_stats.items()
-    }
+
+    def walk(moments: PyTree, batch_stats: PyTree, path: str) -> PyTree:
+        if _is_layer(moments):
+            return function(moments["moments"], batch_stats)
+        unknown = set(moments) - set(batch_stats)
+        if unknown:
+            raise ValueError(
+                f"{path or 'batch_moments'}: batch_stats has no {sorted(unknown)}, of "
+                f"which there are moments, but {sorted(batch_stats)}; give the two "
+                "collections of one model, without the names of the collections."
+            )
+        return {
+            name: walk(moments[name], old, f"{path}/{name}".lstrip("/"))
+            if name in moments
+            else old
+            for name, old in batch_stats.items()
+        }
+
+    return walk(moments, batch_stats, "")
 
 
 def layers_with_statistics(

@@ -17,6 +17,11 @@ LAYOUTS = {
     "nchw": ((BATCH, FEATURES, 2, 1), 1),
 }
 SPREADS = [("dense", 1), ("dense", 8), ("nhwc", 8), ("nchw", 2)]
+CASES = [
+    *((dtype, *of) for dtype in ("float32", "float64", "bfloat16") for of in SPREADS),
+    ("float16", "nhwc", 8),
+]
+HALF = ("bfloat16", "float16")
 PARAMS = {
     "scale": np.array([0.5, 1.5, -1.0], np.float32),
     "bias": np.array([0.25, -0.5, 1.0], np.float32),
@@ -100,10 +105,10 @@ def expect(x, targets, mask, axis, dtype, y):
     x, targets, mask = (np.asarray(values) for values in (x, targets, mask))
     scale, bias = PARAMS["scale"], PARAMS["bias"]
     exact = oracles.batch_norm(x, scale, bias, axis=axis, mask=mask)
-    seen = np.asarray(y, np.float64) if dtype == "bfloat16" else exact
+    seen = np.asarray(y, np.float64) if dtype in HALF else exact
     error = np.tanh(seen) - targets.astype(np.float64)
     dy = 2 * error * (1 - np.tanh(seen) ** 2) / error.size
-    if dtype == "bfloat16":
+    if dtype in HALF:
         dy = np.asarray(dy.astype(y.dtype), np.float64)
     _, mean, var = oracles.moments(x, axis=axis, mask=mask)
     stats = {
@@ -121,12 +126,11 @@ def assert_close(actual, expected, tolerance):
     )
 
 
-@pytest.mark.parametrize(("layout", "num_devices"), SPREADS)
+@pytest.mark.parametrize(("dtype", "layout", "num_devices"), CASES)
 @pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_is_the_oracle_on_the_whole_batch(
-    mode, dtype, masked, layout, num_devices
+    mode, masked, dtype, layout, num_devices
 ):
     axis = LAYOUTS[layout][1]
     with x64_if(dtype):
@@ -141,17 +145,18 @@ def test_every_mode_is_the_oracle_on_the_whole_batch(
     expected, expected_stats, expected_gradients = expect(
         x, targets, mask, axis, dtype, y
     )
-    is_half = dtype == "bfloat16"
+    is_half = dtype in HALF
+    # Half the distance of neighbours, relative to the value.
+    rounding = float(jnp.finfo(dtype).eps) / 2
     if is_half:
-        # Half the distance of neighbours, which is 2^-7 of the value at most.
-        np.testing.assert_allclose(y.astype(float), expected, rtol=2**-8, atol=1e-6)
+        np.testing.assert_allclose(y.astype(float), expected, rtol=rounding, atol=1e-6)
     else:
         assert_close(y, expected, TOLERANCE[dtype])
     for name, value in expected_stats.items():
         for of_device in stats[name]:
             assert_close(of_device, value, 1e-5 if is_half else TOLERANCE[dtype])
     expected_dx, *expected_dparams = expected_gradients
-    assert_close(dx, expected_dx, 2**-8 if is_half else TOLERANCE[dtype])
+    assert_close(dx, expected_dx, rounding if is_half else TOLERANCE[dtype])
     for name, value in zip(("scale", "bias"), expected_dparams, strict=True):
         # Cotangents of half precision may round to either side of a tie.
         tolerance = 1e-3 if is_half else TOLERANCE[dtype]

@@ -1,3 +1,4 @@
+import re
 from functools import partial
 
 import jax
@@ -264,3 +265,23 @@ def test_a_mask_adds_itself_alone_to_what_is_saved():
     saved = residuals((64, 8), jnp.bfloat16, mask=mask)
     large = [leaf for leaf in saved if leaf.size >= 64 * 8]
     assert sorted(leaf.dtype.name for leaf in large) == ["bfloat16", "bool"]
+
+
+def test_the_compiled_gradient_makes_no_array_of_the_size_of_x_but_its_result():
+    shape = (64, 6, 6, 16)
+    x, scale, bias, stats = jax.tree.map(
+        lambda leaf: leaf.astype(jnp.float32), arguments(*shape)
+    )
+
+    def gradients(x, stats, dy):
+        def forward(*arguments):
+            return operator(*arguments, stats)
+
+        _, back, _ = jax.vjp(forward, x, scale, bias, has_aux=True)
+        return back(dy)
+
+    program = jax.jit(gradients).lower(x, stats, x).compile().as_text()
+    entry = program[program.index("\nENTRY") :]
+    made = re.findall(r"= f32\[64,6,6,16\]\S* (\S+?)\(", entry)
+    # Not a broadcast or a difference either, which the sums would read again.
+    assert sorted(made) == ["fusion", "parameter", "parameter"]

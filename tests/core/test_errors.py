@@ -64,6 +64,16 @@ def test_a_negative_epsilon_is_refused(epsilon, initial_stats):
         batch_norm(X, None, None, initial_stats(3), epsilon=epsilon)
 
 
+@pytest.mark.usefixtures("unchecked_types")
+def test_a_traced_epsilon_is_refused(initial_stats):
+    def function(epsilon):
+        x = jnp.ones((4, 3))
+        return batch_norm(x, None, None, initial_stats(3), epsilon=epsilon)
+
+    with pytest.raises(ValueError, match="epsilon must be a number that is known"):
+        jax.jit(function)(1e-5)
+
+
 def test_groups_without_an_axis_are_refused(initial_stats):
     with pytest.raises(ValueError, match="axis_index_groups needs axis_name"):
         batch_norm(X, None, None, initial_stats(3), axis_index_groups=[[0], [1]])

@@ -23,9 +23,7 @@ def compiled(x, *, axis=-1, mask=None, shift=0.0):
         mask = jnp.broadcast_to(mask, x.shape)
         x = jnp.where(mask, x, jnp.zeros((), x.dtype))
     guess = jnp.full([x.shape[axis] for axis in axes], shift, jnp.float32)
-    moments = batch_moments(
-        x, guess, feature_axes=axes, mask=mask, devices=Devices()
-    )
+    moments = batch_moments(x, guess, feature_axes=axes, mask=mask, devices=Devices())
     return moments.rounded()
 
 

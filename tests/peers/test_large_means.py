@@ -43,6 +43,17 @@ def test_haiku_variance_turns_negative_and_its_result_nan():
     assert np.isnan(formulas.standardize(x, mean, var)).any()
 
 
+def test_a_mean_of_one_number_moves_every_value_of_the_stable_formula_too():
+    x = np.random.default_rng(0).normal(1e4, 1, (4096, 2)).astype(np.float32)
+    expected = oracles.batch_norm(x)
+    assert is_close(train(x)[0], expected, atol=2e-6)
+    # Numbers near 1e4 are 1e-3 apart.
+    two_passes = formulas.standardize(x, *formulas.equinox_moments(jnp.asarray(x)))
+    assert not is_close(two_passes, expected, atol=5e-5)
+    stable = flax_layer(x, use_fast_variance=False)[0]
+    assert not is_close(stable, expected, atol=5e-5)
+
+
 def test_raw_means_of_devices_lose_the_variance_that_shifted_sums_keep():
     x = np.random.default_rng(0).normal(1e6, 1, (4, 64, 2)).astype(np.float32)
     _, _, var = oracles.moments(x.reshape(-1, 2))

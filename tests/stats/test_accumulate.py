@@ -226,3 +226,21 @@ def test_moments_that_are_not_stacked_are_refused():
         bn_jax.accumulate_batch_stats(
             variables["batch_stats"], updates["batch_moments"]
         )
+
+
+def test_moments_of_other_layers_are_refused():
+    x, model = microbatches(2, 6, 3), Model()
+    variables = model.init(KEY, x[0])
+    _, updates = model.apply(variables, x[0], mutable=MUTABLE)
+    stacked = jax.tree.map(lambda leaf: leaf[None], updates["batch_moments"])
+    # The collections' own names on one side alone, and a layer of another name.
+    for moments in ({"batch_moments": stacked}, {"other": stacked["norm"]}):
+        with pytest.raises(ValueError, match=r"batch_stats has no .* \['norm'\]"):
+            bn_jax.accumulate_batch_stats(variables["batch_stats"], moments)
+
+
+def test_no_moments_are_refused():
+    x, model = microbatches(2, 6, 3), Model()
+    variables = model.init(KEY, x[0])
+    with pytest.raises(ValueError, match=r"no moments.*'batch_moments'"):
+        bn_jax.accumulate_batch_stats(variables["batch_stats"], {})
