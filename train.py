@@ -95,7 +95,7 @@ def main(_: Sequence[str]) -> None:
         train(_CONFIG.value, _WORKDIR.value, profile_steps=_profile_steps())
     except DivergedError as error:
         # All processes have found the same.
-        print(f"train.py: {error}", file=sys.stderr, flush=True)
+        _say(f"train.py: {error}")
         leave_processes()
         _end(code=1)
     except UserError as error:
@@ -145,8 +145,14 @@ def _end(message: str = "", *, code: int) -> None:
     """
     sys.stdout.flush()
     if message:
-        print(message, file=sys.stderr, flush=True)
+        _say(message)
     os._exit(code)
+
+
+def _say(message: str) -> None:
+    # In one piece: other threads may be writing their last words beside it.
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import socket
 import uuid
 from collections.abc import Iterator
@@ -28,8 +29,14 @@ def locked(workdir: Path) -> Iterator[None]:
         workdir: The folder; made if it is not there.
 
     Raises:
-        UserError: If another run is using it, or it cannot be made.
+        UserError: If another run is using it, it cannot be made, or it is an address
+            and no folder.
     """
+    if re.match(r"\w+:/", str(workdir)):
+        raise UserError(
+            f"workdir {workdir}: it must be a folder, and is an address. Mount the "
+            "bucket, and give --workdir its folder."
+        )
     try:
         is_new = not workdir.exists()
         workdir.mkdir(parents=True, exist_ok=True)

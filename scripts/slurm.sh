@@ -24,8 +24,10 @@
 
 set -u
 
-# How often the job is begun again after a process has died.
-max_restarts=5
+# How often the job is begun again after a process has died; time limits do not count.
+# Each death is a line of a file beside the job's output.
+max_failures=5
+failures="slurm-$SLURM_JOB_ID.failures"
 
 # srun has stopped to take this from sbatch in SLURM 22.05.
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
@@ -36,12 +38,12 @@ srun --kill-on-bad-exit=0 python train.py "$@"
 code=$?
 
 # srun returns the highest code of all tasks.
-restarts="${SLURM_RESTART_COUNT:-0}"
 case $code in
     143) # Ended by SIGTERM, and saved.
         scontrol requeue "$SLURM_JOB_ID" ;;
     3 | 134 | 137) # A process died: 3 from the others, 134 if it was process 0.
-        if [ "$restarts" -lt "$max_restarts" ]; then
+        echo "$(date) code $code" >> "$failures"
+        if [ "$(wc -l < "$failures")" -le "$max_failures" ]; then
             scontrol requeue "$SLURM_JOB_ID"
         fi ;;
 esac

@@ -104,3 +104,14 @@ def test_a_folder_that_cannot_be_made_cannot_be_locked(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"it cannot be used \(.*Not a directory"):
         enter(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run"])
+def test_an_address_is_refused_and_no_folder_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = "must be a folder, and is an address. Mount the bucket"
+    with pytest.raises(UserError, match=expected), locked(Path(address)):
+        pass
+    assert list(tmp_path.iterdir()) == []

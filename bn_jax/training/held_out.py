@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import ArrayLike, PyTree
 
 from bn_jax.data.batching import padded_batches
 from bn_jax.data.dataset import Split
@@ -49,7 +49,10 @@ def make_test_reader(
 
 
 def add_up(
-    sums: Callable[[PaddedBatches], PyTree], parts: Iterable[PaddedBatches]
+    sums: Callable[[PaddedBatches], PyTree],
+    parts: Iterable[PaddedBatches],
+    *,
+    should_stop: Callable[[], ArrayLike] | None = None,
 ) -> Any:
     """Sums over all parts of a test set.
 
@@ -59,12 +62,17 @@ def add_up(
     Args:
         sums: Dispatches what gives the sums of a part.
         parts: One at least.
+        should_stop: Dispatches the question whether to give up, once a part; the
+            answer is waited for before the next.
 
     Returns:
-        A tree as `sums` gives it, still on the devices.
+        A tree as `sums` gives it, still on the devices; None if it was given up.
     """
-    total = None
+    total, stop = None, None
     for part in parts:
+        if stop is not None and bool(stop):
+            return None
+        stop = None if should_stop is None else should_stop()
         of_part = sums(part)
         jax.block_until_ready(total)
         total = of_part if total is None else jax.tree.map(jnp.add, total, of_part)

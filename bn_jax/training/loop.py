@@ -6,10 +6,9 @@ nothing of any of them.
 
 import json
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +30,15 @@ from bn_jax.training.build import (
 )
 from bn_jax.training.check import check_config
 from bn_jax.training.checkpoint import Checkpoints
-from bn_jax.training.metrics import mean_metrics
 from bn_jax.training.nonfinite import name_of_value
 from bn_jax.training.pace import Pace
 from bn_jax.training.parallel import make_parallel
 from bn_jax.training.processes import is_primary, refused_together, wait_for_all
 from bn_jax.training.profile import Profile
-from bn_jax.training.run import Measured, Run, compile_run
+from bn_jax.training.reports import GivenUpError, Reports
+from bn_jax.training.run import Run, compile_run
 from bn_jax.training.signals import StoppedBySignalError, StopSignals
-from bn_jax.training.state import Tally, TrainState, resume_tally
+from bn_jax.training.state import TrainState, resume_tally
 from bn_jax.training.stops import chunks, evaluation_steps
 from bn_jax.training.writer import MetricsWriter
 from bn_jax.workdir import (
@@ -56,7 +55,7 @@ from bn_jax.workdir_lock import locked
 _MAY_DIFFER = (
     "parallel",
     "log_every",
-    "checkpoint.keep",
+    "checkpoint",
     "on_nonfinite",
     "max_nonfinite_steps",
     "dataset.data_dir",
@@ -137,10 +136,6 @@ def _parts(config: Settings, devices: Sequence[Any] | None) -> Parts:
     return build_parts(config, make_parallel(**config.parallel, devices=devices))
 
 
-class _GivenUpError(Exception):
-    """Too many steps in a row had something that was not finite."""
-
-
 def _run_steps(
     config: Settings,
     run: Run,
@@ -158,8 +153,7 @@ def _run_steps(
     """
     every = config.checkpoint.every_steps
     saved = {*range(every, config.num_steps, every), config.num_steps}
-    # A checkpoint is an evaluation too: its line is there when the run goes on.
-    evaluated = saved | evaluation_steps(config.num_steps, **config.evaluation.schedule)
+    evaluated = evaluation_steps(config.num_steps, **config.evaluation.schedule)
     with (
         Checkpoints(
             workdir / "checkpoints",
@@ -177,89 +171,55 @@ def _run_steps(
     ):
         state = checkpoints.restore_latest(run.initial_state) or run.initial_state
         first_step = int(state.step)
+        # An evaluation that a signal has cut off: its mean loss is still to be told.
+        is_pending = first_step in evaluated and int(state.tally.num_losses) > 0
+        last_line = first_step - is_pending
         with refused_together():
             if is_primary():
-                check_metrics(workdir, [n for n in evaluated if n <= first_step])
+                check_metrics(workdir, [n for n in evaluated if n <= last_line])
         if first_step:
             logging.info("%s: goes on after step %d.", workdir, first_step)
-        writer.start(first_step)
+        writer.start(last_line)
         pace = Pace(first_step, started=started)
-        reports: deque[Callable[[], int]] = deque()
+        reports = Reports(writer, pace, profile)
         stretches = chunks(
             first_step,
             config.num_steps,
-            stops=evaluated,
+            stops=saved | evaluated,
             max_steps=config.max_steps_per_dispatch,
         )
+        pending = [(first_step, first_step)] if is_pending else []
+
+        def any_signal() -> Array:
+            return run.any_process(signals.received)
+
         try:
-            for start, end in stretches:
+            for start, end in chain(pending, stretches):
                 profile.advance(start, end)
-                state, tally = run.train_steps(state, start, end)
-                stop_flag = run.any_process(signals.received)
+                tally = state.tally
+                if start < end:
+                    state, tally = run.train_steps(state, start, end)
                 measured = None
                 if end in evaluated:
-                    measured = run.evaluate(state, end)
+                    measured = run.evaluate(state, end, any_signal)
+                is_cut_off = end in evaluated and measured is None
+                if measured is not None:
                     state = state._replace(tally=run.clear_losses(state.tally))
-                reports.append(
-                    partial(
-                        _report, writer, pace, profile, end, tally, measured, stop_flag
-                    )
-                )
+                reports.add(end, tally, measured, stop_flag=any_signal())
                 # A checkpoint must not know more than the metrics on disk.
-                may_wait = 0 if end in saved or run.must_wait else 1
-                stop_signal = 0
-                while len(reports) > may_wait:
-                    stop_signal = max(stop_signal, reports.popleft()())
+                waits = end in saved or is_cut_off or run.must_wait
+                stop_signal = reports.write(all_but=0 if waits else 1)
                 if end in saved:
                     checkpoints.save(state, step=end)
                 if stop_signal:
-                    while reports:
-                        reports.popleft()()
+                    reports.write()
                     checkpoints.save(state, step=end)
                     checkpoints.wait()
                     logging.info("Saved after step %d; stopped by a signal.", end)
                     raise StoppedBySignalError(stop_signal)
-        except _GivenUpError:
+        except GivenUpError:
             _give_up(config, state, checkpoints)
     return pace.steps_per_second
-
-
-def _report(
-    writer: MetricsWriter,
-    pace: Pace,
-    profile: Profile,
-    step: int,
-    tally: Tally,
-    measured: Measured | None,
-    stop_flag: Array,
-) -> int:
-    """Waits until the device is through with a stretch, and writes what it measured.
-
-    Returns the number of the signal that any process has received, or 0.
-    """
-    tally = jax.tree.map(np.asarray, tally)
-    if tally.is_over:
-        raise _GivenUpError
-    loss = float(tally.loss_sum / max(tally.num_losses, 1))
-    if measured is not None:
-        values: dict[str, Any] = {"train_loss": loss}
-        for prefix, sums in measured.sums.items():
-            values |= {f"{prefix}{k}": v for k, v in mean_metrics(sums).items()}
-        values |= {k: np.asarray(v).tolist() for k, v in measured.probed.items()}
-        for name, value in values.items():
-            if not np.all(np.isfinite(value)):
-                raise DivergedError(
-                    f"{name} is {value} after step {step}; a lower learning rate may "
-                    "keep it finite.",
-                    step,
-                )
-        if tally.num_skipped:
-            values["skipped_steps"] = int(tally.num_skipped)
-        writer.write(step, values)
-    writer.advance(step, loss)
-    pace.advance(step)
-    profile.complete(step)
-    return int(stop_flag)
 
 
 def _give_up(config: Settings, state: TrainState, checkpoints: Checkpoints) -> None:

@@ -25,8 +25,10 @@ class Pace:
         """Notes that a stretch is complete.
 
         Args:
-            step: Steps taken.
+            step: Steps taken; one without any is passed over.
         """
+        if step == self._marks[-1][0]:
+            return
         if len(self._marks) == 1:
             logging.info(
                 "The first %d steps were complete after %.1f s, compilation included.",

@@ -51,7 +51,8 @@ def join_processes(
         LostProcessError: If the others cannot be reached.
     """
     given = (coordinator_address, num_processes, process_id)
-    if all(value is None for value in given) and not _is_one_of_several():
+    is_unsure = all(value is None for value in given) and not _is_one_of_several()
+    if is_unsure and not _is_on_a_tpu_machine():
         return
     if any(value is None for value in given) and any(v is not None for v in given):
         raise UserError(
@@ -80,7 +81,17 @@ def join_processes(
             shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
         )
     except ValueError as error:
+        if is_unsure:
+            # The machine belongs to no pod.
+            return
         raise UserError(f"the processes cannot be joined: {error}") from error
+    except OSError as error:
+        if not is_unsure:
+            raise
+        raise UserError(
+            f"the other machines of a TPU pod cannot be looked up ({error}). "
+            "TPU_SKIP_MDS_QUERY=1 in the environment trains on this one alone."
+        ) from error
     except RuntimeError as error:
         raise LostProcessError(f"the processes did not meet: {error}") from error
 
@@ -215,6 +226,13 @@ def _needs_mpi4py() -> bool:
     environment = os.environ
     is_newer = _OPEN_MPI in environment and _OPEN_MPI_BEFORE_5 not in environment
     return is_newer and find_spec("mpi4py") is not None
+
+
+def _is_on_a_tpu_machine() -> bool:
+    """Whether JAX can ask Google's cloud which machines are a TPU pod with this one."""
+    # JAX sets the first when it is imported beside TPUs, and the second without any.
+    environment = os.environ
+    return "TPU_ML_PLATFORM" in environment and "TPU_SKIP_MDS_QUERY" not in environment
 
 
 def _is_one_of_several() -> bool:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from bn_jax.training.build import (
     Parts,
@@ -45,7 +45,8 @@ class Run(NamedTuple):
     Attributes:
         initial_state: On all devices.
         train_steps: Takes the steps from one to another; the state is given away.
-        evaluate: Measures a state on the test set after that many steps.
+        evaluate: Measures a state on the test set after that many steps; None if it
+            is asked to stop between two parts of it, which `should_stop` tells.
         clear_losses: See `bn_jax.training.state.clear_losses`.
         any_process: See `bn_jax.training.processes.make_any`.
         must_wait: See `Parallel.must_wait`.
@@ -53,7 +54,7 @@ class Run(NamedTuple):
 
     initial_state: TrainState
     train_steps: Callable[[TrainState, int, int], tuple[TrainState, Tally]]
-    evaluate: Callable[[TrainState, int], Measured]
+    evaluate: Callable[[TrainState, int, Callable[[], ArrayLike]], Measured | None]
     clear_losses: Callable[[Tally], Tally]
     any_process: Callable[[int], Array]
     must_wait: bool
@@ -119,7 +120,9 @@ def compile_run(config: Settings, parts: Parts) -> Run:
         with settings_to_blame():
             return settle(train_chunk(state, batches))
 
-    def evaluate(state: TrainState, step: int) -> Measured:
+    def evaluate(
+        state: TrainState, step: int, should_stop: Callable[[], ArrayLike]
+    ) -> Measured | None:
         evaluated = networks(state, step)
 
         def sums_of(part: PaddedBatches) -> Mapping[str, PredictionSums]:
@@ -128,7 +131,10 @@ def compile_run(config: Settings, parts: Parts) -> Run:
                 for prefix, variables in evaluated.items()
             }
 
-        sums = settle(add_up(sums_of, read_test()))
+        sums = add_up(sums_of, read_test(), should_stop=should_stop)
+        if sums is None:
+            return None
+        sums = settle(sums)
         return Measured(sums, settle(probe(evaluated[""], state.batch_stats)))
 
     clear = jax.jit(clear_losses, out_shardings=parallel.replicated)

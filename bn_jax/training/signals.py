@@ -7,6 +7,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from absl import logging
+
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -50,7 +52,10 @@ class StopSignals:
             self._wakeup_before = signal.set_wakeup_fd(
                 self._writer.fileno(), warn_on_full_buffer=False
             )
-            threading.Thread(target=_count, args=[self._reader], daemon=True).start()
+            self._counting = threading.Thread(
+                target=_count, args=[self._reader], daemon=True
+            )
+            self._counting.start()
         return self
 
     def __exit__(
@@ -66,17 +71,27 @@ class StopSignals:
                 signal.signal(number, handler)
             # The thread reads the end of the file, and ends.
             self._writer.close()
+            self._counting.join()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or number
 
 
 def _count(reader: socket.socket) -> None:
-    """Ends this process at the second signal, whatever it is doing."""
+    """Answers the first signal, and ends this process at the second.
+
+    It does so whatever the process is doing.
+    """
     num_received = 0
     with reader:
         while numbers := reader.recv(1):
-            if numbers[0] in _STOPPING:
-                num_received += 1
+            if numbers[0] not in _STOPPING:
+                continue
+            num_received += 1
             if num_received == 2:
                 os._exit(128 + numbers[0])
+            logging.info(
+                "%s: the state will be saved after the steps that are being computed. "
+                "A second signal ends this process at once.",
+                signal.Signals(numbers[0]).name,
+            )

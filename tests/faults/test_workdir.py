@@ -75,10 +75,10 @@ def test_a_checkpoint_that_may_not_be_as_large_is_said(
 
 
 def _assert_said(output: str) -> None:
-    # A thread of Orbax that is cut off may be writing its own trace at the same moment.
+    # A thread of Orbax that is cut off may be writing its own trace at the same moment,
+    # before our line or after it.
     said = re.findall(r"train\.py: .*", output)
     assert len(said) == 1, output
-    assert output.splitlines()[-1].endswith(said[0])
     reasons = ("could not be written", "No space left on device")
     assert any(reason in said[0] for reason in reasons)
 

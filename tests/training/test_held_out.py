@@ -138,3 +138,18 @@ def test_a_part_is_read_while_the_last_is_worked_on_and_the_one_before_is_done(
         *("read 1", "dispatch 1", "wait for 0"),
         *("read 2", "dispatch 2", "wait for 1"),
     ]
+
+
+def test_nothing_more_is_read_once_somebody_asks_to_stop() -> None:
+    answers, seen = iter([0, 15, 0]), []
+
+    def parts() -> Iterator[Any]:
+        for number in range(5):
+            seen.append(number)
+            yield number
+
+    found = add_up(jnp.asarray, parts(), should_stop=lambda: next(answers))
+    assert found is None
+    # The answer to the second question is read before the third part is worked on.
+    assert seen == [0, 1, 2]
+    assert next(answers) == 0

@@ -13,6 +13,7 @@ from training.tiny_runs import (
     PowerFailureError,
     assert_same_result,
     fail_at,
+    tiny_config,
 )
 
 from bn_jax.training import loop
@@ -87,6 +88,20 @@ def test_going_on_is_logged_with_the_step(
     assert f"{tmp_path}: goes on after step 25." in caplog.messages
 
 
+def test_a_run_goes_on_with_other_checkpoints(
+    bn: Complete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, idx_dir: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        fail_at(patch, MetricsWriter, "write", 40)
+        with pytest.raises(PowerFailureError):
+            train(bn.config, tmp_path, show_progress=False)
+    config = tiny_config(idx_dir, checkpoint__every_steps=15, checkpoint__keep=9)
+    train(config, tmp_path, show_progress=False)
+    saved = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert saved == {25, 30, 45, 60}
+    assert_same_result(tmp_path, bn)
+
+
 @pytest.mark.slow
 def test_a_killed_process_leaves_a_run_that_goes_on_to_the_same_bits(
     bn: Complete, tmp_path: Path, idx_dir: Path
@@ -113,6 +128,6 @@ train(tiny_config(Path(sys.argv[1])), sys.argv[2])
         check=False,
     )
     assert killed.returncode == -9, killed.stderr
-    assert [line["step"] for line in read_metrics(tmp_path)] == EVALUATED[:4]
+    assert [line["step"] for line in read_metrics(tmp_path)] == EVALUATED[:3]
     train(bn.config, tmp_path, show_progress=False)
     assert_same_result(tmp_path, bn)

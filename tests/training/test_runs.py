@@ -43,7 +43,7 @@ def test_config_json_holds_every_setting(bn: Complete) -> None:
     assert config == {"format_version": 1, **expected}
 
 
-def test_every_evaluation_and_every_checkpoint_is_a_line(bn: Complete) -> None:
+def test_every_evaluation_is_a_line_and_a_checkpoint_is_none(bn: Complete) -> None:
     assert [line["step"] for line in read_metrics(bn.workdir)] == EVALUATED
 
 

@@ -1,19 +1,32 @@
 """A signal ends a run with its state saved, and the run goes on to the same bits."""
 
+import logging
 import os
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import chex
 import pytest
-from training.tiny_runs import Complete, assert_same_result
+from training.tiny_imagenet import tiny_imagenet_config
+from training.tiny_runs import (
+    EVALUATED,
+    Complete,
+    assert_same_result,
+    complete_run,
+    final_state,
+    plain,
+)
 
 from bn_jax.errors import UserError
 from bn_jax.training import loop
 from bn_jax.training.loop import train
+from bn_jax.training.run import Run
 from bn_jax.training.signals import StoppedBySignalError, StopSignals
+from bn_jax.training.state import new_tally
 from bn_jax.workdir import read_metrics, read_summary
 from bn_jax.workdir_lock import locked
 
@@ -22,17 +35,33 @@ HANDLED = (signal.SIGTERM, signal.SIGINT)
 
 def send_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
     """Sends this process a signal when the stretch after that step begins."""
+
+    def train_steps(run: Run, state: Any, first_step: int, last_step: int) -> Any:
+        if first_step == step:
+            os.kill(os.getpid(), number)
+        return run.train_steps(state, first_step, last_step)
+
+    _change(monkeypatch, train_steps=train_steps)
+
+
+def send_in_evaluation(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
+    """Sends this process a signal when the evaluation after that step begins."""
+
+    def evaluate(run: Run, state: Any, at_step: int, should_stop: Any) -> Any:
+        if at_step == step:
+            os.kill(os.getpid(), number)
+        return run.evaluate(state, at_step, should_stop)
+
+    _change(monkeypatch, evaluate=evaluate)
+
+
+def _change(monkeypatch: pytest.MonkeyPatch, **functions: Callable[..., Any]) -> None:
+    """Gives runs other functions, which are given the run before their arguments."""
     original = loop.compile_run
 
     def compile_run(*arguments: Any) -> Any:
         run = original(*arguments)
-
-        def train_steps(state: Any, first_step: int, last_step: int) -> Any:
-            if first_step == step:
-                os.kill(os.getpid(), number)
-            return run.train_steps(state, first_step, last_step)
-
-        return run._replace(train_steps=train_steps)
+        return run._replace(**{k: partial(f, run) for k, f in functions.items()})
 
     monkeypatch.setattr(loop, "compile_run", compile_run)
 
@@ -57,10 +86,35 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     (saved,) = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
     # One stretch may be under way already.
     assert step + 10 <= saved <= step + 20
-    assert read_metrics(tmp_path)[-1]["step"] == saved
+    assert read_metrics(tmp_path)[-1]["step"] == max(n for n in EVALUATED if n <= saved)
     assert read_summary(tmp_path) is None
     train(bn.config, tmp_path, show_progress=False)
     assert_same_result(tmp_path, bn)
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_signal_cuts_an_evaluation_off_and_the_run_goes_on_with_it(
+    imagenet_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    # Twelve images in batches of five.
+    config = tiny_imagenet_config(
+        imagenet_dir, num_steps=8, max_steps_per_dispatch=2, checkpoint__every_steps=3
+    )
+    expected = complete_run(config, tmp_path / "whole")
+    assert list(expected.metrics["step"]) == [4, 8]
+    with monkeypatch.context() as patch:
+        send_in_evaluation(patch, step, signal.SIGTERM)
+        with pytest.raises(StoppedBySignalError):
+            train(config, tmp_path / "cut", show_progress=False)
+    lines = read_metrics(tmp_path / "cut")
+    assert lines == read_metrics(expected.workdir)[: step // 4 - 1]
+    train(config, tmp_path / "cut", show_progress=False)
+    assert read_metrics(tmp_path / "cut") == read_metrics(expected.workdir)
+    ends = [
+        plain(final_state(config, folder))._replace(tally=new_tally())
+        for folder in (tmp_path / "cut", expected.workdir)
+    ]
+    chex.assert_trees_all_equal(*ends)
 
 
 def test_a_stopped_run_leaves_its_folder_free(
@@ -80,11 +134,16 @@ def test_a_second_run_in_the_same_folder_is_refused(
         train(bn.config, tmp_path, show_progress=False)
 
 
-def test_the_first_signal_is_noted() -> None:
+def test_the_first_signal_is_noted_and_what_comes_of_it_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="absl")
     with StopSignals() as signals:
         assert signals.received == 0
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.received == signal.SIGTERM
+    (message,) = caplog.messages
+    assert message.startswith("SIGTERM: the state will be saved")
 
 
 def test_the_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def test_training_reads_a_batch_at_a_time_and_once_for_the_averaged_network_too(
     run = compile_run(config, parts_of(config))
     # Without probes, nothing is read before the first evaluation.
     assert asked == []
-    run.evaluate(run.initial_state, 0)
+    run.evaluate(run.initial_state, 0, lambda: 0)
     assert asked == [5, 5, 5]
 
 
@@ -129,7 +129,7 @@ def test_the_sums_are_those_of_one_device(imagenet_dir: str, num_devices: int) -
     for count in (1, num_devices):
         config = tiny_imagenet_config(imagenet_dir, parallel__num_devices=count)
         run = compile_run(config, parts_of(config))
-        sums = jax.device_get(run.evaluate(run.initial_state, 0).sums[""])
+        sums = jax.device_get(run.evaluate(run.initial_state, 0, lambda: 0).sums[""])
         assert sums.num_examples == 12
         metrics.append(mean_metrics(sums))
     assert_metrics(metrics[1], metrics[0])
