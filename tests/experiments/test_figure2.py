@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from bn_jax.experiments.configs import load_config
 from bn_jax.experiments.figure2 import figure2
 from bn_jax.experiments.runs import Job
 
-# What Inception is said to reach with each rate; with the last one it diverges.
-SEARCHED = {0.005: 0.5, 0.01: 0.6, 0.02: 0.9, 0.04: 0.8, 0.08: None}
+# What Inception is said to reach with each rate, in the search by the first seed; the
+# others reach less, or more with the third rate alone. With the last one it diverges.
+SEARCHED = {0.005: 0.5, 0.01: 0.6, 0.02: 0.8, 0.04: 0.85, 0.08: None}
 
 
 @pytest.fixture
@@ -28,8 +30,8 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     def end(job: Job) -> int | None:
         asked.append(job)
         config = json.loads(job.config.to_json())
-        if job.workdir.parent.name == "search":
-            accuracy = SEARCHED[job.config.optimizer.learning_rate]
+        if job.workdir.parts[-3] == "search":
+            accuracy = _searched(job.config.optimizer.learning_rate, job.config.seed)
             run = synthetic_run([accuracy or 0.1])
             has_diverged = accuracy is None
         else:
@@ -46,6 +48,13 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 
     monkeypatch.setattr(module, "run_jobs", complete)
     return asked
+
+
+def _searched(rate: float, seed: int) -> float | None:
+    first = SEARCHED[rate]
+    if first is None or seed == 100:
+        return first
+    return first + (0.1 if rate == 0.02 else -0.1)
 
 
 def record_of(workdir: Path) -> dict[str, Any]:
@@ -74,14 +83,15 @@ def test_the_picture_the_record_and_the_table_are_there(
     assert record["arms"]["inception_x5"]["diverged_after"] == [5, None]
 
 
-def test_a_search_takes_the_rate_with_the_highest_accuracy(
+def test_a_search_takes_the_rate_with_the_highest_accuracy_on_average(
     tmp_path: Path, jobs: list[Job]
 ) -> None:
     figure2(tmp_path, seeds=1, search=True)
-    searched, arms = jobs[: len(SEARCHED)], jobs[len(SEARCHED) :]
+    searched, arms = jobs[: 3 * len(SEARCHED)], jobs[3 * len(SEARCHED) :]
     assert {job.config.norm.name for job in searched} == {None}
     # Not with a seed that the arms are compared with.
-    assert {job.config.seed for job in searched} == {100}
+    asked = [(j.config.seed, j.config.optimizer.learning_rate) for j in searched]
+    assert asked == list(product((100, 101, 102), SEARCHED))
     rates = {
         job.workdir.parent.name: job.config.optimizer.learning_rate for job in arms
     }
@@ -100,10 +110,13 @@ def test_the_record_has_all_that_was_searched(tmp_path: Path, jobs: list[Job]) -
     search = record_of(tmp_path)["search"]
     assert search["learning_rate"] == 0.02
     tried = {one["learning_rate"]: one for one in search["tried"]}
+    assert search["seeds"] == [100, 101, 102]
     assert {rate: one["diverged_after"] for rate, one in tried.items()} == {
-        rate: 5 if accuracy is None else None for rate, accuracy in SEARCHED.items()
+        rate: [5 if accuracy is None else None] * 3
+        for rate, accuracy in SEARCHED.items()
     }
-    assert tried[0.01]["max_accuracy"] == 0.6
+    assert tried[0.01]["max_accuracy"]["seeds"] == pytest.approx([0.6, 0.5, 0.5])
+    assert tried[0.02]["max_accuracy"]["mean"] == pytest.approx(26 / 30)
 
 
 def test_a_search_that_finds_the_configured_rate_asks_for_the_configured_runs(
@@ -114,7 +127,7 @@ def test_a_search_that_finds_the_configured_rate_asks_for_the_configured_runs(
     monkeypatch.setattr(module, "_RATES", (own,))
     monkeypatch.setitem(SEARCHED, own, 0.9)
     figure2(tmp_path, seeds=1, search=True)
-    for job in jobs[1:]:
+    for job in jobs[3:]:
         arm = job.workdir.parent.name
         assert job.config.to_dict() == load_config("inception_small.py", arm).to_dict()
 
