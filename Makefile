@@ -5,6 +5,7 @@
 # make bench   timings against peers (see benchmarks/)
 # make test-slow     tests of more than 5 seconds, of whole networks and whole runs
 # make test-faults   runs of one to four processes, killed, damaged and continued
+# make test-peers    weights exchanged with PyTorch's networks, which are installed first
 # make demo-multi    two processes, of which one is killed, and the run goes on
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ DEMO_WORKDIR ?= runs/demo_multi
 
 BIN := $(VENV)/bin
 
-.PHONY: mnist test shapes test-slow test-faults demo-multi check bench clean
+.PHONY: mnist test shapes test-slow test-faults test-peers demo-multi check bench clean
 
 mnist: $(VENV)/.installed
 	$(BIN)/bn-jax figure1 --workdir=$(WORKDIR)
@@ -32,6 +33,10 @@ shapes: $(VENV)/.installed-dev
 # One after the other: each starts several processes itself.
 test-faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m faults tests/faults
+
+test-peers: $(VENV)/.installed-dev
+	$(BIN)/pip install -q -e '.[dev,peers]' -c constraints.txt
+	$(BIN)/python -m pytest tests/models/test_torch_peers.py
 
 demo-multi: $(VENV)/.installed
 	$(BIN)/python scripts/demo_multi.py --workdir=$(DEMO_WORKDIR)

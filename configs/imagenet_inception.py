@@ -131,8 +131,13 @@ def _inception() -> Settings:
     config.dataset.augmentation_seed = 0
     # Threads that decode; None for one a core.
     config.dataset.read_threads = config_dict.placeholder(int)
-    # The paper does not state how pixels are scaled; None is [0, 1].
-    config.binarize_threshold = config_dict.placeholder(int)
+    # The paper does not state how pixels are scaled: to [0, 1], and then by the mean
+    # and standard deviation of each channel (red, green, blue) that torchvision's
+    # models have, as networks without normalization need inputs around 0.
+    config.pixels = ConfigDict()
+    config.pixels.binarize_threshold = config_dict.placeholder(int)
+    config.pixels.mean = (0.485, 0.456, 0.406)
+    config.pixels.std = (0.229, 0.224, 0.225)
 
     # The paper's Figure 5, with its separable first convolution and, for Inception,
     # dropout of 40 %. It does not state the initial weights: He et al. (2015), times

@@ -94,8 +94,12 @@ def _inception() -> Settings:
     config.dataset.train_split = "train[:-2000]"
     config.dataset.test_split = "train[-2000:]"
     # Largest pixel value that becomes 0, where others become 1; None scales pixels to
-    # [0, 1].
-    config.binarize_threshold = config_dict.placeholder(int)
+    # [0, 1]. Then mean is subtracted, and std divides: one value for all channels, or
+    # one for each.
+    config.pixels = ConfigDict()
+    config.pixels.binarize_threshold = config_dict.placeholder(int)
+    config.pixels.mean = (0.0,)
+    config.pixels.std = (1.0,)
 
     # The paper's Figure 5; with the small stem the modules meet 28x28 pixels, as they
     # do behind the large one in images of 224.

@@ -42,8 +42,12 @@ def get_config(arm: str = "bn") -> ConfigDict:
     config.dataset.train_split = "train"
     config.dataset.test_split = "test"
     # Largest pixel value that becomes 0, where others become 1; None scales pixels to
-    # [0, 1].
-    config.binarize_threshold = config_dict.placeholder(int)
+    # [0, 1]. Then mean is subtracted, and std divides: one value for all channels, or
+    # one for each.
+    config.pixels = ConfigDict()
+    config.pixels.binarize_threshold = config_dict.placeholder(int)
+    config.pixels.mean = (0.0,)
+    config.pixels.std = (1.0,)
 
     config.model = ConfigDict()
     config.model.name = "cnn"

@@ -43,8 +43,13 @@ def get_config(arm: str = "bn") -> ConfigDict:
     config.dataset.train_split = "train"
     config.dataset.test_split = "test"
     # The paper: "28x28 binary image". It states no threshold; this one is the middle
-    # of the pixels' range 0 to 255.
-    config.binarize_threshold = 127
+    # of the pixels' range 0 to 255. None scales pixels to [0, 1]. Then mean is
+    # subtracted, and std divides: one value for all channels, or one for each.
+    config.pixels = ConfigDict()
+    config.pixels.binarize_threshold = config_dict.placeholder(int)
+    config.pixels.binarize_threshold = 127
+    config.pixels.mean = (0.0,)
+    config.pixels.std = (1.0,)
 
     # The paper: three hidden layers of 100 sigmoid units.
     config.model = ConfigDict()

@@ -55,7 +55,8 @@ def load_idx_folder(folder: Path) -> ArrayDataset:
     Args:
         folder: Holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`,
             `t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte` (a dot before `idx`
-            is accepted too), plain or with `.gz`: 28x28 grey images, ten classes.
+            is accepted too), plain or with `.gz`: 28x28 grey images. There are as
+            many classes as the highest label of both files says, counted from 0.
 
     Raises:
         UserError: If the folder or a file is missing or damaged, images and labels do
@@ -78,7 +79,8 @@ def load_idx_folder(folder: Path) -> ArrayDataset:
                 f"shape is {labels.shape}; is it a file of images?"
             )
         arrays += [images[..., np.newaxis], labels.astype(np.int32)]
-    return check_dataset(ArrayDataset(folder.name, *arrays, num_classes=10))
+    highest = max(int(labels.max(initial=0)) for labels in arrays[1::2])
+    return check_dataset(ArrayDataset(folder.name, *arrays, num_classes=highest + 1))
 
 
 def _find(folder: Path, stem: str, ending: str) -> Path:

@@ -83,11 +83,14 @@ def figure2(
         "machine": describe_machine(),
         "search": found,
         **figure2_record(
-            arms, diverged_after=diverged_after, num_classes=data.num_classes
+            arms,
+            diverged_after=diverged_after,
+            num_classes=data.num_classes,
+            num_held_out=len(data.test),
         ),
     }
     picture = workdir / "figure2.png"
-    draw_figure2(arms, [picture, workdir / "figure2.svg"])
+    draw_figure2(record, [picture, workdir / "figure2.svg"])
     (workdir / "figure2.json").write_text(json.dumps(record) + "\n")
     return f"{figure2_table(record)}\n\nThe figure: {picture}"
 

@@ -49,6 +49,7 @@ def figure2_record(
     *,
     diverged_after: Mapping[str, Sequence[int | None]],
     num_classes: int,
+    num_held_out: int,
 ) -> dict[str, Any]:
     """The figure's numbers, JSON-ready: measured, published, and the claims.
 
@@ -59,6 +60,7 @@ def figure2_record(
         arms: Runs of each arm, one a seed, the same seeds in all.
         diverged_after: The last finite step of those that have diverged.
         num_classes: Classes of the data set.
+        num_held_out: Images that accuracy is measured on.
     """
     targets = [_max_accuracy(run) or 0.0 for run in arms["inception"]]
     measured: dict[str, Any] = {}
@@ -81,7 +83,7 @@ def figure2_record(
         }
     config = arms["inception"][0].config
     record: dict[str, Any] = {
-        "source": f"these runs: {describe_data(config)}",
+        "source": f"these runs: {describe_data(config, num_held_out=num_held_out)}",
         "num_classes": num_classes,
         "target_accuracy": spread(targets),
         "arms": measured,
@@ -94,11 +96,12 @@ def figure2_record(
     return record
 
 
-def describe_data(config: Mapping[str, Any]) -> str:
+def describe_data(config: Mapping[str, Any], *, num_held_out: int) -> str:
     """Which images, how many channels and steps.
 
     Args:
         config: Of a run.
+        num_held_out: As for `figure2_record`.
     """
     data, model = config["dataset"], config["model"]
     name = data["idx_dir"] or data["name"]
@@ -106,8 +109,8 @@ def describe_data(config: Mapping[str, Any]) -> str:
     is_mnist_like = data["idx_dir"] is not None or data["name"] == "mnist"
     size = ", 28x28 pixels" if is_mnist_like else ""
     return (
-        f"{name}{size}, tested on {data['test_split']}; {model['width']:g} of "
-        f"the channels, {config['num_steps']} steps of {config['batch_size']} images"
+        f"{name}{size}, accuracy on {num_held_out:,} images that are not trained on, "
+        f"{data['test_split']}; {model['width']:g} of the channels, {config['num_steps']} steps of {config['batch_size']} images"
     )
 
 
@@ -155,14 +158,14 @@ def figure2_table(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw_figure2(arms: Mapping[str, Sequence[Run]], paths: Sequence[Path]) -> None:
-    """Draws validation accuracy against training steps.
+def draw_figure2(record: Mapping[str, Any], paths: Sequence[Path]) -> None:
+    """Draws accuracy against training steps.
 
     Each line is the mean over seeds, with a band from the worst seed to the best, as
     far as all seeds have come.
 
     Args:
-        arms: As for `figure2_record`.
+        record: As `figure2_record` returns it.
         paths: Files to write; their endings choose the format.
     """
     # Without a salt of their own, the ids in an svg are new in every drawing.
@@ -171,23 +174,26 @@ def draw_figure2(arms: Mapping[str, Sequence[Run]], paths: Sequence[Path]) -> No
         panels = figure.subplots(1, 2)
         for axes, (title, names) in zip(panels, _PANELS.items(), strict=True):
             axes.set_title(title)
-            _draw_curves(axes, {name: arms[name] for name in names})
+            chance = 1 / record["num_classes"]
+            axes.axhline(chance, label="chance", color="#333333", lw=0.7)
+            _draw_curves(axes, {name: record["arms"][name] for name in names})
         panels[0].set_ylabel("accuracy on the validation images")
-        config = arms["inception"][0].config
-        figure.supxlabel(f"training steps  ({describe_data(config)})", fontsize="small")
+        what = record["source"].removeprefix("these runs: ")
+        figure.supxlabel(f"training steps  ({what})", fontsize="small")
         for path in paths:
             # No date, so that the same runs give the same file.
             metadata = {"Date": None} if path.suffix == ".svg" else None
             figure.savefig(path, dpi=160, metadata=metadata)
 
 
-def _draw_curves(axes: Axes, arms: Mapping[str, Sequence[Run]]) -> None:
-    for arm, runs in arms.items():
-        length = min(len(run.metrics["step"]) for run in runs)
-        steps = runs[0].metrics["step"][:length]
-        accuracy = np.stack([run.metrics["test_accuracy"][:length] for run in runs])
+def _draw_curves(axes: Axes, arms: Mapping[str, Any]) -> None:
+    for arm, values in arms.items():
+        curves = values["curves"]
+        length = min(len(curve["step"]) for curve in curves)
+        steps = curves[0]["step"][:length]
+        accuracy = np.array([curve["accuracy"][:length] for curve in curves])
         label = ARM_NAMES[arm]
-        if any(not run.summary for run in runs):
+        if any(step is not None for step in values["diverged_after"]):
             label += " (diverged)"
         axes.plot(steps, accuracy.mean(axis=0), label=label, **_LOOKS[arm])
         band = (accuracy.min(axis=0), accuracy.max(axis=0))

@@ -113,7 +113,7 @@ def parts_around(data: Dataset, config: Settings, parallel: Parallel) -> Parts:
             norm=_norm(config, parallel, parallel.axis_name), **fields
         ),
         tx=make_optimizer(**{**config.optimizer, "learning_rate": schedule}),
-        preprocess=make_preprocess(binarize_threshold=config.binarize_threshold),
+        preprocess=make_preprocess(**config.pixels),
         parallel=parallel,
     )
 
@@ -156,6 +156,7 @@ def build_initial_state(config: Settings, parts: Parts) -> TrainState:
             init_state, parts.model, parts.tx, keep_ema=config.ema_decay is not None
         ),
         out_shardings=parts.parallel.replicated,
+        compiler_options=_compiled_once(parts.parallel),
     )
     image, _ = parts.data.train.read(np.zeros(1, int), np.zeros(1, int))
     example = parts.preprocess(image)
@@ -211,6 +212,16 @@ def describe_normalization(config: Settings, parallel: Parallel) -> str:
     elif not config.norm.sync:
         devices = f", those of each of {parallel.num_devices} devices"
     return f"normalization batch: {size} of {config.batch_size} examples{devices}"
+
+
+def _compiled_once(parallel: Parallel) -> dict[str, int] | None:
+    """Options for a program that runs once, and is to be compiled quickly.
+
+    Random numbers are long programs: for Inception, XLA takes minutes on a CPU to
+    optimize the drawing of its weights, which are the same bits without that.
+    """
+    is_cpu = parallel.mesh.devices.flat[0].platform == "cpu"
+    return {"xla_backend_optimization_level": 1} if is_cpu else None
 
 
 @contextmanager

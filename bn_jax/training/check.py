@@ -1,5 +1,6 @@
 """Settings that no run can have, refused before anything is read or compiled."""
 
+import math
 from typing import Any
 
 from bn_jax.errors import UserError
@@ -35,11 +36,20 @@ def check_config(config: Any) -> None:
             raise UserError(f"config.{name} must be at least 1, and is {value}.")
     if config.seed < 0:
         raise UserError(f"config.seed must not be negative, and is {config.seed}.")
-    threshold = config.binarize_threshold
+    threshold = config.pixels.binarize_threshold
     if threshold is not None and not 0 <= threshold <= 254:
         raise UserError(
-            "config.binarize_threshold must lie in 0 to 254, so that both values can "
-            f"come up, and is {threshold}."
+            "config.pixels.binarize_threshold must lie in 0 to 254, so that both "
+            f"values can come up, and is {threshold}."
+        )
+    if not all(0 < value < math.inf for value in config.pixels.std):
+        raise UserError(
+            "config.pixels.std divides pixels; its values must be positive, and are "
+            f"{config.pixels.std}."
+        )
+    if not all(map(math.isfinite, config.pixels.mean)):
+        raise UserError(
+            f"config.pixels.mean must be finite, and is {config.pixels.mean}."
         )
     if config.on_nonfinite not in ("raise", "skip"):
         raise UserError(

@@ -21,6 +21,10 @@ FORMAT_VERSION = 1
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
 
 
+class OtherModelError(UserError):
+    """A checkpoint holds other leaves, or leaves of other shapes or dtypes."""
+
+
 class Checkpoints(AbstractContextManager):
     """The checkpoints of one run, in a folder of their own.
 
@@ -245,7 +249,7 @@ class _Leaf(NamedTuple):
 
 
 def _check_same_leaves(who: str, saved: PyTree, wanted: PyTree) -> None:
-    """Raises UserError unless both trees have the same leaves.
+    """Raises OtherModelError unless both trees have the same leaves.
 
     Orbax would cast another dtype without a word.
     """
@@ -259,7 +263,7 @@ def _check_same_leaves(who: str, saved: PyTree, wanted: PyTree) -> None:
     if differing:
         shown = "; ".join(differing[:5])
         more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
-        raise UserError(
+        raise OtherModelError(
             f"{who} holds another model or optimizer: {shown}{more}. Choose another "
             "--workdir, or the configuration that it was made with."
         )

@@ -1,14 +1,18 @@
 """A run's newest checkpoint, taken from its folder to work on."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 
 from bn_jax.errors import UserError
 from bn_jax.training.build import Parts, Settings, build_initial_state, build_parts
-from bn_jax.training.checkpoint import Checkpoints
+from bn_jax.training.checkpoint import Checkpoints, OtherModelError
 from bn_jax.training.parallel import make_parallel
 from bn_jax.training.state import TrainState
+from bn_jax.workdir import read_config
 
 
 def restore(config: Settings, workdir: Path) -> tuple[Parts, TrainState]:
@@ -29,8 +33,28 @@ def restore(config: Settings, workdir: Path) -> tuple[Parts, TrainState]:
     folder = workdir / "checkpoints"
     state = None
     if folder.is_dir():
-        with Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints:
+        with (
+            Checkpoints(folder, keep=config.checkpoint.keep) as checkpoints,
+            _other_data_to_blame(config, parts, workdir),
+        ):
             state = checkpoints.restore_latest(like)
     if state is None:
         raise UserError(f"workdir {workdir}: it holds no checkpoint yet.")
     return parts, state
+
+
+@contextmanager
+def _other_data_to_blame(
+    config: Settings, parts: Parts, workdir: Path
+) -> Iterator[None]:
+    """A context in which a network that does not fit may be that of other data."""
+    try:
+        yield
+    except OtherModelError as error:
+        if json.loads(config.to_json())["dataset"] == read_config(workdir)["dataset"]:
+            raise
+        data = parts.data
+        raise UserError(
+            f"{data.name}, of {data.num_classes} classes, does not suit what was "
+            f"trained on other data. {error}"
+        ) from error

@@ -21,13 +21,22 @@ def write_idx(path: Path, array: np.ndarray) -> Path:
 
 
 def write_idx_folder(
-    folder: Path, *, num_train: int = 210, num_test: int = 97, suffix: str = ""
+    folder: Path,
+    *,
+    num_train: int = 210,
+    num_test: int = 97,
+    num_classes: int = 10,
+    suffix: str = "",
 ) -> Path:
-    """Writes four files of noise in which a bright block of rows tells the class."""
+    """Writes four files of noise in which a bright block of rows tells the class.
+
+    The first image is of the last class.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for prefix, num_images in {"train": num_train, "t10k": num_test}.items():
-        labels = rng.integers(0, 10, num_images)
+        labels = rng.integers(0, num_classes, num_images)
+        labels[:1] = num_classes - 1
         images = rng.integers(0, 200, (num_images, 28, 28))
         for image, label in zip(images, labels, strict=True):
             image[2 * label : 2 * label + 3] = 255

@@ -192,10 +192,17 @@ def test_images_in_place_of_labels_are_refused(folder: Path) -> None:
         load_idx_folder(folder)
 
 
-def test_a_label_beyond_the_ten_classes_is_refused(folder: Path) -> None:
-    write_idx(folder / "t10k-labels-idx1-ubyte", np.array([0, 1, 2, 3, 10]))
-    with pytest.raises(UserError, match=r"test split must lie in 0 to 9, .* 0 to 10"):
-        load_idx_folder(folder)
+@pytest.mark.parametrize("highest", [0, 3, 46, 255])
+@pytest.mark.parametrize(("prefix", "number"), [("train", 12), ("t10k", 5)])
+def test_the_highest_label_of_both_files_says_how_many_classes_there_are(
+    folder: Path, prefix: str, number: int, highest: int
+) -> None:
+    for name, count in (("train", 12), ("t10k", 5)):
+        write_idx(folder / f"{name}-labels-idx1-ubyte", np.zeros(count))
+    labels = np.zeros(number)
+    labels[number // 2] = highest
+    write_idx(folder / f"{prefix}-labels-idx1-ubyte", labels)
+    assert load_idx_folder(folder).num_classes == highest + 1
 
 
 def test_a_set_without_images_is_refused(folder: Path) -> None:

@@ -72,8 +72,8 @@ def state_of(network):
     return {key: value.clone() for key, value in network.state_dict().items()}
 
 
-# Poolings of the stem meet odd sizes in the second.
-@pytest.mark.parametrize("size", [64, 66])
+# Poolings of the stem meet odd sizes in the second; the last is ImageNet's.
+@pytest.mark.parametrize("size", [64, 66, 224])
 def test_inference_agrees(peer, size):
     images = images_of(size)
     with torch.no_grad():

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 from reporting.runs import VERSIONS
-from reporting.small_arms import DIVERGED_AFTER, small_arms
+from reporting.small_arms import DIVERGED_AFTER, SIZES, small_arms
 
 from bn_jax.reporting.figure2 import (
     describe_data,
@@ -19,7 +19,7 @@ from bn_jax.reporting.figure2 import (
 
 @pytest.fixture
 def record() -> dict[str, Any]:
-    return figure2_record(small_arms(), diverged_after=DIVERGED_AFTER, num_classes=10)
+    return figure2_record(small_arms(), diverged_after=DIVERGED_AFTER, **SIZES)
 
 
 def test_steps_are_counted_to_what_inception_with_that_seed_reaches_at_best(
@@ -54,8 +54,8 @@ def test_measured_and_published_figures_each_name_their_source(
     record: dict[str, Any],
 ) -> None:
     assert record["source"] == (
-        "these runs: mnist, 28x28 pixels, tested on train[-5000:]; 0.125 of the "
-        "channels, 60 steps of 32 images"
+        "these runs: mnist, 28x28 pixels, accuracy on 5,000 images that are not "
+        "trained on, train[-5000:]; 0.125 of the channels, 60 steps of 32 images"
     )
     assert "ImageNet" in record["published"]["source"]
     assert record["published"]["arms"]["bn_x30"] == {
@@ -67,9 +67,12 @@ def test_measured_and_published_figures_each_name_their_source(
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        ({"name": "mnist", "idx_dir": "digits"}, "digits, 28x28 pixels, tested"),
+        (
+            {"name": "mnist", "idx_dir": "digits"},
+            "digits, 28x28 pixels, accuracy on 9 ",
+        ),
         # The name is all that a configuration says of others.
-        ({"name": "cifar10", "idx_dir": None}, "cifar10, tested on"),
+        ({"name": "cifar10", "idx_dir": None}, "cifar10, accuracy on 9 "),
     ],
 )
 def test_images_are_given_the_size_that_they_have(
@@ -77,7 +80,9 @@ def test_images_are_given_the_size_that_they_have(
 ) -> None:
     config = small_arms()["bn_x5"][0].config
     data = {**config["dataset"], **data}
-    assert describe_data({**config, "dataset": data}).startswith(expected)
+    assert describe_data({**config, "dataset": data}, num_held_out=9).startswith(
+        expected
+    )
 
 
 @pytest.mark.parametrize("arm", ["inception", "bn_x5"])
@@ -85,7 +90,7 @@ def test_any_run_may_diverge_before_its_first_evaluation(arm: str) -> None:
     arms = small_arms()
     arms[arm][0] = arms["inception_x5"][0]
     diverged_after = {**DIVERGED_AFTER, arm: [7, None]}
-    record = figure2_record(arms, diverged_after=diverged_after, num_classes=10)
+    record = figure2_record(arms, diverged_after=diverged_after, **SIZES)
     assert record["versions"] == VERSIONS
     assert not record["claims"][1]["holds"]
     lines = figure2_table(record).splitlines()
@@ -115,18 +120,22 @@ def test_the_table_says_what_holds_and_what_does_not(record: dict[str, Any]) -> 
     assert "holds         BN-x5 needs fewer steps to Inception's best" in text
 
 
-def test_both_panels_are_drawn_and_say_who_diverged(tmp_path: Path) -> None:
-    arms = small_arms()
-    draw_figure2(arms, [tmp_path / "figure.svg", tmp_path / "figure.png"])
+def test_both_panels_are_drawn_and_say_who_diverged(
+    tmp_path: Path, record: dict[str, Any]
+) -> None:
+    draw_figure2(record, [tmp_path / "figure.svg", tmp_path / "figure.png"])
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG\r\n")
     svg = (tmp_path / "figure.svg").read_text()
     assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
     for text in ("(a) The paper's five arms", "BN-x30", "Inception-x5 (diverged)"):
         assert svg.count(f"<!-- {text} -->") == 1
+    assert svg.count("<!-- chance -->") == 2
 
 
-def test_the_same_runs_give_the_same_picture(tmp_path: Path) -> None:
-    for name in ("first.svg", "second.svg"):
-        draw_figure2(small_arms(), [tmp_path / name])
+def test_the_record_alone_gives_the_same_picture(
+    tmp_path: Path, record: dict[str, Any]
+) -> None:
+    draw_figure2(record, [tmp_path / "first.svg"])
+    draw_figure2(json.loads(json.dumps(record)), [tmp_path / "second.svg"])
     first, second = (tmp_path / name for name in ("first.svg", "second.svg"))
     assert first.read_bytes() == second.read_bytes()

@@ -1,7 +1,9 @@
 """The parts of a run: which examples each step gets, and what shares statistics."""
 
+from functools import partial
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from bn_jax.training.build import (
     read_batches,
     settings_to_blame,
 )
+from bn_jax.training.state import init_state
 
 
 def refuse() -> None:
@@ -108,3 +111,12 @@ def test_an_average_of_the_parameters_is_kept_where_it_is_wanted(
 def test_what_a_layer_refuses_is_an_error_of_the_configuration() -> None:
     with pytest.raises(UserError, match=r"^config: group_size=48 must divide"):
         refuse()
+
+
+def test_initial_weights_are_those_that_any_program_draws(idx_dir: Path) -> None:
+    config = tiny_config(idx_dir)
+    parts = parts_of(config)
+    init = partial(init_state, parts.model, parts.tx)
+    image, _ = parts.data.train.read(np.zeros(1, int), np.zeros(1, int))
+    expected = jax.jit(init)(key=jax.random.key(0), example=parts.preprocess(image))
+    chex.assert_trees_all_equal(initial_state(config).params, expected.params)

@@ -54,8 +54,19 @@ def test_one_is_enough(name: str) -> None:
     ("name", "value", "expected"),
     [
         ("seed", -1, r"config\.seed must not be negative, and is -1"),
-        ("binarize_threshold", -1, r"threshold must lie in 0 to 254, .* and is -1"),
-        ("binarize_threshold", 255, r"threshold must lie in 0 to 254, .* and is 255"),
+        (
+            "pixels.binarize_threshold",
+            -1,
+            r"threshold must lie in 0 to 254, .* and is -1",
+        ),
+        (
+            "pixels.binarize_threshold",
+            255,
+            r"threshold must lie in 0 to 254, .* and is 255",
+        ),
+        ("pixels.std", (1.0, 0.0), r"pixels\.std .* positive, and are \(1\.0, 0\.0\)"),
+        ("pixels.std", (float("inf"),), r"must be positive, and are \(inf,\)"),
+        ("pixels.mean", (float("nan"),), r"pixels\.mean must be finite, and is \(nan,"),
         ("on_nonfinite", "ignore", r"must be 'raise' or 'skip', and is 'ignore'"),
         ("label_smoothing", -0.1, r"label_smoothing .* \[0, 1\), .* and is -0\.1"),
         ("label_smoothing", 1.0, r"label_smoothing .* \[0, 1\), .* and is 1\.0"),
@@ -76,8 +87,8 @@ def test_a_value_outside_its_range_is_refused(
     ("name", "value"),
     [
         ("seed", 0),
-        ("binarize_threshold", 0),
-        ("binarize_threshold", 254),
+        ("pixels.binarize_threshold", 0),
+        ("pixels.binarize_threshold", 254),
         ("on_nonfinite", "skip"),
         ("label_smoothing", 0.0),
         ("label_smoothing", 0.99),

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from data.idx_files import write_idx_folder
 from training import numpy_mlp
 from training.tiny_runs import Complete, final_state, saved_config, tiny_config
 
@@ -111,4 +112,16 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_leaf(
     config = saved_config(bn)
     config.model.hidden_features = (8, 6)
     with pytest.raises(UserError, match=r"params/hidden1/kernel is float32\[8, 7\]"):
+        evaluate(config, bn.workdir, statistics="moving")
+
+
+@pytest.mark.parametrize("num_classes", [9, 13])
+def test_data_of_other_classes_are_named_when_they_are_refused(
+    bn: Complete, tmp_path: Path, num_classes: int
+) -> None:
+    letters = write_idx_folder(tmp_path / "letters", num_classes=num_classes)
+    config = saved_config(bn)
+    config.dataset.idx_dir = str(letters)
+    expected = rf"letters, of {num_classes} classes, .* is float32\[10\] there"
+    with pytest.raises(UserError, match=expected):
         evaluate(config, bn.workdir, statistics="moving")

@@ -1,6 +1,7 @@
 """Each arm of the ImageNet experiment takes steps on a tiny ImageNet, made tiny."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import chex
@@ -8,7 +9,9 @@ import jax
 import numpy as np
 import pytest
 from data.imagenet_files import write_tars
+from training.tiny_runs import PowerFailureError, fail_at
 
+from bn_jax.data.crops import NUM_CROPS
 from bn_jax.data.prepare_imagenet import prepare_imagenet
 from bn_jax.experiments.configs import load_config
 from bn_jax.models import inception_table
@@ -19,9 +22,14 @@ from bn_jax.training.build import (
     build_train_step,
     read_batches,
 )
+from bn_jax.training.checkpoint import Checkpoints
+from bn_jax.training.ensemble import ensemble
+from bn_jax.training.evaluate import evaluate
+from bn_jax.training.loop import train
 from bn_jax.training.parallel import compile_chunk, make_parallel
 from bn_jax.training.state import init_state
 from bn_jax.training.steps import make_train_chunk
+from bn_jax.workdir import read_metrics
 
 ARMS = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid", "modern")
 # 43 training images; the stem needs 23 pixels.
@@ -30,6 +38,18 @@ TINY = {
     "model.width": 1 / 64,
     "dataset.image_size": 32,
     "parallel.num_devices": 1,
+}
+# What the paper says of some networks of its ensemble, and two steps of it.
+ENSEMBLE_MEMBER = {
+    "model.dropout_rate": 0.05,
+    "model.per_activation_modules": ("5b",),
+    "model.kernel_gain": 1.5,
+    "num_steps": 2,
+    "max_steps_per_dispatch": 1,
+    "evaluation.schedule.every_steps": 1,
+    "evaluation.batch_size": 12,
+    "evaluation.population_batches": 1,
+    "checkpoint.every_steps": 1,
 }
 
 
@@ -44,6 +64,12 @@ def tiny(arm: str, data_dir: str) -> tuple[Any, Parts]:
     config = load_config("imagenet_inception.py", arm)
     config.update_from_flattened_dict({"dataset.data_dir": data_dir, **TINY})
     return config, build_parts(config, make_parallel(**config.parallel))
+
+
+def leave_modules(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Makes the network one of these modules: all ten take minutes to compile."""
+    rows = [row for row in inception_table.FIGURE_5 if row.name in names]
+    monkeypatch.setattr(inception_table, "FIGURE_5", tuple(rows))
 
 
 @pytest.mark.slow
@@ -66,12 +92,9 @@ def test_the_whole_network_of_an_arm_is_built(arm: str, data_dir: str) -> None:
 def test_an_arm_with_two_modules_takes_steps(
     arm: str, data_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # All ten take minutes to compile.
-    rows = [row for row in inception_table.FIGURE_5 if row.name in ("3c", "4d")]
-    monkeypatch.setattr(inception_table, "FIGURE_5", tuple(rows))
+    leave_modules(monkeypatch, "3c", "4d")
     config, parts = tiny(arm, data_dir)
-    with jax.default_prng_impl("rbg"):
-        state = build_initial_state(config, parts)
+    state = build_initial_state(config, parts)
     before = np.asarray(state.params["logits"]["bias"])
     chunk = make_train_chunk(build_train_step(config, parts))
     # Two: the first one of a warm-up has a rate of 0.
@@ -83,3 +106,34 @@ def test_an_arm_with_two_modules_takes_steps(
     assert float(tally.loss_sum) / 2 == pytest.approx(np.log(1000), rel=0.3)
     # Others may belong to a unit that is 0 for all of eight images.
     assert (np.asarray(state.params["logits"]["bias"]) != before).all()
+
+
+@pytest.mark.slow
+def test_members_of_an_ensemble_are_trained_go_on_and_are_averaged_over_all_crops(
+    data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_modules(monkeypatch, "4d", "5b")
+    config = load_config("imagenet_inception.py", "bn_x30")
+    config.update_from_flattened_dict(
+        {"dataset.data_dir": data_dir, **TINY, **ENSEMBLE_MEMBER}
+    )
+    configs, workdirs = [], [tmp_path / name for name in ("first", "second")]
+    for seed, workdir in enumerate(workdirs):
+        configs.append(config.copy_and_resolve_references())
+        configs[-1].seed = seed
+        with monkeypatch.context() as patch:
+            fail_at(patch, Checkpoints, "save", 2)
+            with pytest.raises(PowerFailureError):
+                train(configs[-1], workdir, show_progress=False)
+        train(configs[-1], workdir, show_progress=False)
+        assert [line["step"] for line in read_metrics(workdir)] == [1, 2]
+    found = ensemble(configs, workdirs, statistics="population", crops=NUM_CROPS)
+    assert found.num_examples == 12
+    for config, workdir, member in zip(configs, workdirs, found.members, strict=True):
+        alone = evaluate(config, workdir, statistics="population", crops=NUM_CROPS)
+        assert alone.step == 2
+        assert member.metrics == pytest.approx(alone.metrics, rel=1e-5)
+    # The mean of probabilities has no higher loss than the members have on average.
+    losses = [member.metrics["test_loss"] for member in found.members]
+    assert losses[0] != losses[1]
+    assert found.metrics["test_loss"] <= np.mean(losses)
