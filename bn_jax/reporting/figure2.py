@@ -110,7 +110,8 @@ def describe_data(config: Mapping[str, Any], *, num_held_out: int) -> str:
     size = ", 28x28 pixels" if is_mnist_like else ""
     return (
         f"{name}{size}, accuracy on {num_held_out:,} images that are not trained on, "
-        f"{data['test_split']}; {model['width']:g} of the channels, {config['num_steps']} steps of {config['batch_size']} images"
+        f"{data['test_split']}; {model['width']:g} of the channels, "
+        f"{config['num_steps']} steps of {config['batch_size']} images"
     )
 
 
