@@ -7,6 +7,7 @@ process uses it.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +160,11 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text().splitlines(keepends=True)
         metrics = [json.loads(line) for line in lines if line.endswith("\n")]
-        if not all(isinstance(m, dict) and "step" in m for m in metrics):
+        if not all(isinstance(m, dict) and type(m.get("step")) is int for m in metrics):
             raise ValueError("a line is no evaluation")
+        steps = [m["step"] for m in metrics]
+        if any(second <= first for first, second in pairwise(steps)):
+            raise ValueError("its steps do not rise from line to line")
     except ValueError as error:
         raise _damaged(path, error) from error
     return metrics

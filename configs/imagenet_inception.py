@@ -135,7 +135,7 @@ def _inception() -> Settings:
     # and standard deviation of each channel (red, green, blue) that torchvision's
     # models have, as networks without normalization need inputs around 0.
     config.pixels = ConfigDict()
-    config.pixels.binarize_threshold = config_dict.placeholder(int)
+    config.pixels.binarize_threshold = config_dict.placeholder(object)
     config.pixels.mean = (0.485, 0.456, 0.406)
     config.pixels.std = (0.229, 0.224, 0.225)
 

@@ -93,11 +93,13 @@ def _inception() -> Settings:
     config.dataset.idx_dir = config_dict.placeholder(str)
     config.dataset.train_split = "train[:-2000]"
     config.dataset.test_split = "train[-2000:]"
+    # Height and width of what is made of images of varying size; None for others.
+    config.dataset.image_size = config_dict.placeholder(int)
     # Largest pixel value that becomes 0, where others become 1; None scales pixels to
     # [0, 1]. Then mean is subtracted, and std divides: one value for all channels, or
     # one for each.
     config.pixels = ConfigDict()
-    config.pixels.binarize_threshold = config_dict.placeholder(int)
+    config.pixels.binarize_threshold = config_dict.placeholder(object)
     config.pixels.mean = (0.0,)
     config.pixels.std = (1.0,)
 

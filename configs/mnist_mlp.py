@@ -46,7 +46,7 @@ def get_config(arm: str = "bn") -> ConfigDict:
     # of the pixels' range 0 to 255. None scales pixels to [0, 1]. Then mean is
     # subtracted, and std divides: one value for all channels, or one for each.
     config.pixels = ConfigDict()
-    config.pixels.binarize_threshold = config_dict.placeholder(int)
+    config.pixels.binarize_threshold = config_dict.placeholder(object)
     config.pixels.binarize_threshold = 127
     config.pixels.mean = (0.0,)
     config.pixels.std = (1.0,)

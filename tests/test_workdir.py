@@ -164,7 +164,10 @@ def test_a_last_line_that_is_not_complete_is_left_out(claimed: Path, cut: str) -
     assert read_metrics(claimed) == [{"step": 10}]
 
 
-@pytest.mark.parametrize("damaged", [b"{", b"", b"\xff", b"[1]", b"{}"])
+@pytest.mark.parametrize(
+    "damaged",
+    [b"{", b"", b"\xff", b"[1]", b"{}", b'{"step": "x"}', b'{"step": 10}'],
+)
 def test_another_line_that_is_damaged_is_refused(claimed: Path, damaged: bytes) -> None:
     path = claimed / "metrics.jsonl"
     path.write_bytes(damaged + b'\n{"step": 10}\n')

@@ -1,12 +1,14 @@
 """IDX files, the format of MNIST and of many sets made like it."""
 
 import gzip
+import math
 import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from bn_jax.data.dataset import ArrayDataset, check_dataset
 from bn_jax.errors import UserError
@@ -40,7 +42,7 @@ def read_idx(path: Path) -> np.ndarray:
     if len(content) < start:
         raise UserError(f"{path}: the header of {rank} dimensions is cut off.")
     shape = struct.unpack_from(f">{rank}I", content, 4)
-    expected = start + int(np.prod(shape, dtype=np.int64))
+    expected = start + math.prod(shape)
     if len(content) != expected:
         raise UserError(
             f"{path}: the header promises {'x'.join(map(str, shape))} values, a file "
@@ -79,8 +81,19 @@ def load_idx_folder(folder: Path) -> ArrayDataset:
                 f"shape is {labels.shape}; is it a file of images?"
             )
         arrays += [images[..., np.newaxis], labels.astype(np.int32)]
-    highest = max(int(labels.max(initial=0)) for labels in arrays[1::2])
-    return check_dataset(ArrayDataset(folder.name, *arrays, num_classes=highest + 1))
+    present = np.unique(np.concatenate(arrays[1::2]))
+    num_classes = 1 + int(present.max(initial=0))
+    if len(present) < num_classes:
+        missing = sorted(set(range(num_classes)) - set(present.tolist()))
+        logging.warning(
+            "%s: labels lie in 0 to %d, but %d of these classes have no image: %s.",
+            folder,
+            num_classes - 1,
+            len(missing),
+            ", ".join(map(str, missing[:5])) + (", ..." if missing[5:] else ""),
+        )
+    name = folder.resolve().name
+    return check_dataset(ArrayDataset(name, *arrays, num_classes=num_classes))
 
 
 def _find(folder: Path, stem: str, ending: str) -> Path:

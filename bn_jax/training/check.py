@@ -1,6 +1,7 @@
 """Settings that no run can have, refused before anything is read or compiled."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from bn_jax.errors import UserError
@@ -28,6 +29,7 @@ def check_config(config: Any) -> None:
         "evaluation.probe_examples": config.evaluation.probe_examples,
         "evaluation.schedule.early_every_steps": schedule.early_every_steps,
         "evaluation.schedule.every_steps": schedule.every_steps,
+        "schedule.decay_every_steps": config.schedule.decay_every_steps,
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "checkpoint.keep": config.checkpoint.keep,
     }
@@ -36,21 +38,7 @@ def check_config(config: Any) -> None:
             raise UserError(f"config.{name} must be at least 1, and is {value}.")
     if config.seed < 0:
         raise UserError(f"config.seed must not be negative, and is {config.seed}.")
-    threshold = config.pixels.binarize_threshold
-    if threshold is not None and not 0 <= threshold <= 254:
-        raise UserError(
-            "config.pixels.binarize_threshold must lie in 0 to 254, so that both "
-            f"values can come up, and is {threshold}."
-        )
-    if not all(0 < value < math.inf for value in config.pixels.std):
-        raise UserError(
-            "config.pixels.std divides pixels; its values must be positive, and are "
-            f"{config.pixels.std}."
-        )
-    if not all(map(math.isfinite, config.pixels.mean)):
-        raise UserError(
-            f"config.pixels.mean must be finite, and is {config.pixels.mean}."
-        )
+    _check_pixels(**config.pixels)
     if config.on_nonfinite not in ("raise", "skip"):
         raise UserError(
             "config.on_nonfinite must be 'raise' or 'skip', and is "
@@ -67,3 +55,29 @@ def check_config(config: Any) -> None:
             "config.ema_decay is the fraction of the average that a step keeps; it "
             f"must lie in [0, 1), and is {config.ema_decay}."
         )
+
+
+def _check_pixels(
+    *, binarize_threshold: Any, mean: Sequence[Any], std: Sequence[Any]
+) -> None:
+    is_integer = isinstance(binarize_threshold, int)
+    if binarize_threshold is not None and not (
+        is_integer and 0 <= binarize_threshold <= 254
+    ):
+        raise UserError(
+            "config.pixels.binarize_threshold must lie in 0 to 254, so that both "
+            f"values can come up, and is {binarize_threshold!r}."
+        )
+    if not all(_is_finite(value) for value in mean):
+        raise UserError(
+            f"config.pixels.mean must be finite numbers, and is {tuple(mean)}."
+        )
+    if not all(_is_finite(value) and value > 0 for value in std):
+        raise UserError(
+            "config.pixels.std divides pixels; it must be positive numbers, and is "
+            f"{tuple(std)}."
+        )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -172,7 +172,7 @@ def _run_steps(
         state = checkpoints.restore_latest(run.initial_state) or run.initial_state
         first_step = int(state.step)
         # An evaluation that a signal has cut off: its mean loss is still to be told.
-        is_pending = first_step in evaluated and int(state.tally.num_losses) > 0
+        is_pending = first_step in evaluated and int(state.tally.num_steps) > 0
         last_line = first_step - is_pending
         with refused_together():
             if is_primary():
@@ -199,6 +199,7 @@ def _run_steps(
                 tally = state.tally
                 if start < end:
                     state, tally = run.train_steps(state, start, end)
+                    signals.has_something_to_save = True
                 measured = None
                 if end in evaluated:
                     measured = run.evaluate(state, end, any_signal)

@@ -104,6 +104,7 @@ def undo_nonfinite(
     after = Tally(
         loss_sum=tally.loss_sum + jnp.where(keeps, loss, 0),
         num_losses=tally.num_losses + keeps,
+        num_steps=tally.num_steps + ~is_over,
         num_skipped=tally.num_skipped + ~(keeps | is_over),
         skipped_in_a_row=jnp.where(is_over, tally.skipped_in_a_row, in_a_row),
         bad_value=jnp.where(tally.is_over > 0, tally.bad_value, bad_value),

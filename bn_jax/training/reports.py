@@ -78,7 +78,8 @@ class Reports:
         step, tally = report.step, jax.tree.map(np.asarray, report.tally)
         if tally.is_over:
             raise GivenUpError
-        loss = float(tally.loss_sum / max(tally.num_losses, 1))
+        # There is no loss where every step since the last evaluation was undone.
+        loss = float(tally.loss_sum / tally.num_losses) if tally.num_losses else None
         if report.measured is not None:
             self._writer.write(step, _values(step, loss, tally, report.measured))
         self._writer.advance(step, loss)
@@ -88,17 +89,17 @@ class Reports:
 
 
 def _values(
-    step: int, train_loss: float, tally: Tally, measured: Measured
+    step: int, train_loss: float | None, tally: Tally, measured: Measured
 ) -> dict[str, Any]:
     values: dict[str, Any] = {"train_loss": train_loss}
     for prefix, sums in measured.sums.items():
         values |= {f"{prefix}{k}": v for k, v in mean_metrics(sums).items()}
     values |= {k: np.asarray(v).tolist() for k, v in measured.probed.items()}
     for name, value in values.items():
-        if not np.all(np.isfinite(value)):
+        if value is not None and not np.all(np.isfinite(value)):
             raise DivergedError(
-                f"{name} is {value} after step {step}; a lower learning rate may "
-                "keep it finite.",
+                f"{name} is {value} after step {step}. A lower learning rate may keep "
+                "it finite, from the beginning and in another --workdir.",
                 step,
             )
     if tally.num_skipped:

@@ -55,6 +55,7 @@ def _other_data_to_blame(
             raise
         data = parts.data
         raise UserError(
-            f"{data.name}, of {data.num_classes} classes, does not suit what was "
-            f"trained on other data. {error}"
+            f"{data.name}, of {data.num_classes} classes, does not suit the network, "
+            "which was trained on other data. Choose data of as many classes (the "
+            f"highest label says how many) and of the same size. {error}"
         ) from error

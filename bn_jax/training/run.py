@@ -45,8 +45,8 @@ class Run(NamedTuple):
     Attributes:
         initial_state: On all devices.
         train_steps: Takes the steps from one to another; the state is given away.
-        evaluate: Measures a state on the test set after that many steps; None if it
-            is asked to stop between two parts of it, which `should_stop` tells.
+        evaluate: Measures a state on the test set after that many steps; None if
+            `should_stop` tells it to stop, before it begins or between two parts.
         clear_losses: See `bn_jax.training.state.clear_losses`.
         any_process: See `bn_jax.training.processes.make_any`.
         must_wait: See `Parallel.must_wait`.
@@ -123,6 +123,8 @@ def compile_run(config: Settings, parts: Parts) -> Run:
     def evaluate(
         state: TrainState, step: int, should_stop: Callable[[], ArrayLike]
     ) -> Measured | None:
+        if bool(should_stop()):
+            return None
         evaluated = networks(state, step)
 
         def sums_of(part: PaddedBatches) -> Mapping[str, PredictionSums]:

@@ -32,11 +32,17 @@ class StopSignals:
     """A context in which signals are noted.
 
     Outside the main thread, where Python allows no handlers, none are.
+
+    Attributes:
+        received: The number of the first signal; 0 before any.
+        has_something_to_save: Whether the first signal is to be answered by whoever
+            entered the context; it ends the process at once before that.
     """
 
     def __init__(self) -> None:
         """Has noted none so far."""
         self.received = 0
+        self.has_something_to_save = False
         self._before: dict[int, Any] = {}
         self._wakeup_before = -1
 
@@ -53,7 +59,7 @@ class StopSignals:
                 self._writer.fileno(), warn_on_full_buffer=False
             )
             self._counting = threading.Thread(
-                target=_count, args=[self._reader], daemon=True
+                target=self._count, args=[self._reader], daemon=True
             )
             self._counting.start()
         return self
@@ -76,22 +82,25 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or number
 
+    def _count(self, reader: socket.socket) -> None:
+        """Ends this process at the second signal, or answers the first.
 
-def _count(reader: socket.socket) -> None:
-    """Answers the first signal, and ends this process at the second.
-
-    It does so whatever the process is doing.
-    """
-    num_received = 0
-    with reader:
-        while numbers := reader.recv(1):
-            if numbers[0] not in _STOPPING:
-                continue
-            num_received += 1
-            if num_received == 2:
-                os._exit(128 + numbers[0])
-            logging.info(
-                "%s: the state will be saved after the steps that are being computed. "
-                "A second signal ends this process at once.",
-                signal.Signals(numbers[0]).name,
-            )
+        It does so whatever the process is doing.
+        """
+        num_received = 0
+        with reader:
+            while numbers := reader.recv(1):
+                if numbers[0] not in _STOPPING:
+                    continue
+                num_received += 1
+                name = signal.Signals(numbers[0]).name
+                if num_received == 2:
+                    os._exit(128 + numbers[0])
+                if not self.has_something_to_save:
+                    logging.info("%s: ended before there was anything to save.", name)
+                    os._exit(128 + numbers[0])
+                logging.info(
+                    "%s: the state will be saved after the steps that are being "
+                    "computed. A second signal ends this process at once.",
+                    name,
+                )

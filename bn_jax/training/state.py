@@ -18,6 +18,7 @@ class Tally(NamedTuple):
     Attributes:
         loss_sum: Sum of the finite losses since the last evaluation, in nats.
         num_losses: How many those are.
+        num_steps: Steps since the last evaluation, undone ones among them.
         num_skipped: Steps since the first that were undone, because the loss or a
             gradient was not finite.
         skipped_in_a_row: How many of them were the latest.
@@ -28,6 +29,7 @@ class Tally(NamedTuple):
 
     loss_sum: Float[Array, ""]
     num_losses: Int[Array, ""]
+    num_steps: Int[Array, ""]
     num_skipped: Int[Array, ""]
     skipped_in_a_row: Int[Array, ""]
     bad_value: Int[Array, ""]
@@ -109,6 +111,7 @@ def new_tally() -> Tally:
     return Tally(
         loss_sum=jnp.zeros(()),
         num_losses=jnp.zeros((), jnp.int32),
+        num_steps=jnp.zeros((), jnp.int32),
         num_skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
         bad_value=jnp.full((), -1, jnp.int32),
@@ -119,12 +122,16 @@ def new_tally() -> Tally:
 def clear_losses(tally: Tally) -> Tally:
     """The tally from which the next evaluation's mean loss begins.
 
+    One that is over has not come to that evaluation, and stays as it is.
+
     Args:
         tally: After an evaluation.
     """
+    kept = jnp.where(tally.is_over > 0, 1, 0)
     return tally._replace(
-        loss_sum=jnp.zeros_like(tally.loss_sum),
-        num_losses=jnp.zeros_like(tally.num_losses),
+        loss_sum=tally.loss_sum * kept,
+        num_losses=tally.num_losses * kept,
+        num_steps=tally.num_steps * kept,
     )
 
 

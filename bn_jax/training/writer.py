@@ -75,12 +75,14 @@ class MetricsWriter(AbstractContextManager):
         """Closes the files and the progress bar."""
         self._open.close()
 
-    def write(self, step: int, values: Mapping[str, float | Sequence[float]]) -> None:
+    def write(
+        self, step: int, values: Mapping[str, float | Sequence[float] | None]
+    ) -> None:
         """Writes one evaluation.
 
         Args:
             step: Steps taken before it.
-            values: What was measured, by name.
+            values: What was measured, by name; None where there is nothing.
         """
         if self._is_silent:
             return
@@ -89,6 +91,8 @@ class MetricsWriter(AbstractContextManager):
         self._file.flush()
         self._shown = {}
         for name, value in values.items():
+            if value is None:
+                continue
             if isinstance(value, Sequence):
                 scalars = {f"{name}/{i}": single for i, single in enumerate(value)}
             else:
@@ -97,16 +101,18 @@ class MetricsWriter(AbstractContextManager):
             for tag, scalar in scalars.items():
                 self._tensorboard.add_scalar(tag, scalar, step)
 
-    def advance(self, step: int, train_loss: float) -> None:
+    def advance(self, step: int, train_loss: float | None) -> None:
         """Shows how far the run is.
 
         Args:
             step: Steps taken.
-            train_loss: Mean since the last evaluation.
+            train_loss: Mean since the last evaluation; None if there is none.
         """
         if self._is_silent:
             return
-        shown = {**self._shown, "train_loss": train_loss}
+        shown = dict(self._shown)
+        if train_loss is not None:
+            shown["train_loss"] = train_loss
         self._bar.set_postfix({name: f"{v:.4f}" for name, v in shown.items()}, False)
         self._bar.update(step - self._bar.n)
         is_due = step // self._log_every > self._logged_at // self._log_every

@@ -14,6 +14,7 @@ from training.odd_model import Odd
 from training.tiny_runs import (
     EVALUATED,
     Complete,
+    assert_same_result,
     complete_run,
     final_state,
     initial_state,
@@ -77,7 +78,7 @@ def test_steps_that_are_left_out_are_counted_in_the_metrics(
     poison([3, 17, 18])
     run = complete_run(skipping(idx_dir, 3), tmp_path)
     lines = read_metrics(tmp_path)
-    assert [line["skipped_steps"] for line in lines] == [1, *[3] * 6]
+    assert [line["skipped_steps"] for line in lines] == [1, *[3] * 4]
     assert np.isfinite(run.metrics["train_loss"]).all()
     assert int(final_state(run.config, tmp_path).step) == 60
 
@@ -134,10 +135,25 @@ def test_the_advice_to_leave_such_steps_out_can_be_taken_in_the_same_folder(
 ) -> None:
     poison([13])
     with pytest.raises(DivergedError, match=r"With --config\.on_nonfinite=skip"):
-        train(tiny_config(idx_dir, num_steps=20), tmp_path, show_progress=False)
-    skipping = tiny_config(idx_dir, num_steps=20, on_nonfinite="skip")
-    train(skipping, tmp_path, show_progress=False)
-    assert read_metrics(tmp_path)[-1]["skipped_steps"] == 1
+        train(tiny_config(idx_dir, num_steps=20), tmp_path / "run", show_progress=False)
+    skips = tiny_config(idx_dir, num_steps=20, on_nonfinite="skip")
+    train(skips, tmp_path / "run", show_progress=False)
+    assert read_metrics(tmp_path / "run")[-1]["skipped_steps"] == 1
+    # The evaluation of step 20 was dispatched before it was known that all was over.
+    assert_same_result(tmp_path / "run", complete_run(skips, tmp_path / "undisturbed"))
+
+
+def test_a_line_has_no_loss_where_every_step_was_left_out(
+    tmp_path: Path, idx_dir: Path, poison: Poison
+) -> None:
+    poison(range(10, 20))
+    config = tiny_config(
+        idx_dir, num_steps=20, on_nonfinite="skip", max_nonfinite_steps=11
+    )
+    complete_run(config, tmp_path)
+    losses = [line["train_loss"] for line in read_metrics(tmp_path)]
+    assert losses[0] > 0
+    assert losses[1:] == [None]
     assert int(final_state(skipping, tmp_path).step) == 20
 
 

@@ -81,6 +81,7 @@ def test_a_step_that_is_undone_still_is_a_step(trainer: Trainer) -> None:
     assert int(state.step) == 2
     tally = state.tally
     assert (int(tally.num_skipped), int(tally.skipped_in_a_row)) == (1, 1)
+    assert (int(tally.num_losses), int(tally.num_steps)) == (1, 2)
     assert (int(tally.bad_value), int(tally.is_over)) == (0, 0)
 
 

@@ -68,7 +68,7 @@ def _change(monkeypatch: pytest.MonkeyPatch, **functions: Callable[..., Any]) ->
 
 @pytest.mark.parametrize(
     ("step", "number", "code"),
-    [(0, signal.SIGTERM, 143), (30, signal.SIGINT, 130), (50, signal.SIGTERM, 143)],
+    [(10, signal.SIGTERM, 143), (30, signal.SIGINT, 130), (50, signal.SIGTERM, 143)],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(
     bn: Complete,
@@ -120,7 +120,7 @@ def test_a_signal_cuts_an_evaluation_off_and_the_run_goes_on_with_it(
 def test_a_stopped_run_leaves_its_folder_free(
     bn: Complete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send_at(monkeypatch, 0, signal.SIGTERM)
+    send_at(monkeypatch, 10, signal.SIGTERM)
     with pytest.raises(StoppedBySignalError):
         train(bn.config, tmp_path, show_progress=False)
     with locked(tmp_path):
@@ -139,6 +139,7 @@ def test_the_first_signal_is_noted_and_what_comes_of_it_is_said(
 ) -> None:
     caplog.set_level(logging.INFO, logger="absl")
     with StopSignals() as signals:
+        signals.has_something_to_save = True
         assert signals.received == 0
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.received == signal.SIGTERM
@@ -146,7 +147,10 @@ def test_the_first_signal_is_noted_and_what_comes_of_it_is_said(
     assert message.startswith("SIGTERM: the state will be saved")
 
 
-def test_the_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("has_something_to_save", "code"), [(True, 130), (False, 143)])
+def test_the_second_signal_ends_the_process_or_the_first_with_nothing_to_save(
+    monkeypatch: pytest.MonkeyPatch, has_something_to_save: bool, code: int
+) -> None:
     ended, codes = threading.Event(), []
 
     def exit_instead(code: int) -> None:
@@ -155,11 +159,12 @@ def test_the_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(os, "_exit", exit_instead)
     with StopSignals() as signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        signals.has_something_to_save = has_something_to_save
+        for number in (signal.SIGTERM, signal.SIGINT)[: 1 + has_something_to_save]:
             os.kill(os.getpid(), number)
         assert ended.wait(timeout=60)
         assert signals.received == signal.SIGTERM
-    assert codes == [130]
+    assert codes == [code]
 
 
 @pytest.mark.parametrize("error", [None, ValueError])
