@@ -13,7 +13,7 @@ from typing import Any
 
 from bn_jax.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def check_workdir(
@@ -95,7 +95,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
         workdir: The run's folder.
 
     Raises:
-        UserError: If it holds no run, or one that a newer version has written.
+        UserError: If it holds no run, or one of another format.
     """
     path = workdir / "config.json"
     if not _exists(path):
@@ -104,10 +104,11 @@ def read_config(workdir: Path) -> dict[str, Any]:
         )
     config = _read_object(path)
     version = config.pop("format_version")
-    if version > FORMAT_VERSION:
+    if version != FORMAT_VERSION:
+        age = "a newer" if version > FORMAT_VERSION else "an older"
         raise UserError(
             f"workdir {workdir}: it has format {version}, and this version of bn_jax "
-            f"reads up to {FORMAT_VERSION}; install a newer one."
+            f"reads format {FORMAT_VERSION}; {age} one reads it."
         )
     return config
 

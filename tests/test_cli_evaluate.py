@@ -19,7 +19,7 @@ def runs(tmp_path: Path) -> list[Path]:
     for workdir in workdirs:
         workdir.mkdir()
         dataset = {"name": "mnist", "idx_dir": "digits", "data_dir": None}
-        config = {"format_version": 1, "dataset": dataset}
+        config = {"format_version": 2, "dataset": dataset}
         (workdir / "config.json").write_text(json.dumps(config))
     return workdirs
 

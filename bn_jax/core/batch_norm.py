@@ -83,7 +83,7 @@ def batch_norm(
             Flax's default 0.99 averages over about 100 steps. None averages over all
             batches alike. May be traced, and is then not checked.
         epsilon: Added to the variance, inside the root; the paper leaves its value
-            open, 1e-5 is Flax's.
+            open, 1e-5 is Flax's. With 0, a feature without variance becomes NaN.
         mask: True at the positions that count; all of them by default. The others
             reach nothing, not even as NaN, and come back as 0.
         axis_name: Mapped axis or axes (pmap, shard_map, vmap) whose devices share
@@ -172,6 +172,8 @@ def batch_norm_with_moments(
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         x = x.astype(jnp.float32)
+    scale = None if scale is None else jnp.asarray(scale)
+    bias = None if bias is None else jnp.asarray(bias)
     feature_axes = canonical_axes(x.ndim, axis)
     check_arrays(
         x, feature_axes, scale=scale, bias=bias, batch_stats=batch_stats, mask=mask

@@ -25,6 +25,8 @@ def merge_moments(moments: Moments) -> Moments:
     reference = moments.mean[0]
     # A part without values has a mean of 0, which may be far from the others.
     weights = moments.num_samples / divisor[None]
-    mean = reference + jnp.sum(weights * (moments.mean - reference[None]), axis=0)
-    spread = moments.var + abs_squared(moments.mean - mean[None])
-    return Moments(num_samples, mean, jnp.sum(weights * spread, axis=0))
+    differences = moments.mean - reference[None]
+    offset = jnp.sum(weights * differences, axis=0)
+    spread = moments.var + abs_squared(differences - offset[None])
+    var = jnp.sum(weights * spread, axis=0)
+    return Moments(num_samples, reference + offset, var)

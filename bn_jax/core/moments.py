@@ -19,8 +19,9 @@ from bn_jax.core.devices import (
 from bn_jax.core.dtypes import wide_dtype
 from bn_jax.core.types import ShiftedMoments
 
-# A shift this many variances (squared distance) away from the mean loses four bits.
-_FAR = 16
+# A shift this many variances (squared distance) away from the mean makes the sums five
+# times what they are around the mean. XLA adds up a million float32 values to 1e-6.
+_FAR = 4
 # A distance of no account: this fraction of the mean, beside which float32 tells no
 # deviations apart, or, squared, this fraction of epsilon. Without them a feature that
 # has no variance would ask for a second pass as long as its running mean moves.

@@ -2,15 +2,20 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bn_jax.data import load_dataset
+from bn_jax.data.dataset import Dataset
 from bn_jax.errors import UserError
 from bn_jax.experiments.configs import load_config
 from bn_jax.experiments.runs import Job, run_jobs
 from bn_jax.reporting.figure2 import (
     PUBLISHED,
+    DataSize,
     draw_figure2,
     figure2_record,
     figure2_table,
@@ -18,6 +23,7 @@ from bn_jax.reporting.figure2 import (
 from bn_jax.reporting.load import Run, load_run
 from bn_jax.reporting.machine import describe_machine
 from bn_jax.reporting.spread import spread
+from bn_jax.training.check import check_config
 
 _CONFIG = "inception_small.py"
 # Those that the paper tells in words stand behind those of its figure.
@@ -55,17 +61,12 @@ def figure2(
     """
     if seeds < 1:
         raise UserError(f"figure2: --seeds must be at least 1, and is {seeds}.")
-    for name in ("seed", "optimizer.learning_rate"):
-        if overrides and name in overrides:
-            raise UserError(
-                f"figure2: its runs differ in --config.{name}, which cannot be set for "
-                "all; leave it out. --seeds says how many seeds, and --search finds a "
-                "rate."
-            )
-    # Data that are not there are refused before hours of training.
-    data = load_dataset(
-        **load_config(_CONFIG, "inception", overrides=overrides).dataset
-    )
+    # Before hours of training.
+    configs = [load_config(_CONFIG, arm, overrides=overrides) for arm in _ARMS]
+    _check_overrides(overrides or {})
+    for config in configs:
+        check_config(config)
+    data = load_dataset(**configs[0].dataset)
     found = _search(workdir / "search", overrides) if search else None
     jobs: dict[str, list[Job]] = {}
     for arm in _ARMS:
@@ -85,14 +86,31 @@ def figure2(
         **figure2_record(
             arms,
             diverged_after=diverged_after,
-            num_classes=data.num_classes,
-            num_held_out=len(data.test),
+            data=_size(data),
         ),
     }
     picture = workdir / "figure2.png"
     draw_figure2(record, [picture, workdir / "figure2.svg"])
     (workdir / "figure2.json").write_text(json.dumps(record) + "\n")
     return f"{figure2_table(record)}\n\nThe figure: {picture}"
+
+
+def _check_overrides(overrides: Mapping[str, str]) -> None:
+    """Refuses settings by which the arms would no longer be what they are called."""
+    arms = [load_config(_CONFIG, arm).to_dict() for arm in _ARMS]
+    for name in overrides:
+        values = [reduce(dict.__getitem__, name.split("."), arm) for arm in arms]
+        if name == "seed" or any(value != values[0] for value in values):
+            raise UserError(
+                f"figure2: its runs differ in --config.{name}, which cannot be set for "
+                "all; leave it out. --seeds says how many seeds, and --search finds a "
+                "rate."
+            )
+
+
+def _size(data: Dataset) -> DataSize:
+    image, _ = data.test.read(np.zeros((), int), np.zeros((), int))
+    return DataSize(data.name, image.shape, data.num_classes, len(data.test))
 
 
 def _search(workdir: Path, overrides: Mapping[str, str] | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -109,10 +110,22 @@ def _train(job: Job, *, devices: Sequence[Any] | None = None) -> int | None:
 
 def _prepare(free_cores: Any) -> None:
     """Binds this process to a core of its own, before JAX counts the cores."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Runs that differ in their seed alone compile the same programs.
     keep_compiled_code()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {free_cores.get()})
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent has ended, in whatever way.
+
+    The runs go on from their checkpoints when they are asked for again.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _follow(

@@ -144,11 +144,12 @@ class BatchNorm(nn.Module):
             )
             axes = canonical_axes(x.ndim, self.axis)
         features = [x.shape[axis] for axis in axes]
+        is_new = not self.has_variable("batch_stats", "mean")
         mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
         stats = {"mean": mean.value, "var": var.value}
         if self.debias or self.momentum is None:
-            stats["count"] = self._count()
+            stats["count"] = self._count(is_new=is_new)
         scale = bias = None
         if self.use_scale:
             scale = self.param("scale", self.scale_init, features, self.param_dtype)
@@ -189,12 +190,12 @@ class BatchNorm(nn.Module):
         mutable = self.scope.mutable if self.scope else False
         return mutable is not True and not isinstance(mutable, DenyList)
 
-    def _count(self) -> Array:
+    def _count(self, *, is_new: bool) -> Array:
         """Batches behind the running statistics, also where no leaf says so."""
-        # A new layer starts at 0. What a checkpoint brings without a count has long
-        # forgotten its initial values; a cumulative average can but start anew.
-        is_new = self.is_initializing() or self.momentum is None
-        count = jnp.asarray(0.0 if is_new else jnp.inf, jnp.float32)
+        # New statistics start at 0. Those that a checkpoint brings without a count have
+        # long forgotten their initial values; a cumulative average can but start anew.
+        starts = is_new or self.momentum is None
+        count = jnp.asarray(0.0 if starts else jnp.inf, jnp.float32)
         if self.is_mutable_collection("batch_stats"):
             return self.variable("batch_stats", "count", lambda: count).value
         return self.get_variable("batch_stats", "count", count)

@@ -247,9 +247,9 @@ class BatchNorm(nnx.Module):
         """Sets what `nnx.view` may change.
 
         Args:
-            use_running_average: See the constructor; None leaves it as it is.
-            update_running_average: Likewise.
-        """
+          use_running_average: See the constructor; None leaves it as it is.
+          update_running_average: Likewise.
+        """  # Indented as `nnx.view_info` reads it.
         if use_running_average is not None:
             self.use_running_average = use_running_average
         if update_running_average is not None:

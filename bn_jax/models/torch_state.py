@@ -188,6 +188,7 @@ def _entries(
             f"separable={model.separable}, stem={model.stem!r} and "
             f"per_activation_modules={tuple(model.per_activation_modules)}."
         )
+    _check_norm(who, model)
     names = NAMINGS[naming].layers(model.network)
     folds = not model.has_biases
     # Channels do not depend on the image's size.
@@ -224,6 +225,20 @@ def _entries(
         _Entry(f"{logits}.weight", "params", "logits", "kernel", shape),
         _Entry(f"{logits}.bias", "params", "logits", "bias", shape[1:]),
     ]
+
+
+def _check_norm(who: str, model: Inception) -> None:
+    """PyTorch's normalization has a scale and a bias; a layer may have neither."""
+    layer: Any = model.norm() if model.norm is not None else None
+    lacking = [
+        field for field in ("use_scale", "use_bias") if not getattr(layer, field, True)
+    ]
+    if lacking:
+        raise ValueError(
+            f"{who}: PyTorch's network has a scale and a bias in every normalization, "
+            f"and the model's has {' and '.join(lacking)}=False; leave that out of its "
+            "norm."
+        )
 
 
 def _check_keys(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -44,12 +44,27 @@ _PANELS = {
 }
 
 
+class DataSize(NamedTuple):
+    """What is to be said of a data set.
+
+    Attributes:
+        name: Its name.
+        image_shape: Height, width and channels of an image.
+        num_classes: How many are told apart.
+        num_held_out: Images that accuracy is measured on.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    num_held_out: int
+
+
 def figure2_record(
     arms: Mapping[str, Sequence[Run]],
     *,
     diverged_after: Mapping[str, Sequence[int | None]],
-    num_classes: int,
-    num_held_out: int,
+    data: DataSize,
 ) -> dict[str, Any]:
     """The figure's numbers, JSON-ready: measured, published, and the claims.
 
@@ -59,8 +74,7 @@ def figure2_record(
     Args:
         arms: Runs of each arm, one a seed, the same seeds in all.
         diverged_after: The last finite step of those that have diverged.
-        num_classes: Classes of the data set.
-        num_held_out: Images that accuracy is measured on.
+        data: What they were trained on.
     """
     targets = [_max_accuracy(run) or 0.0 for run in arms["inception"]]
     measured: dict[str, Any] = {}
@@ -83,35 +97,32 @@ def figure2_record(
         }
     config = arms["inception"][0].config
     record: dict[str, Any] = {
-        "source": f"these runs: {describe_data(config, num_held_out=num_held_out)}",
-        "num_classes": num_classes,
+        "source": f"these runs: {describe_data(config, data)}",
+        "num_classes": data.num_classes,
         "target_accuracy": spread(targets),
         "arms": measured,
         "published": PUBLISHED,
         "versions": _versions(arms),
         "config": config,
     }
-    claims = check_claims(measured, num_classes=num_classes)
+    claims = check_claims(measured, num_classes=data.num_classes)
     record["claims"] = [claim._asdict() for claim in claims]
     return record
 
 
-def describe_data(config: Mapping[str, Any], *, num_held_out: int) -> str:
+def describe_data(config: Mapping[str, Any], data: DataSize) -> str:
     """Which images, how many channels and steps.
 
     Args:
         config: Of a run.
-        num_held_out: As for `figure2_record`.
+        data: As for `figure2_record`.
     """
-    data, model = config["dataset"], config["model"]
-    name = data["idx_dir"] or data["name"]
-    # Other sets of tensorflow-datasets have sizes of their own.
-    is_mnist_like = data["idx_dir"] is not None or data["name"] == "mnist"
-    size = ", 28x28 pixels" if is_mnist_like else ""
+    height, width, _ = data.image_shape
     return (
-        f"{name}{size}, accuracy on {num_held_out:,} images that are not trained on, "
-        f"{data['test_split']}; {model['width']:g} of the channels, "
-        f"{config['num_steps']} steps of {config['batch_size']} images"
+        f"{data.name}, {height}x{width} pixels, accuracy on {data.num_held_out:,} "
+        f"images that are not trained on, {config['dataset']['test_split']}; "
+        f"{config['model']['width']:g} of the channels, {config['num_steps']} steps of "
+        f"{config['batch_size']} images"
     )
 
 

@@ -44,7 +44,8 @@ def accumulate_batch_stats(
             (`update_running_average=False`), or drop what they return.
         momentum: As for `batch_norm`, and so are the others.
         group_size: See there. Statistics of groups are those of the average group, in
-            one batch as in several, which all weigh alike.
+            one batch as in several, which all weigh alike: not those of the one large
+            batch where a mask leaves whole groups of some microbatch without a value.
         variance_correction: See there.
         debias: See there.
         skip_nonfinite: See there.

@@ -78,9 +78,12 @@ def _pool_mapped(
 ) -> BatchStats:
     """The same by means over the axis, which are known to be alike on all devices."""
     average = partial(jax.lax.pmean, axis_name=axis_name)
-    mean = average(stats["mean"])
-    var = average(stats["var"] + abs_squared(stats["mean"] - mean))
-    pooled = {"mean": mean, "var": var}
+    # Rounded where it is large; the differences from it are not.
+    reference = average(stats["mean"])
+    difference = stats["mean"] - reference
+    offset = average(difference)
+    var = average(stats["var"] + abs_squared(difference - offset))
+    pooled = {"mean": reference + offset, "var": var}
     if "count" in stats:
         pooled["count"] = average(stats["count"])
     return pooled

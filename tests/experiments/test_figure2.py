@@ -139,7 +139,10 @@ def test_changed_settings_reach_the_search_and_all_arms(
     assert {job.config.model.width for job in jobs} == {0.5}
 
 
-@pytest.mark.parametrize("name", ["seed", "optimizer.learning_rate"])
+@pytest.mark.parametrize(
+    "name",
+    ["seed", "optimizer.learning_rate", "optimizer.weight_decay", "model.dropout_rate"],
+)
 def test_what_the_runs_differ_in_cannot_be_set(
     tmp_path: Path, jobs: list[Job], name: str
 ) -> None:
@@ -147,6 +150,26 @@ def test_what_the_runs_differ_in_cannot_be_set(
         UserError, match=rf"figure2: .* --config\.{name}.* leave it out"
     ):
         figure2(tmp_path, overrides={name: "1"})
+    assert jobs == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("norm.name", "batch_norm"), ("model.nonlinearity", "tanh")]
+)
+def test_no_setting_may_give_an_arm_what_its_name_denies(
+    tmp_path: Path, jobs: list[Job], name: str, value: str
+) -> None:
+    with pytest.raises(UserError, match=rf"its runs differ in --config\.{name}"):
+        figure2(tmp_path, overrides={name: value})
+    assert jobs == []
+
+
+def test_settings_that_one_arm_cannot_have_are_refused_before_any_is_trained(
+    tmp_path: Path, jobs: list[Job]
+) -> None:
+    # Six times faster than once in five steps.
+    with pytest.raises(UserError, match=r"decay_every_steps must be at least 1"):
+        figure2(tmp_path, overrides={"num_steps": "5"})
     assert jobs == []
 
 

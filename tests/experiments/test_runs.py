@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -11,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from faults.programs import until
 from training.tiny_runs import SHORT, tiny_config
 
 from bn_jax.errors import DivergedError, UserError
@@ -151,3 +155,47 @@ def test_processes_complete_what_has_begun_and_say_what_failed(
         run_jobs([good, bad])
     assert read_summary(good.workdir) is not None
     assert not bad.workdir.exists()
+
+
+_ENDLESS = """
+import sys
+from pathlib import Path
+from training.tiny_runs import tiny_config
+from bn_jax.experiments.runs import Job, run_jobs
+if __name__ == "__main__":
+    config = tiny_config(Path(sys.argv[1]), num_steps=10**9)
+    run_jobs([Job(config, Path(sys.argv[2]))])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_runs_end_with_the_process_that_began_them(
+    tmp_path: Path, idx_dir: Path
+) -> None:
+    (tmp_path / "endless.py").write_text(_ENDLESS)
+    tests = str(Path(__file__).parents[1])
+    command = [sys.executable, "endless.py", str(idx_dir), "run"]
+    environment = {**os.environ, "PYTHONPATH": tests, "JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment) as program:
+        try:
+            assert until(lambda: read_metrics(tmp_path / "run"))
+            children = _children(program.pid)
+        finally:
+            program.send_signal(signal.SIGKILL)
+    assert len(children) > 0
+    ended = until(lambda: not any(Path(f"/proc/{n}").exists() for n in children), 20)
+    for number in children if not ended else []:
+        os.kill(number, signal.SIGKILL)
+    assert ended
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            # After the name, in parentheses: the state and the parent's number.
+            about = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(about[1]) == pid:
+                found.append(int(folder.name))
+    return found

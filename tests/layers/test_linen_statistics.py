@@ -173,3 +173,11 @@ def test_variables_do_not_grow_where_all_collections_are_mutable(mutable):
     _, updates = layer.apply(variables, x, mutable=mutable)
     assert "batch_moments" not in updates
     assert jax.tree.structure({**variables, **updates}) == jax.tree.structure(variables)
+
+
+def test_statistics_that_training_creates_are_debiased_like_those_of_init():
+    x = normal(6, 3)
+    layer = bn_jax.BatchNorm(debias=True, use_scale=False, use_bias=False)
+    _, created = layer.apply({}, x, False, mutable=["batch_stats"])
+    _, expected = train(layer, init(layer, x), x)
+    chex.assert_trees_all_equal(created["batch_stats"], expected)

@@ -265,3 +265,9 @@ def test_the_message_of_the_constructor_is_that_of_the_operator():
             call()
         messages.append(str(error.value).removeprefix("BatchNorm: "))
     assert messages[0] == messages[1]
+
+
+def test_view_info_names_what_a_view_may_change():
+    text = nnx.view_info(bn_jax.nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+    assert "use_running_average: bool | None = None" in text
+    assert "update_running_average: bool | None = None" in text

@@ -252,6 +252,14 @@ def test_a_model_that_pytorch_has_not_is_refused(fields):
         to_torch_state_dict({}, model)
 
 
+@pytest.mark.parametrize("field", ["use_scale", "use_bias"])
+def test_a_normalization_without_scale_or_bias_is_refused(field):
+    norm = make_norm("batch_norm", **{field: False})
+    model = make_model("inception", num_classes=5, norm=norm, separable=False)
+    with pytest.raises(ValueError, match=f"the model's has {field}=False"):
+        to_torch_state_dict({}, model)
+
+
 def test_an_unknown_naming_is_refused():
     with pytest.raises(ValueError, match="one of pytorchcv, cadene, and is 'timm'"):
         to_torch_state_dict({}, network(), naming="timm")

@@ -4,7 +4,7 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from reporting.small_arms import DIVERGED_AFTER, SIZES, small_arms
+from reporting.small_arms import DATA, DIVERGED_AFTER, small_arms
 
 from bn_jax.reporting.claims import check_claims
 from bn_jax.reporting.figure2 import figure2_record
@@ -14,7 +14,7 @@ FEWER_BASELINE, FEWER_X5, X30, X5, RELU, DIVERGES, CHANCE, LEARNS = range(8)
 
 @pytest.fixture
 def arms() -> dict[str, Any]:
-    record = figure2_record(small_arms(), diverged_after=DIVERGED_AFTER, **SIZES)
+    record = figure2_record(small_arms(), diverged_after=DIVERGED_AFTER, data=DATA)
     return deepcopy(record["arms"])
 
 

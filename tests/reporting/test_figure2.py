@@ -7,9 +7,10 @@ from xml.etree import ElementTree
 
 import pytest
 from reporting.runs import VERSIONS
-from reporting.small_arms import DIVERGED_AFTER, SIZES, small_arms
+from reporting.small_arms import DATA, DIVERGED_AFTER, small_arms
 
 from bn_jax.reporting.figure2 import (
+    DataSize,
     describe_data,
     draw_figure2,
     figure2_record,
@@ -19,7 +20,7 @@ from bn_jax.reporting.figure2 import (
 
 @pytest.fixture
 def record() -> dict[str, Any]:
-    return figure2_record(small_arms(), diverged_after=DIVERGED_AFTER, **SIZES)
+    return figure2_record(small_arms(), diverged_after=DIVERGED_AFTER, data=DATA)
 
 
 def test_steps_are_counted_to_what_inception_with_that_seed_reaches_at_best(
@@ -64,25 +65,11 @@ def test_measured_and_published_figures_each_name_their_source(
     }
 
 
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (
-            {"name": "mnist", "idx_dir": "digits"},
-            "digits, 28x28 pixels, accuracy on 9 ",
-        ),
-        # The name is all that a configuration says of others.
-        ({"name": "cifar10", "idx_dir": None}, "cifar10, accuracy on 9 "),
-    ],
-)
-def test_images_are_given_the_size_that_they_have(
-    data: dict[str, Any], expected: str
-) -> None:
+def test_the_data_have_their_own_name_size_and_number() -> None:
     config = small_arms()["bn_x5"][0].config
-    data = {**config["dataset"], **data}
-    assert describe_data({**config, "dataset": data}, num_held_out=9).startswith(
-        expected
-    )
+    letters = DataSize("letters", (32, 40, 3), num_classes=26, num_held_out=9)
+    expected = "letters, 32x40 pixels, accuracy on 9 images that are not trained on"
+    assert describe_data(config, letters).startswith(expected)
 
 
 @pytest.mark.parametrize("arm", ["inception", "bn_x5"])
@@ -90,7 +77,7 @@ def test_any_run_may_diverge_before_its_first_evaluation(arm: str) -> None:
     arms = small_arms()
     arms[arm][0] = arms["inception_x5"][0]
     diverged_after = {**DIVERGED_AFTER, arm: [7, None]}
-    record = figure2_record(arms, diverged_after=diverged_after, **SIZES)
+    record = figure2_record(arms, diverged_after=diverged_after, data=DATA)
     assert record["versions"] == VERSIONS
     assert not record["claims"][1]["holds"]
     lines = figure2_table(record).splitlines()

@@ -15,8 +15,8 @@ RUN = synthetic_run([0.5, 0.9, 0.85, 0.95], seed=2)
 def test_a_complete_run_comes_back(tmp_path: Path) -> None:
     loaded = load_run(write_run(tmp_path, RUN))
     np.testing.assert_equal(loaded.metrics, RUN.metrics)
-    assert loaded.config == {"format_version": 1, **RUN.config}
-    assert loaded.summary == {"format_version": 1, **RUN.summary}
+    assert loaded.config == {"format_version": 2, **RUN.config}
+    assert loaded.summary == {"format_version": 2, **RUN.summary}
 
 
 @pytest.mark.shapes

@@ -70,6 +70,17 @@ def test_pooled_statistics_leave_shard_map_as_the_same_on_all_devices(check_vma)
     chex.assert_trees_all_close(pooled, bn_jax.merge_batch_stats(kept), rtol=1e-6)
 
 
+def test_a_mean_of_a_million_costs_no_digit_of_the_pooled_variance():
+    # Eighths, which float32 still tells apart beside it; their mean it does not.
+    stats = {"mean": 1e6 + jnp.arange(8.0)[:, None] / 8, "var": jnp.zeros((8, 1))}
+    expected = np.var(np.arange(8) / 8)
+    pool = partial(bn_jax.merge_batch_stats, axis_name="i")
+    assert bn_jax.merge_batch_stats(stats)["var"] == expected
+    np.testing.assert_array_equal(
+        jax.vmap(pool, axis_name="i")(stats)["var"], np.full((8, 1), expected)
+    )
+
+
 def test_two_mapped_axes_are_pooled_together():
     _, kept = kept_apart()
     pool = partial(bn_jax.merge_batch_stats, axis_name=("a", "b"))

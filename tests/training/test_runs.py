@@ -40,7 +40,7 @@ def test_a_run_leaves_these_files(bn: Complete) -> None:
 def test_config_json_holds_every_setting(bn: Complete) -> None:
     config = json.loads((bn.workdir / "config.json").read_text())
     expected = json.loads(bn.config.to_json())
-    assert config == {"format_version": 1, **expected}
+    assert config == {"format_version": 2, **expected}
 
 
 def test_every_evaluation_is_a_line_and_a_checkpoint_is_none(bn: Complete) -> None:
