@@ -154,7 +154,6 @@ def test_a_line_has_no_loss_where_every_step_was_left_out(
     losses = [line["train_loss"] for line in read_metrics(tmp_path)]
     assert losses[0] > 0
     assert losses[1:] == [None]
-    assert int(final_state(skipping, tmp_path).step) == 20
 
 
 @pytest.mark.slow
@@ -202,7 +201,7 @@ def test_a_test_loss_that_is_not_finite_ends_the_run(
 ) -> None:
     # The loss before the first step is finite, and nothing after it is.
     config = tiny_config(idx_dir, optimizer__learning_rate=3e38, num_steps=1)
-    match = r"loss is (nan|inf) .* 1; a lower learning"
+    match = r"loss is (nan|inf) .* 1\. A lower learning"
     with pytest.raises(DivergedError, match=match) as caught:
         train(config, tmp_path, show_progress=False)
     assert caught.value.step == 1
