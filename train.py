@@ -10,6 +10,7 @@ or one of several failed; 143 and 130 stopped by SIGTERM and SIGINT, the state s
 """
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -53,6 +54,13 @@ _CACHE = flags.DEFINE_string(
 
 # An end that the same command may mend: another process is gone, or was too slow.
 _FAILED_TOGETHER = 3
+
+# How JAX's runtime begins what it says, which is a ValueError where it happens while a
+# step is handed to the devices.
+_STATUS = re.compile(
+    "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|"
+    "UNKNOWN): "
+)
 
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -100,12 +108,19 @@ def main(_: Sequence[str]) -> None:
         _end(code=1)
     except UserError as error:
         _end(f"train.py: {error}", code=1)
-    except (ConnectionError, TimeoutError, jax.errors.JaxRuntimeError) as error:
+    except (
+        ConnectionError,
+        TimeoutError,
+        ValueError,
+        jax.errors.JaxRuntimeError,
+    ) as error:
         # What does not fit into memory now will not do so the next time.
         if "RESOURCE_EXHAUSTED" in str(error):
             _end(f"train.py: a device is out of memory: {error}", code=1)
         if not jax.distributed.is_initialized():
             raise
+        if isinstance(error, ValueError) and not _STATUS.match(str(error)):
+            _end_by_mistake()
         _end_with_the_others(error)
     except LostProcessError as error:
         _end_with_the_others(error)
@@ -118,10 +133,7 @@ def main(_: Sequence[str]) -> None:
     except Exception:
         if not jax.distributed.is_initialized():
             raise
-        # Whatever the error is, and be it a mistake in the program: JAX would wait for
-        # the others when this process ends, and they wait for it.
-        traceback.print_exc()
-        _end("train.py: one process of several has failed.", code=_FAILED_TOGETHER)
+        _end_by_mistake()
 
 
 def _profile_steps() -> tuple[int, int] | None:
@@ -135,6 +147,13 @@ def _profile_steps() -> tuple[int, int] | None:
 
 def _end_with_the_others(error: Exception) -> None:
     _end(f"train.py: another process has ended, or: {error}", code=_FAILED_TOGETHER)
+
+
+def _end_by_mistake() -> None:
+    # Whatever the error is, and be it a mistake in the program: JAX would wait for the
+    # others when this process ends, and they wait for it.
+    traceback.print_exc()
+    _end("train.py: one process of several has failed.", code=_FAILED_TOGETHER)
 
 
 def _end(message: str = "", *, code: int) -> None:
