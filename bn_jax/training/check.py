@@ -38,6 +38,11 @@ def check_config(config: Any) -> None:
             raise UserError(f"config.{name} must be at least 1, and is {value}.")
     if config.seed < 0:
         raise UserError(f"config.seed must not be negative, and is {config.seed}.")
+    if config.dtype == "float16":
+        raise UserError(
+            "config.dtype: gradients that float16 holds as zero would be lost without "
+            "a scaled loss, which training does not have. Take bfloat16, or float32."
+        )
     _check_pixels(**config.pixels)
     if config.on_nonfinite not in ("raise", "skip"):
         raise UserError(

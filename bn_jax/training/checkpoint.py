@@ -43,6 +43,9 @@ class Checkpoints(AbstractContextManager):
             keep: How many of the newest are kept.
             config: Configuration of the run, JSON-ready, saved with each; None to
                 read only.
+
+        Raises:
+            UserError: If it is a file.
         """
         self._folder = folder.absolute()
         self._config = config
@@ -140,6 +143,12 @@ class Checkpoints(AbstractContextManager):
         return None
 
     def _open(self) -> ocp.CheckpointManager:
+        # Orbax would not say so before the first checkpoint is to be written.
+        if self._folder.exists() and not self._folder.is_dir():
+            raise UserError(
+                f"{self._folder}: it must be the folder of the checkpoints, and is a "
+                "file. Move it away, or choose another --workdir."
+            )
         options = ocp.CheckpointManagerOptions(
             max_to_keep=self._keep,
             create=self._config is not None,

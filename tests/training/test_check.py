@@ -54,6 +54,7 @@ def test_one_is_enough(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
+        ("dtype", "float16", r"config\.dtype: gradients .* Take bfloat16, or float32"),
         ("seed", -1, r"config\.seed must not be negative, and is -1"),
         (
             "pixels.binarize_threshold",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import chex
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 from training.tiny_runs import plain
 
+from bn_jax.errors import UserError
 from bn_jax.models import make_model, make_norm
 from bn_jax.training.checkpoint import Checkpoints
 from bn_jax.training.optim import make_optimizer
@@ -72,6 +74,16 @@ def test_without_a_checkpoint_there_is_nothing_to_restore(
 ) -> None:
     with Checkpoints(tmp_path / "new" / "folder", keep=1, config=CONFIG) as checkpoints:
         assert checkpoints.restore_latest(make_state(0)) is None
+
+
+@pytest.mark.parametrize("config", [CONFIG, None], ids=["to_write", "to_read"])
+def test_a_file_in_place_of_the_folder_is_refused(
+    tmp_path: Path, config: dict[str, Any] | None
+) -> None:
+    (tmp_path / "checkpoints").write_text("a note")
+    with pytest.raises(UserError, match=r"checkpoints: it must be .* a file\."):
+        Checkpoints(tmp_path / "checkpoints", keep=1, config=config)
+    assert (tmp_path / "checkpoints").read_text() == "a note"
 
 
 @pytest.mark.parametrize("keep", [1, 2])
