@@ -77,7 +77,7 @@ def test_without_a_checkpoint_there_is_nothing_to_restore(
 
 
 @pytest.mark.parametrize("config", [CONFIG, None], ids=["to_write", "to_read"])
-def test_a_file_in_place_of_the_folder_is_refused(
+def test_a_file_in_the_place_of_the_checkpoints_is_refused(
     tmp_path: Path, config: dict[str, Any] | None
 ) -> None:
     (tmp_path / "checkpoints").write_text("a note")
