@@ -135,6 +135,16 @@ def test_the_rate_of_the_small_arms_is_the_one_that_the_search_found():
     )
 
 
+def test_the_time_of_the_small_arms_is_that_of_their_committed_runs():
+    record = json.loads((_README.parent / "results/inception_small.json").read_text())
+    seconds = [value for arm in record["wall_seconds"].values() for value in arm]
+    text = " ".join(_README.read_text().split())
+    assert (
+        f"A run took {min(seconds):.0f} to {max(seconds):.0f} seconds, two at a time on "
+        f"two cores, and one alone {record['alone']['wall_seconds']:.0f}"
+    ) in text
+
+
 def test_the_configuration_of_the_small_arms_says_what_they_came_to():
     record = json.loads((_README.parent / "results/figure2.json").read_text())
     text = (_README.parent / "configs/inception_small.py").read_text()
