@@ -140,8 +140,8 @@ def test_the_time_of_the_small_arms_is_that_of_their_committed_runs():
     seconds = [value for arm in record["wall_seconds"].values() for value in arm]
     text = " ".join(_README.read_text().split())
     assert (
-        f"A run took {min(seconds):.0f} to {max(seconds):.0f} seconds, two at a time on "
-        f"two cores, and one alone {record['alone']['wall_seconds']:.0f}"
+        f"A run took {min(seconds):.0f} to {max(seconds):.0f} seconds, two at a time "
+        f"on two cores, and one alone {record['alone']['wall_seconds']:.0f}"
     ) in text
 
 
