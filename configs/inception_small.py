@@ -162,7 +162,7 @@ def _inception() -> Settings:
     config.evaluation.schedule.early_until_step = 160
     config.evaluation.schedule.every_steps = 40
     # Images at once; it has no influence on the result.
-    config.evaluation.batch_size = 500
+    config.evaluation.batch_size = 100
     # Training minibatches whose statistics are averaged.
     config.evaluation.population_batches = 10
     # Images that the probes use.

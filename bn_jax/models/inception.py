@@ -1,7 +1,7 @@
 """BN-Inception, the paper's network for ImageNet, at any width and for small images."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from bn_jax.models.inception_table import (
     stages,
 )
 from bn_jax.models.mixed_precision import convolve, convolve_same, promote_inputs
+from bn_jax.models.pooling import average_pool
 
 
 class Inception(nn.Module):
@@ -158,9 +159,8 @@ class Inception(nn.Module):
             kernel_init=self._kernel_init(2.0),
             dtype=self.dtype,
             promote_dtype=promote_inputs,
-            # Zeros beyond the edges, on both sides alike, are what the first makes of
-            # odd kernels.
-            conv_general_dilated=convolve_same if layer.stride == 1 else convolve,
+            # Which pads odd kernels on both sides alike.
+            conv_general_dilated=convolve_same,
             name=layer.name,
         )
         return jnp.asarray(convolution(h), self.dtype)
@@ -249,10 +249,12 @@ def multiply_adds(model: Inception, image_shape: Sequence[int]) -> int:
 
 
 def _pool(pool: Pool, h: Array) -> Array:
-    strides = (pool.stride,) * 2
-    pools: dict[Literal["avg", "max"], Callable[..., Array]]
-    pools = {"avg": nn.avg_pool, "max": nn.max_pool}
-    return pools[pool.kind](h, (3, 3), strides=strides, padding=_padding(pool, h))
+    padding = _padding(pool, h)
+    if pool.kind == "avg":
+        return average_pool(h, 3, stride=pool.stride, padding=padding)
+    # Whose annotations know no padding but a word.
+    max_pool: Callable[..., Array] = nn.max_pool
+    return max_pool(h, (3, 3), strides=(pool.stride,) * 2, padding=padding)
 
 
 def _padding(layer: Convolution | Pool, h: Array) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ Where they have not, forward-mode derivatives are not defined, and the gradient 
 kernel is a product of float32 numbers, which a GPU may take longer for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -76,17 +76,20 @@ def convolve(x: Array, kernel: Array, *shape: Any, **settings: Any) -> Array:
     return _multiply(product, x, kernel)
 
 
-def convolve_same(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+def convolve_same(
+    x: Array, kernel: Array, strides: Sequence[int], *_: Any, **__: Any
+) -> Array:
     """`same_convolution` in the inputs' dtype.
 
-    Strides, dilations and groups that Flax's layer passes on must be those that it has
-    by default, and its padding that of `"SAME"`.
+    Dilations and groups that Flax's layer passes on must be those that it has by
+    default, and its padding that of `same_convolution`.
 
     Args:
         x: Pixels.
         kernel: Weights.
+        strides: The same in both directions.
     """
-    return _multiply(same_convolution, x, kernel)
+    return _multiply(partial(same_convolution, stride=strides[0]), x, kernel)
 
 
 def _multiply(product: _Product, x: Array, kernel: Array) -> Array:

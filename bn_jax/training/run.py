@@ -76,12 +76,12 @@ def compile_run(config: Settings, parts: Parts) -> Run:
     settle = jax.block_until_ready if parallel.must_wait else lambda result: result
     state = build_initial_state(config, parts)
     train_step = build_train_step(config, parts)
-    if parallel.axis_name is None:
-        # Refusals come before anything is compiled; a mapped step has no axis here.
-        with settings_to_blame():
-            one = jax.tree.map(lambda x: x[0], read_batches(config, parts, 0, 1))
-            jax.eval_shape(train_step, state, one)
     train_chunk = compile_chunk(parallel, make_train_chunk(train_step))
+    if parallel.mode != "pmap":
+        # Refusals come before anything is compiled. JAX keeps what it traces of a step
+        # for stretches of any length.
+        with settings_to_blame():
+            jax.eval_shape(train_chunk, state, read_batches(config, parts, 0, 1))
     population_step = jax.jit(
         make_population_step(parts.model, preprocess=parts.preprocess),
         out_shardings=parallel.replicated,
