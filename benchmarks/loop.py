@@ -149,8 +149,8 @@ def _loop(config: Any) -> Seconds:
             loop.train(config, workdir, show_progress=False)
     finally:
         loop.Pace = before
-    # The last stretch is reported after its evaluation.
-    (first_step, first), (last_step, last) = marks[0], marks[-2]
+    # The last two stretches are reported after the evaluation, which waits for them.
+    (first_step, first), (last_step, last) = marks[0], marks[-3]
     return last.a_step(first, last_step - first_step)
 
 
