@@ -9,6 +9,7 @@ from jax.nn import initializers
 from jaxtyping import Array, Float
 
 from bn_jax.models.mixed_precision import convolve_same, promote_inputs
+from bn_jax.models.pooling import max_pool
 
 
 class CNN(nn.Module):
@@ -81,7 +82,7 @@ class CNN(nn.Module):
                 norm = self.norm(use_running_average=not train, name=name, **norm_dtype)
                 h = norm(h)
             self.sow("intermediates", f"hidden{index}_input", h)
-            h = nn.max_pool(self.nonlinearity(h), (2, 2), strides=(2, 2))
+            h = max_pool(self.nonlinearity(h), 2, stride=2)
         h = jnp.reshape(h, (h.shape[0], -1))
         # Without a dtype of its own it computes in that of its float32 parameters.
         return nn.Dense(self.num_classes, name="logits")(h)

@@ -19,7 +19,7 @@ from bn_jax.models.inception_table import (
     stages,
 )
 from bn_jax.models.mixed_precision import convolve, convolve_same, promote_inputs
-from bn_jax.models.pooling import average_pool
+from bn_jax.models.pooling import average_pool, max_pool
 
 
 class Inception(nn.Module):
@@ -249,12 +249,8 @@ def multiply_adds(model: Inception, image_shape: Sequence[int]) -> int:
 
 
 def _pool(pool: Pool, h: Array) -> Array:
-    padding = _padding(pool, h)
-    if pool.kind == "avg":
-        return average_pool(h, 3, stride=pool.stride, padding=padding)
-    # Whose annotations know no padding but a word.
-    max_pool: Callable[..., Array] = nn.max_pool
-    return max_pool(h, (3, 3), strides=(pool.stride,) * 2, padding=padding)
+    function = {"avg": average_pool, "max": max_pool}[pool.kind]
+    return function(h, 3, stride=pool.stride, padding=_padding(pool, h))
 
 
 def _padding(layer: Convolution | Pool, h: Array) -> list[tuple[int, int]]:

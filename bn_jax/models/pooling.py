@@ -1,29 +1,26 @@
-"""Average of neighbouring pixels, fast on a CPU as well."""
+"""Poolings that are fast on a CPU as well, with their gradients."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import reduce
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact
-
-# Its annotations know no padding but a word.
-_avg_pool: Callable[..., Array] = nn.avg_pool
+from jaxtyping import Array, Float
 
 
 def average_pool(
-    x: Inexact[Array, "batch height width channels"],
+    x: Float[Array, "batch height width channels"],
     window: int,
     *,
     stride: int,
-    padding: Sequence[tuple[int, int]],
-) -> Inexact[Array, "batch output_height output_width channels"]:
+    padding: Sequence[tuple[int, int]] = ((0, 0), (0, 0)),
+) -> Float[Array, "batch output_height output_width channels"]:
     """Average of square windows, of which the zeros beyond the edges are part.
 
-    The values and gradients are those of `flax.linen.avg_pool`. On a CPU shifted images
-    are added up, rows first and then columns: XLA makes a loop of a window there that
-    takes several times as long.
+    The values and gradients are those of `flax.linen.avg_pool`. XLA makes a loop of
+    every window, which a CPU takes several times as long for as for the sum of shifted
+    images that it gets here.
 
     Args:
         x: Pixels.
@@ -31,24 +28,73 @@ def average_pool(
         stride: Pixels from one window to the next.
         padding: Zeros before the first and behind the last row and column.
     """
-    return jax.lax.platform_dependent(
-        x,
-        cpu=partial(_add_up_shifted, window=window, stride=stride, padding=padding),
-        default=lambda x: _avg_pool(
-            x, (window, window), strides=(stride, stride), padding=padding
-        ),
-    )
+
+    def add_up(x: Array) -> Array:
+        return _join_shifted(jnp.add, x, window, stride, padding, 0.0) / window**2
+
+    return _on_cpu(add_up, nn.avg_pool, x, window, stride, padding)
 
 
-def _add_up_shifted(
-    x: Array, *, window: int, stride: int, padding: Sequence[tuple[int, int]]
+def max_pool(
+    x: Float[Array, "batch height width channels"],
+    window: int,
+    *,
+    stride: int,
+    padding: Sequence[tuple[int, int]] = ((0, 0), (0, 0)),
+) -> Float[Array, "batch output_height output_width channels"]:
+    """Largest value of square windows; what lies beyond the edges is smaller than any.
+
+    The values and gradients are those of `flax.linen.max_pool`, also where several
+    pixels are the largest: the first of them, row by row, gets the gradient. For a CPU
+    see `average_pool`.
+
+    Args:
+        x: Pixels.
+        window: Its height and width.
+        stride: Pixels from one window to the next.
+        padding: Pixels before the first and behind the last row and column.
+    """
+
+    def choose(x: Array) -> Array:
+        return _join_shifted(_first_largest, x, window, stride, padding, -jnp.inf)
+
+    return _on_cpu(choose, nn.max_pool, x, window, stride, padding)
+
+
+def _on_cpu(
+    ours: Callable[[Array], Array],
+    of_flax: Callable[..., Array],
+    x: Array,
+    window: int,
+    stride: int,
+    padding: Sequence[tuple[int, int]],
 ) -> Array:
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    for axis in (1, 2):
+    def pool(x: Array) -> Array:
+        return of_flax(x, (window,) * 2, strides=(stride,) * 2, padding=padding)
+
+    return jax.lax.platform_dependent(x, cpu=ours, default=pool)
+
+
+def _join_shifted(
+    join: Callable[[Array, Array], Array],
+    x: Array,
+    window: int,
+    stride: int,
+    padding: Sequence[tuple[int, int]],
+    beyond: float,
+) -> Array:
+    """The pixels of each window, joined within its rows first."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=beyond)
+    for axis in (2, 1):
         last = x.shape[axis] - window
         shifted = [
             jax.lax.slice_in_dim(x, i, i + last + 1, stride, axis)
             for i in range(window)
         ]
-        x = sum(shifted[1:], shifted[0])
-    return x / window**2
+        x = reduce(join, shifted)
+    return x
+
+
+def _first_largest(one: Array, later: Array) -> Array:
+    # NaN is larger than any.
+    return jnp.where((one >= later) | jnp.isnan(one), one, later)
