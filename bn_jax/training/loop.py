@@ -39,7 +39,7 @@ from bn_jax.training.reports import GivenUpError, Reports
 from bn_jax.training.run import Run, compile_run
 from bn_jax.training.signals import StoppedBySignalError, StopSignals
 from bn_jax.training.state import TrainState, resume_tally
-from bn_jax.training.stops import chunks, evaluation_steps
+from bn_jax.training.stops import checkpoint_steps, chunks, evaluation_steps
 from bn_jax.training.writer import MetricsWriter
 from bn_jax.workdir import (
     check_metrics,
@@ -151,8 +151,9 @@ def _run_steps(
     A stretch of steps is one compiled call. The next one is dispatched before the
     figures of the last are fetched, so that the device never waits for Python.
     """
-    every = config.checkpoint.every_steps
-    saved = {*range(every, config.num_steps, every), config.num_steps}
+    saved = checkpoint_steps(
+        config.num_steps, every_steps=config.checkpoint.every_steps
+    )
     evaluated = evaluation_steps(config.num_steps, **config.evaluation.schedule)
     with (
         Checkpoints(
@@ -176,7 +177,7 @@ def _run_steps(
         last_line = first_step - is_pending
         with refused_together():
             if is_primary():
-                check_metrics(workdir, [n for n in evaluated if n <= last_line])
+                check_metrics(workdir, evaluated.until(last_line))
         if first_step:
             logging.info("%s: goes on after step %d.", workdir, first_step)
         writer.start(last_line)
