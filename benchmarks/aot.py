@@ -30,13 +30,12 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import flax
-import flax.linen as nn
 import jax
 import numpy as np
+from imagenet_networks import dataset_of, with_flax
 from jax.experimental import topologies
 
 import bn_jax
-from bn_jax.data.dataset import ArrayDataset
 from bn_jax.experiments.configs import load_config
 from bn_jax.training.build import Parts, build_train_step, parts_around
 from bn_jax.training.parallel import compile_chunk, make_parallel
@@ -46,7 +45,6 @@ from bn_jax.training.steps import Examples, make_train_chunk
 _ROOT = Path(__file__).parent.parent
 # The parser of XLA's text is the tests'.
 sys.path.insert(0, str(_ROOT / "tests"))
-_NUM_CLASSES = 1000
 _TOPOLOGY = "v5e:2x4"
 _NORMS = ("bn_jax", "bn_jax, one pass", "flax")
 
@@ -107,9 +105,9 @@ def _compile(setting: _Setting, norm: str, devices: Any) -> dict[str, Any]:
     parallel = make_parallel(
         config.parallel.mode, num_devices=setting.chips, devices=list(devices)
     )
-    parts = parts_around(_images(config), config, parallel)
+    parts = parts_around(dataset_of(_black_images(config)), config, parallel)
     if norm == "flax":
-        parts = _with_flax(config, parts)
+        parts = with_flax(config, parts)
     chunk = compile_chunk(parallel, make_train_chunk(build_train_step(config, parts)))
     with _one_pass() if norm == "bn_jax, one pass" else nullcontext():
         lowered = chunk.lower(*_shapes(config, parts))
@@ -129,24 +127,10 @@ def _compile(setting: _Setting, norm: str, devices: Any) -> dict[str, Any]:
     }
 
 
-def _images(config: Any) -> ArrayDataset:
-    """As many black images as a step has, which take no memory."""
+def _black_images(config: Any) -> np.ndarray:
+    """As many as a step has, which take no memory."""
     shape = (config.batch_size, *(config.dataset.image_size,) * 2, 3)
-    images = np.broadcast_to(np.zeros((), np.uint8), shape)
-    labels = np.zeros(config.batch_size, np.int32)
-    return ArrayDataset("black", images, labels, images, labels, _NUM_CLASSES)
-
-
-def _with_flax(config: Any, parts: Parts) -> Parts:
-    """The same network with `flax.linen.BatchNorm`."""
-    norm = partial(
-        nn.BatchNorm, momentum=config.norm.momentum, epsilon=config.norm.epsilon
-    )
-    mapped = partial(norm, axis_name=parts.parallel.axis_name)
-    return parts._replace(
-        model=parts.model.clone(norm=norm),
-        mapped_model=parts.mapped_model.clone(norm=mapped),
-    )
+    return np.broadcast_to(np.zeros((), np.uint8), shape)
 
 
 @contextmanager

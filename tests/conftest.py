@@ -1,6 +1,7 @@
 """Eight CPU devices, checked types, strict promotion for the core, fixed examples."""
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 import pytest
+from conformance.modes import first_devices
 from jax.sharding import AxisType
 
 # Devices are made at first use, and modules are checked when they are imported: both
-# come before any test module. The tolerances of the tests are those of a CPU.
-jax.config.update("jax_platforms", "cpu")
+# come before any test module. The conformance tests pass on an accelerator as well.
+jax.config.update("jax_platforms", os.environ.get("TEST_PLATFORM", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
 jaxtyping.install_import_hook("bn_jax.core", "beartype.beartype")
 
@@ -79,7 +81,7 @@ def make_mesh() -> Callable[..., jax.sharding.Mesh]:
             shape,
             tuple(sizes),
             axis_types=(axis_type,) * len(shape),
-            devices=jax.devices()[:num_devices],
+            devices=first_devices(num_devices),
         )
 
     return make_mesh

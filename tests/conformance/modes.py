@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -19,12 +20,25 @@ MAPPED = ("pmap", "shard_map", "shard_map_unchecked", "vmap")
 MODES = ("jit", *MAPPED)
 
 
+def first_devices(num_devices: int) -> list[jax.Device]:
+    """The first of the devices; a machine without so many skips the test."""
+    devices = jax.devices()[:num_devices]
+    if len(devices) < num_devices:
+        pytest.skip(f"needs {num_devices} devices")
+    return devices
+
+
+def at_hand(mode: str, num_devices: int) -> int:
+    """So many devices, or as many as there are; `vmap` has any number."""
+    return num_devices if mode == "vmap" else min(num_devices, jax.device_count())
+
+
 def make_mesh(num_devices: int) -> Mesh:
     return jax.make_mesh(
         (num_devices,),
         (AXIS,),
         axis_types=(AxisType.Auto,),
-        devices=jax.devices()[:num_devices],
+        devices=first_devices(num_devices),
     )
 
 
@@ -50,7 +64,7 @@ def over_devices(
                 of_device,
                 in_axes=in_axes,
                 axis_name=AXIS,
-                devices=jax.devices()[:num_devices],
+                devices=first_devices(num_devices),
             )(params, *split)
 
         def of_shard(params: Any, *local: Any) -> Any:

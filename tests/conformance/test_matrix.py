@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from conformance.modes import MAPPED, MODES, join_devices, over_devices, place
+from conformance.modes import MAPPED, MODES, at_hand, join_devices, over_devices, place
 
 import bn_jax
 
@@ -132,7 +132,7 @@ def assert_close(actual, expected, tolerance):
 def test_every_mode_is_the_oracle_on_the_whole_batch(
     mode, masked, dtype, layout, num_devices
 ):
-    axis = LAYOUTS[layout][1]
+    axis, num_devices = LAYOUTS[layout][1], at_hand(mode, num_devices)
     with x64_if(dtype):
         x, targets, mask = make_batch(layout, masked, num_devices, dtype)
         wide = "float64" if dtype == "float64" else "float32"
@@ -177,8 +177,9 @@ def test_a_large_mean_of_eight_devices_does_not_cancel_in_the_first_step(mode, m
         settings = {"momentum": 0.0, "axis_name": axis_name}
         return bn_jax.batch_norm(x, None, None, stats, mask=mask, **settings)
 
-    program = jax.jit(over_devices(mode, 8, train))
-    y, stats = jax.device_get(program(*place(mode, 8, {}, x, mask)))
+    num_devices = at_hand(mode, 8)
+    program = jax.jit(over_devices(mode, num_devices, train))
+    y, stats = jax.device_get(program(*place(mode, num_devices, {}, x, mask)))
     _, mean, var = oracles.moments(x, mask=mask)
     for of_device in stats["mean"]:
         np.testing.assert_allclose(of_device, mean, rtol=1e-6)
