@@ -26,6 +26,7 @@ Writes `results/batch_norm-<device>.json`.
 import argparse
 import ctypes
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,11 +58,20 @@ def main() -> None:
     """Times all libraries on all shapes, prints a table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
+    parser.add_argument(
+        "--libraries",
+        nargs="+",
+        choices=list(jax_layers()),
+        default=list(jax_layers()),
+        help="beside flax and pytorch",
+    )
+    options = parser.parse_args()
+    rounds, chosen = options.rounds, {_REFERENCE, *options.libraries}
+    layers = {name: layer for name, layer in jax_layers().items() if name in chosen}
     _keep_memory()
     device = jax.devices()[0]
     record: dict[str, Any] = {
-        "command": f"python benchmarks/batch_norm.py --rounds={rounds}",
+        "command": " ".join(["python benchmarks/batch_norm.py", *sys.argv[1:]]),
         "machine": describe_machine(),
         "device": device.device_kind,
         "versions": {
@@ -71,21 +81,21 @@ def main() -> None:
         "reference": _REFERENCE,
     }
     for dtype in ("float32", "bfloat16"):
-        record[dtype] = _measure(dtype, rounds)
+        record[dtype] = _measure(dtype, layers, rounds)
         print(_table(dtype, record[dtype]), flush=True)
     folder = Path(__file__).parents[1] / "results"
     name = device.device_kind.lower().replace(" ", "-")
     (folder / f"batch_norm-{name}.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _measure(dtype: str, rounds: int) -> dict[str, Any]:
+def _measure(dtype: str, layers: dict[str, Layer], rounds: int) -> dict[str, Any]:
     """Ratios to the reference for each shape, their geometric means, and errors."""
     ratios: dict[str, dict[str, list[float]]] = {"forward": {}, "forward+backward": {}}
     milliseconds: dict[str, dict[str, list[float]]] = {key: {} for key in ratios}
     for shape in SHAPES:
         calls = {
-            "forward": _forward_calls(shape, dtype),
-            "forward+backward": _backward_calls(shape, dtype),
+            "forward": _forward_calls(shape, dtype, layers),
+            "forward+backward": _backward_calls(shape, dtype, layers),
         }
         for what, by_name in calls.items():
             times = _time(by_name, max(1, _WORK // int(np.prod(shape))), rounds)
@@ -106,7 +116,7 @@ def _measure(dtype: str, rounds: int) -> dict[str, Any]:
             for what, by_name in ratios.items()
         },
         "milliseconds": milliseconds,
-        "largest_error": _errors(dtype),
+        "largest_error": _errors(dtype, layers),
     }
 
 
@@ -147,13 +157,15 @@ def _arrays(shape: tuple[int, ...], dtype: str) -> tuple[Any, ...]:
     return x, *map(jnp.asarray, arrays)
 
 
-def _forward_calls(shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
+def _forward_calls(
+    shape: tuple[int, ...], dtype: str, layers: dict[str, Layer]
+) -> dict[str, Any]:
     arrays = _arrays(shape, dtype)
 
     def call(function: Any) -> Callable[[], Any]:
         return lambda: function(*arrays)
 
-    calls = {name: call(jax.jit(layer)) for name, layer in jax_layers().items()}
+    calls = {name: call(jax.jit(layer)) for name, layer in layers.items()}
     x, parameters, running = torch_arrays(arrays)
 
     def of_torch() -> Any:
@@ -165,7 +177,9 @@ def _forward_calls(shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
     return {**calls, "pytorch": of_torch}
 
 
-def _backward_calls(shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
+def _backward_calls(
+    shape: tuple[int, ...], dtype: str, layers: dict[str, Layer]
+) -> dict[str, Any]:
     arrays = _arrays(shape, dtype)
     dy = jnp.asarray(np.random.default_rng(1).normal(size=shape), dtype)
 
@@ -183,7 +197,7 @@ def _backward_calls(shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
 
         return lambda: function(*arrays, dy)
 
-    calls = {name: call(layer) for name, layer in jax_layers().items()}
+    calls = {name: call(layer) for name, layer in layers.items()}
     x, parameters, running = torch_arrays(arrays)
     cotangent = to_torch(dy)
     inputs = [x.requires_grad_(), *(p.requires_grad_() for p in parameters)]
@@ -210,7 +224,7 @@ def _wait(result: Any) -> None:
         torch.cuda.synchronize()
 
 
-def _errors(dtype: str) -> dict[str, dict[str, float]]:
+def _errors(dtype: str, layers: dict[str, Layer]) -> dict[str, dict[str, float]]:
     """Largest errors of each library's variance (relative) and values (absolute)."""
     errors: dict[str, dict[str, float]] = {"variance": {}, "values": {}}
     for shape in SHAPES:
@@ -220,7 +234,7 @@ def _errors(dtype: str) -> dict[str, dict[str, float]]:
         exact = np.asarray(x, np.float64).reshape(-1, shape[-1])
         exact -= exact.mean(0)
         var = np.square(exact).mean(0)
-        for name, layer in jax_layers().items():
+        for name, layer in layers.items():
             y, _ = jax.jit(layer)(x, ones, zeros, zeros, ones)
             y = y if y.shape == shape else jnp.moveaxis(y, 1, -1)
             _add_errors(errors, name, y, exact, var)

@@ -194,7 +194,8 @@ def _psum(devices: Devices, packed: Array) -> Array:
     if devices.devices_per_group is not None:
         # Collectives over parts of an axis exist in some modes of mapping only. A sum
         # over all of it, with a place for each group, exists in all of them.
-        places = jnp.arange(devices.num_groups) == _group_index(devices)
+        index = _group_index(devices)
+        places = jnp.arange(devices.num_groups, dtype=index.dtype) == index
         places = jnp.expand_dims(places, (0, *range(2, packed.ndim)))
         packed = jnp.where(places, packed, jnp.zeros((), packed.dtype))
     try:
@@ -204,13 +205,21 @@ def _psum(devices: Devices, packed: Array) -> Array:
     # JAX raises the first for groups within an axis where it has no such sum, and the
     # second for an axis of vmap together with a checked one of a mesh.
     except (NotImplementedError, ValueError) as error:
-        raise type(error)(
-            f"batch_norm: JAX cannot sum over {devices.axis_names} with "
-            f"axis_index_groups={devices.axis_index_groups} here ({error}) For "
-            "groups use group_size, which every way of mapping takes; for an axis "
-            "of vmap together with one of a mesh, shard_map(check_vma=False)."
-        ) from error
+        raise _no_sum(type(error), devices, error) from error
 
 
 def _group_index(devices: Devices) -> Array:
-    return jax.lax.axis_index(devices.axis_names) // number_of_devices(devices)
+    try:
+        return jax.lax.axis_index(devices.axis_names) // number_of_devices(devices)
+    # What JAX raises for those two axes inside of a branch.
+    except AssertionError as error:
+        raise _no_sum(ValueError, devices, "no index over both") from error
+
+
+def _no_sum(kind: type[Exception], devices: Devices, why: Exception | str) -> Exception:
+    return kind(
+        f"batch_norm: JAX cannot sum over {devices.axis_names} with "
+        f"axis_index_groups={devices.axis_index_groups} here ({why}) For "
+        "groups use group_size, which every way of mapping takes; for an axis "
+        "of vmap together with one of a mesh, shard_map(check_vma=False)."
+    )

@@ -46,7 +46,7 @@ def batch_moments(
     where the shift lies many standard deviations from the mean; then, and only then,
     a second pass shifts by the mean that the first one found, and so on while that
     mean was but a rough one. A running mean is a good shift after a few steps of
-    training.
+    training. GPUs, which cannot branch without the host, add up in float64 instead.
     Source: Ioffe & Szegedy (2015), Algorithm 1; Chan, Golub & LeVeque (1983), shifted
     sums.
 
@@ -77,16 +77,53 @@ def batch_moments(
     shift = shift.astype(wide_dtype(x.dtype))
 
     around = partial(
-        _moments_around, x, feature_axes=feature_axes, mask=mask, devices=devices
+        _moments_around, feature_axes=feature_axes, mask=mask, devices=devices
     )
-    first = around(shift)
+    in_passes = partial(_moments_in_passes, around, epsilon)
+    if jnp.finfo(shift.dtype).bits == 64:
+        return in_passes(x, shift)
+    in_float64 = partial(_moments_in_float64, around)
+    return jax.lax.platform_dependent(
+        x, shift, cuda=in_float64, rocm=in_float64, default=in_passes
+    )
 
+
+def _moments_in_float64(
+    around: Callable[..., ShiftedMoments], x: Array, shift: Array
+) -> ShiftedMoments:
+    """Moments by one pass in float64, whose sums need no shift.
+
+    Of the variance, cancellation costs `1e-16 * (mean / std)**2`, which float32 could
+    show where its last digit is most of a deviation. A GPU has the time: it waits for
+    memory. A branch it cannot take by itself; it would wait for the host, longer than
+    for the whole pass.
+    """
+    # JAX makes float32 of float64 where it is not enabled.
+    with jax.enable_x64(True):
+        wide = wide_dtype(shift.dtype, jnp.float64)
+        moments = around(x.astype(wide), jnp.zeros_like(shift, wide))
+        num_samples, *_, var = moments
+        mean = moments.mean
+        near = jnp.where(jnp.isfinite(mean), mean, jnp.zeros((), wide))
+        near = near.astype(shift.dtype)
+        offset = (mean - near.astype(wide)).astype(shift.dtype)
+        narrow = jnp.finfo(shift.dtype).dtype
+        return ShiftedMoments(
+            num_samples.astype(narrow), near, offset, var.astype(narrow)
+        )
+
+
+def _moments_in_passes(
+    around: Callable[..., ShiftedMoments], epsilon: float, x: Array, shift: Array
+) -> ShiftedMoments:
+    """Moments by one pass, and by further ones if the shift lay far from the mean."""
+    first = around(x, shift)
     # Devices must go the same way, or an all-reduce in one waits for ever: all know
     # the moments of all groups that are summed together.
     return jax.lax.cond(
         _all(_is_exact(first, epsilon)),
         lambda: first,
-        lambda: _further_passes(around, first, epsilon),
+        lambda: _further_passes(partial(around, x), first, epsilon),
     )
 
 
@@ -187,7 +224,7 @@ def _moments_around(
     sums = [total(deviation), total(abs_squared(same_deviation))]
     if mask is None:
         sums = sum_across(devices, sums)
-        num_samples = jnp.full(shift.shape, positions, sums[1].dtype)
+        num_samples = jnp.full_like(sums[1], positions)
     else:
         counted = jnp.broadcast_to(mask, x.shape).astype(sums[1].dtype)
         *sums, num_samples = sum_across(devices, [*sums, total(counted)])
