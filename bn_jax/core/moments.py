@@ -105,12 +105,26 @@ def _moments_in_float64(
         num_samples, *_, var = moments
         mean = moments.mean
         near = jnp.where(jnp.isfinite(mean), mean, jnp.zeros((), wide))
-        near = near.astype(shift.dtype)
-        offset = (mean - near.astype(wide)).astype(shift.dtype)
+        near = _rounded_to_float32(near)
         narrow = jnp.finfo(shift.dtype).dtype
         return ShiftedMoments(
-            num_samples.astype(narrow), near, offset, var.astype(narrow)
+            num_samples.astype(narrow),
+            near.astype(shift.dtype),
+            (mean - near).astype(shift.dtype),
+            var.astype(narrow),
         )
+
+
+def _rounded_to_float32(x: Array) -> Array:
+    """The same dtype with the digits of a float32.
+
+    There and back again by `astype` is nothing to XLA's compiler for GPUs, which may
+    keep more precision than it is asked for.
+    """
+    if jnp.iscomplexobj(x):
+        parts = map(_rounded_to_float32, (x.real, x.imag))
+        return jax.lax.complex(*parts)
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=23)
 
 
 def _moments_in_passes(

@@ -57,6 +57,13 @@ def test_a_gpu_is_given_one_pass_in_float64(platform, dtype):
     assert "stablehlo.while" not in program
 
 
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.usefixtures("standard_promotion")
+def test_what_the_mean_loses_as_one_float32_is_protected_from_the_compiler(dtype):
+    # A conversion and its reverse are nothing to XLA, and the mean's rest would be 0.
+    assert "reduce_precision" in lowered("cuda", jnp.zeros((4, 2), dtype))
+
+
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_others_are_given_float32_and_further_passes(platform):
     program = lowered(platform, jnp.zeros((4, 2)))
@@ -110,6 +117,15 @@ def test_the_variance_keeps_what_float64_keeps(mean, tolerance):
     _, exact_mean, exact_var = oracles.moments(x)
     np.testing.assert_allclose(stats["var"], exact_var, rtol=tolerance)
     np.testing.assert_allclose(stats["mean"], exact_mean, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.usefixtures("chosen", "standard_promotion")
+def test_complex_values_with_a_large_mean_match_the_oracle():
+    x = (normal(60, 2, mean=1e4) + 1j * normal(60, 2, mean=-3e3)[::-1]).astype("c8")
+    y, stats = jax.jit(lambda x: train(None, {}, x))(x)
+    _, _, var = oracles.moments(x)
+    np.testing.assert_allclose(stats["var"], var, rtol=1e-6)
+    np.testing.assert_allclose(y, oracles.batch_norm(x), atol=2e-6)
 
 
 @pytest.mark.parametrize("value", [0.1, 1e30, 3e38, -3e38])
