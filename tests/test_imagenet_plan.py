@@ -105,3 +105,16 @@ def test_every_file_that_the_page_links_to_is_there() -> None:
     links = re.findall(r"\]\((?!https?://)([^)#]+)\)", _PAGE.read_text())
     assert links
     assert [link for link in links if not (_PAGE.parent / link).exists()] == []
+
+
+def test_what_one_gpu_does_is_what_the_committed_benchmark_has_measured() -> None:
+    record = _read("imagenet_step.json")
+    rows = _rows("What one GPU does")
+    names = {"bn_jax": "bn_jax", "flax": "flax", "PyTorch": "pytorch"}
+    for name, library in names.items():
+        values = record["libraries"][library]
+        held = f"{values['peak_bytes'] / 2**30:.1f}"
+        assert rows[name] == [f"{values['images_per_second']:.0f}", held]
+    assert record["device"] in " ".join(_PAGE.read_text().split())
+    hours = 90 * 1_281_167 / record["libraries"]["bn_jax"]["images_per_second"] / 3600
+    assert 4.4 < hours < 4.6

@@ -1,6 +1,7 @@
 import json
 import re
 from pathlib import Path
+from statistics import geometric_mean
 
 import pytest
 
@@ -79,6 +80,33 @@ def test_the_ratios_of_speed_are_those_of_the_committed_benchmarks():
         for dtype in ("float32", "bfloat16")
     ]
     assert f"float32 and bfloat16 | {peer[0]} of it, {peer[1]} |" in text
+
+
+def test_the_figures_of_the_gpu_are_those_of_the_committed_benchmarks():
+    folder = _README.parent / "results"
+    steps = json.loads((folder / "imagenet_step.json").read_text())["libraries"]
+    text = _README.read_text()
+    for row, library in {
+        "256 a step: bn_jax": "bn_jax",
+        "the same with `flax.linen.BatchNorm`": "flax",
+        "PyTorch 2.11, channels-last, autocast": "pytorch",
+    }.items():
+        assert f"{row} | {steps[library]['images_per_second']:.0f} |" in text
+    layers = json.loads((folder / "batch_norm-nvidia-h200.json").read_text())
+    whats = ("forward+backward", "forward")
+    means = {
+        dtype: [f"{layers[dtype]['geometric_mean'][w]['bn_jax']:.2f}" for w in whats]
+        for dtype in ("float32", "bfloat16")
+    }
+    ratios = layers["bfloat16"]["time_over_reference"]
+    last = [f"{ratios[what]['bn_jax'][-1]:.2f}" for what in whats]
+    others = [f"{geometric_mean(ratios[what]['bn_jax'][:-1]):.2f}" for what in whats]
+    assert layers["bfloat16"]["shapes"][-1] == [4096, 1024]
+    assert f"forward alone | {' and '.join(means['float32'])} of it |" in text
+    assert (
+        f"the same in bfloat16 | {' and '.join(means['bfloat16'])}; without the shape "
+        f"(4096, 1024), at {' and '.join(last)}, {' and '.join(others)} |"
+    ) in text
 
 
 def test_the_figures_of_the_convolutional_network_are_those_of_its_committed_runs():
