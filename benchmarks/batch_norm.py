@@ -26,11 +26,10 @@ Writes `results/batch_norm-<device>.json`.
 import argparse
 import ctypes
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import flax
@@ -39,19 +38,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from norm_errors import largest_errors
 from norm_layers import Layer, jax_layers, to_torch, torch_arrays
 
 import bn_jax
 from bn_jax.reporting.machine import describe_machine
 
-_ON_CPU = jax.default_backend() == "cpu"
-_SMALL_SHAPES = ((64, 56, 56, 64), (32, 28, 28, 192), (4096, 1024), (60, 100))
-# As large as what BN-Inception's stages leave, on 64 images.
-_LARGE_SHAPES = ((64, 112, 112, 64), (64, 56, 56, 192), (64, 28, 28, 320), (4096, 1024))
-SHAPES = _SMALL_SHAPES if _ON_CPU else _LARGE_SHAPES
 _REFERENCE = "flax"
-# Values that one timing works through at least, so that it takes milliseconds.
-_WORK = 2_000_000 if _ON_CPU else 2_000_000_000
+
+
+class _Work(NamedTuple):
+    """What is timed.
+
+    Attributes:
+        shapes: Of x, in turn.
+        values: That one timing works through at least, so that it takes milliseconds.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    values: int
+
+
+_SMALL = _Work(
+    ((64, 56, 56, 64), (32, 28, 28, 192), (4096, 1024), (60, 100)), 2 * 10**6
+)
+# As large as what BN-Inception's stages leave, on 64 images.
+_LARGE = _Work(
+    ((64, 112, 112, 64), (64, 56, 56, 192), (64, 28, 28, 320), (4096, 1024)), 2 * 10**9
+)
 
 
 def main() -> None:
@@ -63,15 +77,16 @@ def main() -> None:
         nargs="+",
         choices=list(jax_layers()),
         default=list(jax_layers()),
-        help="beside flax and pytorch",
+        help="PyTorch and flax, to which all are compared, are always among them",
     )
     options = parser.parse_args()
-    rounds, chosen = options.rounds, {_REFERENCE, *options.libraries}
+    chosen = {_REFERENCE, *options.libraries}
     layers = {name: layer for name, layer in jax_layers().items() if name in chosen}
     _keep_memory()
     device = jax.devices()[0]
+    work = _SMALL if device.platform == "cpu" else _LARGE
     record: dict[str, Any] = {
-        "command": " ".join(["python benchmarks/batch_norm.py", *sys.argv[1:]]),
+        "command": f"python benchmarks/batch_norm.py --rounds={options.rounds}",
         "machine": describe_machine(),
         "device": device.device_kind,
         "versions": {
@@ -81,24 +96,26 @@ def main() -> None:
         "reference": _REFERENCE,
     }
     for dtype in ("float32", "bfloat16"):
-        record[dtype] = _measure(dtype, layers, rounds)
+        record[dtype] = _measure(dtype, layers, work, options.rounds)
         print(_table(dtype, record[dtype]), flush=True)
     folder = Path(__file__).parents[1] / "results"
     name = device.device_kind.lower().replace(" ", "-")
     (folder / f"batch_norm-{name}.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _measure(dtype: str, layers: dict[str, Layer], rounds: int) -> dict[str, Any]:
+def _measure(
+    dtype: str, layers: dict[str, Layer], work: _Work, rounds: int
+) -> dict[str, Any]:
     """Ratios to the reference for each shape, their geometric means, and errors."""
     ratios: dict[str, dict[str, list[float]]] = {"forward": {}, "forward+backward": {}}
     milliseconds: dict[str, dict[str, list[float]]] = {key: {} for key in ratios}
-    for shape in SHAPES:
+    for shape in work.shapes:
         calls = {
             "forward": _forward_calls(shape, dtype, layers),
             "forward+backward": _backward_calls(shape, dtype, layers),
         }
         for what, by_name in calls.items():
-            times = _time(by_name, max(1, _WORK // int(np.prod(shape))), rounds)
+            times = _time(by_name, max(1, work.values // int(np.prod(shape))), rounds)
             base = times[_REFERENCE]
             for name, values in times.items():
                 ratio = float(np.median(values / base))
@@ -106,7 +123,7 @@ def _measure(dtype: str, layers: dict[str, Layer], rounds: int) -> dict[str, Any
                 median = float(np.median(values)) * 1e3
                 milliseconds[what].setdefault(name, []).append(median)
     return {
-        "shapes": SHAPES,
+        "shapes": work.shapes,
         "time_over_reference": ratios,
         "geometric_mean": {
             what: {
@@ -116,7 +133,7 @@ def _measure(dtype: str, layers: dict[str, Layer], rounds: int) -> dict[str, Any
             for what, by_name in ratios.items()
         },
         "milliseconds": milliseconds,
-        "largest_error": _errors(dtype, layers),
+        "largest_error": largest_errors(dtype, layers, work.shapes),
     }
 
 
@@ -224,50 +241,10 @@ def _wait(result: Any) -> None:
         torch.cuda.synchronize()
 
 
-def _errors(dtype: str, layers: dict[str, Layer]) -> dict[str, dict[str, float]]:
-    """Largest errors of each library's variance (relative) and values (absolute)."""
-    errors: dict[str, dict[str, float]] = {"variance": {}, "values": {}}
-    for shape in SHAPES:
-        mean = 1e4 if dtype == "float32" else 30.0
-        x = jnp.asarray(np.random.default_rng(2).normal(mean, 1.0, shape), dtype)
-        ones, zeros = jnp.ones(shape[-1]), jnp.zeros(shape[-1])
-        exact = np.asarray(x, np.float64).reshape(-1, shape[-1])
-        exact -= exact.mean(0)
-        var = np.square(exact).mean(0)
-        for name, layer in layers.items():
-            y, _ = jax.jit(layer)(x, ones, zeros, zeros, ones)
-            y = y if y.shape == shape else jnp.moveaxis(y, 1, -1)
-            _add_errors(errors, name, y, exact, var)
-        tensor, parameters, running = torch_arrays((x, ones, zeros, zeros, ones))
-        y = torch.nn.functional.batch_norm(tensor, *running, *parameters, training=True)
-        y = y.movedim(1, -1).float().cpu().numpy()
-        _add_errors(errors, "pytorch", y, exact, var)
-    return errors
-
-
-def _add_errors(
-    errors: dict[str, dict[str, float]],
-    name: str,
-    y: Any,
-    exact: np.ndarray,
-    var: np.ndarray,
-) -> None:
-    y = np.asarray(y, np.float64).reshape(exact.shape)
-    # y is x over the root of variance and epsilon: its own variance tells them.
-    slope = (exact * (y - y.mean(0))).mean(0)
-    used = (var / slope) ** 2 - 1e-5
-    found = {
-        "variance": np.max(np.abs(used / var - 1)),
-        "values": np.max(np.abs(y - exact / np.sqrt(var + 1e-5))),
-    }
-    for what, error in found.items():
-        # As maximum() does: a NaN stays.
-        errors[what][name] = float(np.maximum(errors[what].get(name, 0), error))
-
-
 def _table(dtype: str, results: dict[str, Any]) -> str:
+    shapes = ", ".join(map(str, results["shapes"]))
     lines = [
-        f"{dtype}: time over {_REFERENCE}'s; shapes {', '.join(map(str, SHAPES))}",
+        f"{dtype}: time over {_REFERENCE}'s; shapes {shapes}",
         f"{'':14}{'forward':>34}{'forward+backward':>34}"
         f"{'error of variance':>19}{'of values':>10}",
     ]

@@ -4,11 +4,11 @@
 
 What `configs/imagenet_inception.py:modern` trains for each step of 256 images, in
 bfloat16, by SGD with momentum: with bn_jax's normalization, with
-`flax.linen.BatchNorm` in the same network, and in PyTorch with pytorchcv's network of
-the same layers, its memory channels-last and under autocast. (That one has biases in
-front of its normalizations besides.) Random images of 224 pixels lie on the device as
-bytes. Each library has a process of its own, one after the other and round after
-round; a process takes steps until they run as they will, and is timed then.
+`flax.linen.BatchNorm` in the same network, and in eager PyTorch with pytorchcv's
+network of the same layers, its memory channels-last and under autocast. (That one has
+biases in front of its normalizations besides.) Random images of 224 pixels lie on the
+device as bytes. Each library has a process of its own, one after the other and round
+after round; a process takes steps until they run as they will, and is timed then.
 
 Needs a GPU, torch and pytorchcv. Writes `results/imagenet_step.json`.
 """
@@ -54,11 +54,14 @@ def main() -> None:
                 command += [f"--library={library}", f"--cache={cache}"]
                 output = subprocess.run(command, check=True, stdout=subprocess.PIPE)
                 results.append(json.loads(output.stdout.splitlines()[-1]))
+    used = {result["device"] for results in rounds.values() for result in results}
+    if len(used) > 1:
+        sys.exit(f"benchmarks/imagenet_step.py: the devices differ: {sorted(used)}.")
     record = {
         "command": f"python benchmarks/imagenet_step.py --rounds={options.rounds} "
         f"--timings={options.timings} --batch_size={options.batch_size}",
         "batch_size": options.batch_size,
-        "device": rounds["pytorch"][0]["device"],
+        "device": used.pop(),
         "versions": {
             name: version
             for results in rounds.values()
@@ -138,7 +141,7 @@ def _prepare_jax(options: argparse.Namespace) -> _Prepared:
         return {
             "device": device.device_kind,
             "versions": {module.__name__: module.__version__ for module in modules},
-            "peak_bytes": (device.memory_stats() or {}).get("peak_bytes_in_use", 0),
+            "peak_bytes": device.memory_stats()["peak_bytes_in_use"],
         }
 
     return take_steps, describe
@@ -148,8 +151,7 @@ def _prepare_torch(options: argparse.Namespace) -> _Prepared:
     import torch
     from pytorchcv.models.bninception import bninception
 
-    has_gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if has_gpu else "cpu")
+    device = torch.device("cuda")
     torch.backends.cudnn.benchmark = True
     network = bninception().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
@@ -171,14 +173,13 @@ def _prepare_torch(options: argparse.Namespace) -> _Prepared:
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-        if has_gpu:
-            torch.cuda.synchronize()
+        torch.cuda.synchronize()
 
     def describe() -> dict[str, Any]:
         return {
-            "device": torch.cuda.get_device_name() if has_gpu else "cpu",
+            "device": torch.cuda.get_device_name(),
             "versions": {"torch": torch.__version__},
-            "peak_bytes": torch.cuda.max_memory_allocated() if has_gpu else 0,
+            "peak_bytes": torch.cuda.max_memory_allocated(),
         }
 
     return take_steps, describe

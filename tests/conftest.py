@@ -14,7 +14,7 @@ from conformance.modes import first_devices
 from jax.sharding import AxisType
 
 # Devices are made at first use, and modules are checked when they are imported: both
-# come before any test module. The conformance tests pass on an accelerator as well.
+# come before any test module. The conformance tests may run on an accelerator.
 jax.config.update("jax_platforms", os.environ.get("TEST_PLATFORM", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
 jaxtyping.install_import_hook("bn_jax.core", "beartype.beartype")

@@ -89,7 +89,7 @@ def test_the_figures_of_the_gpu_are_those_of_the_committed_benchmarks():
     for row, library in {
         "256 a step: bn_jax": "bn_jax",
         "the same with `flax.linen.BatchNorm`": "flax",
-        "PyTorch 2.11, channels-last, autocast": "pytorch",
+        "PyTorch 2.11, eager, channels-last, autocast": "pytorch",
     }.items():
         assert f"{row} | {steps[library]['images_per_second']:.0f} |" in text
     layers = json.loads((folder / "batch_norm-nvidia-h200.json").read_text())

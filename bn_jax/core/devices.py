@@ -205,18 +205,21 @@ def _psum(devices: Devices, packed: Array) -> Array:
     # JAX raises the first for groups within an axis where it has no such sum, and the
     # second for an axis of vmap together with a checked one of a mesh.
     except (NotImplementedError, ValueError) as error:
-        raise _no_sum(type(error), devices, error) from error
+        raise _no_sum_error(type(error), devices, error) from error
 
 
 def _group_index(devices: Devices) -> Array:
     try:
         return jax.lax.axis_index(devices.axis_names) // number_of_devices(devices)
-    # What JAX raises for those two axes inside of a branch.
+    # What JAX raises, without a word, for those two axes inside of a branch.
     except AssertionError as error:
-        raise _no_sum(ValueError, devices, "no index over both") from error
+        why = "there is no index over these axes."
+        raise _no_sum_error(ValueError, devices, why) from error
 
 
-def _no_sum(kind: type[Exception], devices: Devices, why: Exception | str) -> Exception:
+def _no_sum_error(
+    kind: type[Exception], devices: Devices, why: Exception | str
+) -> Exception:
     return kind(
         f"batch_norm: JAX cannot sum over {devices.axis_names} with "
         f"axis_index_groups={devices.axis_index_groups} here ({why}) For "

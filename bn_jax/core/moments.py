@@ -46,7 +46,8 @@ def batch_moments(
     where the shift lies many standard deviations from the mean; then, and only then,
     a second pass shifts by the mean that the first one found, and so on while that
     mean was but a rough one. A running mean is a good shift after a few steps of
-    training. GPUs, which cannot branch without the host, add up in float64 instead.
+    training. GPUs, which cannot branch without the host, add up in float64 instead
+    what is of float32 or narrower.
     Source: Ioffe & Szegedy (2015), Algorithm 1; Chan, Golub & LeVeque (1983), shifted
     sums.
 
@@ -93,10 +94,10 @@ def _moments_in_float64(
 ) -> ShiftedMoments:
     """Moments by one pass in float64, whose sums need no shift.
 
-    Of the variance, cancellation costs `1e-16 * (mean / std)**2`, which float32 could
-    show where its last digit is most of a deviation. A GPU has the time: it waits for
-    memory. A branch it cannot take by itself; it would wait for the host, longer than
-    for the whole pass.
+    Cancellation leaves an error of some `1e-16 * mean**2` in the variance: nothing
+    beside that of float32 values that differ, but more than an epsilon of 1e-5 where
+    a feature of 3e5 or more is constant but for the last digit of a few values. A GPU
+    cannot branch by itself, and would wait for the host longer than for this pass.
     """
     # JAX makes float32 of float64 where it is not enabled.
     with jax.enable_x64(True):

@@ -104,6 +104,6 @@ def chunks(
     start = first_step
     while start < num_steps:
         stop = stops.after(start)
-        end = min(start + max_steps, num_steps if stop is None else stop)
+        end = min(start + max_steps, num_steps, num_steps if stop is None else stop)
         yield start, end
         start = end
