@@ -40,14 +40,13 @@ def main() -> None:
     parser.add_argument("--timings", type=int, default=10, help="in a round")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--library", choices=_LIBRARIES, help=argparse.SUPPRESS)
-    parser.add_argument("--cache", help="folder that keeps what JAX compiles")
+    parser.add_argument("--cache", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.library:
         print(json.dumps(_measure(options)))
         return
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in _LIBRARIES}
-    with tempfile.TemporaryDirectory() as folder:
-        cache = options.cache or folder
+    with tempfile.TemporaryDirectory() as cache:
         for _ in range(options.rounds):
             for library, results in rounds.items():
                 command = [sys.executable, *sys.argv]
@@ -112,6 +111,8 @@ def _prepare_jax(options: argparse.Namespace) -> _Prepared:
     from bn_jax.training.parallel import compile_chunk, make_parallel
     from bn_jax.training.steps import make_train_chunk
 
+    if jax.default_backend() == "cpu":
+        sys.exit("benchmarks/imagenet_step.py: needs a GPU, and JAX sees none.")
     # What an earlier round has compiled is not compiled again.
     jax.config.update("jax_compilation_cache_dir", options.cache)
     config: Any = load_config("imagenet_inception.py", "modern")
