@@ -1,8 +1,8 @@
 """Sums across the devices that share their statistics, in one all-reduce."""
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import jax
@@ -129,6 +129,33 @@ def bound(devices: Devices) -> AbstractContextManager[None]:
     return extend_axis_env_nd(lost)
 
 
+@contextmanager
+def sums_refused_with_advice(devices: Devices) -> Iterator[None]:
+    """A context in which JAX's refusal to sum over the devices says what to do.
+
+    Args:
+        devices: The devices.
+
+    Raises:
+        NotImplementedError: For groups within an axis where JAX has no such sum.
+        ValueError: For an axis of vmap together with a checked one of a mesh.
+    """
+    try:
+        yield
+    # The last, which has no text, is for the index over two such axes.
+    except (NotImplementedError, ValueError, AssertionError) as error:
+        if not devices.axis_sizes:
+            raise
+        is_missing = isinstance(error, NotImplementedError)
+        raise (NotImplementedError if is_missing else ValueError)(
+            f"batch_norm: JAX cannot sum over {devices.axis_names} with "
+            f"axis_index_groups={devices.axis_index_groups} here "
+            f"({error or 'there is no index over these axes'}). For "
+            "groups use group_size, which every way of mapping takes; for an axis "
+            "of vmap together with one of a mesh, shard_map(check_vma=False)."
+        ) from error
+
+
 def sum_across(
     devices: Devices, values: Sequence[Inexact[Array, "*features"]]
 ) -> list[Inexact[Array, "*sums"]]:
@@ -198,31 +225,10 @@ def _psum(devices: Devices, packed: Array) -> Array:
         places = jnp.arange(devices.num_groups, dtype=index.dtype) == index
         places = jnp.expand_dims(places, (0, *range(2, packed.ndim)))
         packed = jnp.where(places, packed, jnp.zeros((), packed.dtype))
-    try:
-        return jax.lax.psum(
-            packed, devices.axis_names, axis_index_groups=devices.axis_index_groups
-        )
-    # JAX raises the first for groups within an axis where it has no such sum, and the
-    # second for an axis of vmap together with a checked one of a mesh.
-    except (NotImplementedError, ValueError) as error:
-        raise _no_sum_error(type(error), devices, error) from error
+    return jax.lax.psum(
+        packed, devices.axis_names, axis_index_groups=devices.axis_index_groups
+    )
 
 
 def _group_index(devices: Devices) -> Array:
-    try:
-        return jax.lax.axis_index(devices.axis_names) // number_of_devices(devices)
-    # What JAX raises, without a word, for those two axes inside of a branch.
-    except AssertionError as error:
-        why = "there is no index over these axes."
-        raise _no_sum_error(ValueError, devices, why) from error
-
-
-def _no_sum_error(
-    kind: type[Exception], devices: Devices, why: Exception | str
-) -> Exception:
-    return kind(
-        f"batch_norm: JAX cannot sum over {devices.axis_names} with "
-        f"axis_index_groups={devices.axis_index_groups} here ({why}) For "
-        "groups use group_size, which every way of mapping takes; for an axis "
-        "of vmap together with one of a mesh, shard_map(check_vma=False)."
-    )
+    return jax.lax.axis_index(devices.axis_names) // number_of_devices(devices)

@@ -15,6 +15,7 @@ from bn_jax.core.devices import (
     number_of_devices,
     own_group,
     sum_across,
+    sums_refused_with_advice,
 )
 from bn_jax.core.dtypes import wide_dtype
 from bn_jax.core.types import ShiftedMoments
@@ -81,12 +82,13 @@ def batch_moments(
         _moments_around, feature_axes=feature_axes, mask=mask, devices=devices
     )
     in_passes = partial(_moments_in_passes, around, epsilon)
-    if jnp.finfo(shift.dtype).bits == 64:
-        return in_passes(x, shift)
     in_float64 = partial(_moments_in_float64, around)
-    return jax.lax.platform_dependent(
-        x, shift, cuda=in_float64, rocm=in_float64, default=in_passes
-    )
+    with sums_refused_with_advice(devices):
+        if jnp.finfo(shift.dtype).bits == 64:
+            return in_passes(x, shift)
+        return jax.lax.platform_dependent(
+            x, shift, cuda=in_float64, rocm=in_float64, default=in_passes
+        )
 
 
 def _moments_in_float64(
