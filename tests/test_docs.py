@@ -63,6 +63,15 @@ def test_what_dividing_costs_is_what_the_committed_benchmark_has_measured():
     assert f"{record['examples_a_step']} examples a step" in text
 
 
+def test_what_passed_on_a_gpu_is_what_was_recorded():
+    path = _ROOT / "results" / "conformance-nvidia-h200.json"
+    record = json.loads(path.read_text())
+    text = " ".join((_ROOT / "docs" / "comparison.md").read_text().split())
+    assert f"with jax {record['versions']['jax']}, {record['passed']} passed" in text
+    assert f"{record['skipped']} were skipped" in text
+    assert f"and {record['failed']} failed" in text
+
+
 def test_how_long_ends_take_is_what_the_committed_benchmark_has_measured():
     seconds = json.loads((_ROOT / "results" / "faults.json").read_text())["seconds"]
     text = (_ROOT / "docs" / "faults.md").read_text()

@@ -150,7 +150,7 @@ def sums_refused_with_advice(devices: Devices) -> Iterator[None]:
         raise (NotImplementedError if is_missing else ValueError)(
             f"batch_norm: JAX cannot sum over {devices.axis_names} with "
             f"axis_index_groups={devices.axis_index_groups} here "
-            f"({error or 'there is no index over these axes'}). For "
+            f"({str(error) or 'there is no index over these axes'}). For "
             "groups use group_size, which every way of mapping takes; for an axis "
             "of vmap together with one of a mesh, shard_map(check_vma=False)."
         ) from error
