@@ -79,7 +79,7 @@ def _inception() -> Settings:
     config.seed = 0
     # The paper's, of each replica.
     config.batch_size = 32
-    config.num_steps = 400
+    config.num_steps = 320
     # Parts that a step's examples are computed in, one after the other.
     config.accumulation_steps = 1
     # Of activations and gradients; parameters and statistics are float32 always.
@@ -159,7 +159,7 @@ def _inception() -> Settings:
     config.evaluation = ConfigDict()
     config.evaluation.schedule = ConfigDict()
     config.evaluation.schedule.early_every_steps = 20
-    config.evaluation.schedule.early_until_step = 160
+    config.evaluation.schedule.early_until_step = 120
     config.evaluation.schedule.every_steps = 40
     # Images at once; it has no influence on the result.
     config.evaluation.batch_size = 100
@@ -170,7 +170,7 @@ def _inception() -> Settings:
     config.probes = ()
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every_steps = 200
+    config.checkpoint.every_steps = 160
     config.checkpoint.keep = 3
     # Training steps in one compiled call. All stretches between evaluations and
     # checkpoints are multiples of it: each length would be compiled by itself.
