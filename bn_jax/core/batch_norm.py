@@ -202,7 +202,7 @@ def batch_norm_with_moments(
             check_number_of_values(
                 x, feature_axes, devices=devices, group_size=group_size
             )
-    layout = Layout(feature_axes, feature_axes, epsilon, devices)
+    layout = Layout(feature_axes, feature_axes, float(epsilon), devices)
 
     given = {"by_running": by_running, "updates": updates, "momentum": momentum}
     # An argument of its own: what is closed over keeps the type of an explicit mesh.

@@ -84,13 +84,13 @@ def _normalize_by_batch_jvp(
     layout: Layout, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     x, scale, *_ = primals
-    # Rematerialized, or a float32 copy of x would be saved for the transpose.
-    tangent = jax.checkpoint(partial(_tangent, layout), prevent_cse=False)
     with bound(layout.devices):
         y, moments = normalize_by_batch(*primals, layout)
-        return (y, moments), tangent(x, scale, moments, *tangents[:3])
+        return (y, moments), _tangent(layout, x, scale, moments, *tangents[:3])
 
 
+# Rematerialized, or a float32 copy of x would be saved for the transpose.
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
 def _tangent(
     layout: Layout,
     x: Array,

@@ -74,6 +74,21 @@ def batch_moments(
     >>> batch_moments(x, jnp.zeros(2), feature_axes=(1,), devices=Devices()).var
     Array([1., 4.], dtype=float32)
     """
+    with sums_refused_with_advice(devices):
+        return _batch_moments(x, shift, mask, tuple(feature_axes), epsilon, devices)
+
+
+# Traced once for all layers of one shape, and compiled where nothing else is: a branch
+# that runs op by op would be compiled each time.
+@partial(jax.jit, static_argnums=(3, 4, 5), inline=True)
+def _batch_moments(
+    x: Array,
+    shift: Array,
+    mask: Array | None,
+    feature_axes: tuple[int, ...],
+    epsilon: float,
+    devices: Devices,
+) -> ShiftedMoments:
     # Running statistics that an earlier batch spoiled must not spoil this one.
     shift = jnp.where(jnp.isfinite(shift), shift, jnp.zeros((), shift.dtype))
     shift = shift.astype(wide_dtype(x.dtype))
@@ -82,13 +97,12 @@ def batch_moments(
         _moments_around, feature_axes=feature_axes, mask=mask, devices=devices
     )
     in_passes = partial(_moments_in_passes, around, epsilon)
+    if jnp.finfo(shift.dtype).bits == 64:
+        return in_passes(x, shift)
     in_float64 = partial(_moments_in_float64, around)
-    with sums_refused_with_advice(devices):
-        if jnp.finfo(shift.dtype).bits == 64:
-            return in_passes(x, shift)
-        return jax.lax.platform_dependent(
-            x, shift, cuda=in_float64, rocm=in_float64, default=in_passes
-        )
+    return jax.lax.platform_dependent(
+        x, shift, cuda=in_float64, rocm=in_float64, default=in_passes
+    )
 
 
 def _moments_in_float64(

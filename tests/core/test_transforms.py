@@ -13,6 +13,20 @@ def normal(*shape, seed=0):
     return jnp.asarray(values, jnp.float32)
 
 
+@pytest.fixture
+def compilations():
+    """Seconds of each compilation since the test began."""
+    seconds = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seconds.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seconds
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 def test_jit_changes_nothing(initial_stats):
     arguments = (normal(8, 3), normal(3, seed=1), normal(3, seed=2), initial_stats(3))
     jitted = jax.jit(batch_norm)(*arguments)
@@ -28,6 +42,30 @@ def test_new_values_do_not_compile_again(initial_stats):
     stats = initial_stats(3)
     for seed in range(3):
         _, stats = train(normal(8, 3, seed=seed), stats)
+
+
+# Of sizes that no other test has compiled.
+@pytest.mark.parametrize(
+    ("transformed", "features"),
+    [
+        (lambda train, x: train(x), 211),
+        (lambda train, x: jax.vmap(train)(x[None]), 212),
+        (lambda train, x: jax.jvp(train, (x,), (x,)), 213),
+        (lambda train, x: jax.grad(lambda x: jnp.sum(train(x)))(x), 214),
+    ],
+    ids=["as it is", "vmap", "jvp", "grad"],
+)
+def test_outside_of_jit_a_second_call_compiles_nothing(
+    transformed, features, initial_stats, compilations
+):
+    def train(x):
+        return batch_norm(x, None, None, initial_stats(features))[0] ** 3
+
+    transformed(train, normal(8, features))
+    assert compilations
+    compilations.clear()
+    transformed(train, normal(8, features, seed=1))
+    assert compilations == []
 
 
 def test_vmap_over_statistics_normalizes_by_each_of_them():
