@@ -11,7 +11,8 @@ versions give the same ones.
 
 XLA counts the bytes of a branch as if it were always taken. bn_jax's normalization has
 one, a second pass over activations whose mean lies far from the running one, which
-training takes in its first steps alone. The program without it is compiled as well.
+training takes in its first steps, and later where a feature hardly varies within a
+batch. The program without it is compiled as well.
 
 Needs libtpu, the compiler: `pip install --target=FOLDER 'libtpu==0.0.42.*'` for jax
 0.10.2, and FOLDER on PYTHONPATH. Writes `results/aot.json`.

@@ -2,7 +2,7 @@
 
     python benchmarks/input.py
 
-All read the same JPEGs, written by this script: 500x375 pixels, about 85 KB. bn_jax
+All read the same JPEGs, written by this script: 500x375 pixels, about 89 KB. bn_jax
 reads them from the array_record files that `bn-jax prepare imagenet2012` makes; Grain
 from the same files, by the same function an image, in its own order and threads, one a
 core; PyTorch's DataLoader from a folder of files, by

@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
 def _do(
     options: argparse.Namespace, changes: Mapping[str, str], command: Sequence[str]
 ) -> None:
-    # Each verb imports what it needs: JAX and TFDS take seconds.
+    # Each verb imports what it needs: TFDS, Orbax and Matplotlib take seconds.
     if options.verb == "figure1":
         from bn_jax.experiments.figure1 import figure1
 

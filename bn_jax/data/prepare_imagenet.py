@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import logging
-from tqdm import tqdm
 
 from bn_jax.data.imagenet import number_of_cores
 from bn_jax.data.rgb_jpeg import rgb_jpeg
 from bn_jax.data.tar_index import TarImage, index_training_tar, index_validation_tar
 from bn_jax.data.tfds import prepared_builder
 from bn_jax.errors import UserError
+from bn_jax.progress import progress_bar
 
 _NAME = "imagenet2012"
 _TARS: Mapping[str, str] = {
@@ -150,7 +150,6 @@ def _images(builder: Any, manual_dir: Path) -> dict[str, list[TarImage]]:
 
     labels = tfds.core.tfds_path(f"datasets/{_NAME}/validation_labels.txt")
     validation, training = (manual_dir / tar for tar in _TARS.values())
-    logging.info("%s: looking for images.", manual_dir)
     return {
         "validation": index_validation_tar(validation, labels.read_text().split()),
         "train": index_training_tar(training, builder.info.features["label"].names),
@@ -213,12 +212,11 @@ def _write_missing(
     # Decoding and reading let go of Python's lock.
     with (
         ThreadPoolExecutor(number_of_cores()) as pool,
-        tqdm(
+        progress_bar(
             total=num_images,
             initial=num_images - len(remaining),
             unit="image",
             desc=f"prepare {_NAME}",
-            disable=None,
         ) as bar,
     ):
         for shard in missing:

@@ -43,6 +43,6 @@ def rgb_jpeg(content: bytes, *, name: str) -> bytes:
 
 def _damaged(name: str, why: str) -> UserError:
     return UserError(
-        f"{name}: the image cannot be decoded ({why}), and every official one can. "
-        "Download the tar file again."
+        f"{name}: Pillow cannot decode the image ({why}). Download the tar file again; "
+        "if that does not help, use another version of Pillow."
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from bn_jax.errors import UserError
+from bn_jax.progress import progress_bar
 
 
 class TarImage(NamedTuple):
@@ -40,7 +41,13 @@ def index_training_tar(path: Path, synsets: Sequence[str]) -> list[TarImage]:
             `<synset>.tar` of `<synset>_<number>.JPEG`, each once.
     """
     known, images, seen = set(synsets), [], set[str]()
-    for outer in _members(path):
+    classes = progress_bar(
+        iterable=_members(path),
+        total=len(known),
+        unit="class",
+        desc=f"find images in {path.name}",
+    )
+    for outer in classes:
         synset = outer.name.removesuffix(".tar")
         if synset not in known or not outer.name.endswith(".tar"):
             raise _unexpected(path, outer.name, "one tar file a class (n01440764.tar)")

@@ -16,9 +16,9 @@ from queue import Queue
 from typing import Any, NamedTuple
 
 import jax
-from tqdm import tqdm
 
 from bn_jax.errors import DivergedError
+from bn_jax.progress import progress_bar
 from bn_jax.training.compilation import keep_compiled_code
 from bn_jax.training.loop import train
 from bn_jax.workdir import read_metrics
@@ -134,7 +134,7 @@ def _follow(
     """Shows how far all runs are, until they are complete or one has failed."""
     total = sum(job.config.num_steps for job in jobs)
     unfinished = set(futures)
-    with tqdm(total=total, unit="step", desc=f"{len(jobs)} runs", disable=None) as bar:
+    with progress_bar(total=total, unit="step", desc=f"{len(jobs)} runs") as bar:
         while unfinished:
             done, unfinished = wait(unfinished, 0.5, FIRST_COMPLETED)
             failed = [future for future in done if future.exception() is not None]

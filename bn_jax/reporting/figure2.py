@@ -118,9 +118,10 @@ def describe_data(config: Mapping[str, Any], data: DataSize) -> str:
         data: As for `figure2_record`.
     """
     height, width, _ = data.image_shape
+    splits = config["dataset"]
     return (
         f"{data.name}, {height}x{width} pixels, accuracy on {data.num_held_out:,} "
-        f"images that are not trained on, {config['dataset']['test_split']}; "
+        f"images, {splits['test_split']}, after training on {splits['train_split']}; "
         f"{config['model']['width']:g} of the channels, {config['num_steps']} steps of "
         f"{config['batch_size']} images"
     )

@@ -32,6 +32,8 @@ from bn_jax.workdir import read_config
 # Settings of data on which only the crops and colours of training images depend, or
 # nothing at all.
 _MAY_DIFFER = ("distortion", "augmentation_seed", "read_threads")
+# Settings of data that name one folder in several ways.
+_FOLDERS = ("data_dir", "idx_dir")
 
 
 def ensemble(
@@ -158,7 +160,7 @@ def _check_same_data(configs: Sequence[Settings], workdirs: Sequence[Path]) -> N
 def _data_settings(config: Settings) -> dict[str, Any]:
     """Those that must agree, without what is not set."""
     return {
-        key: value
+        key: str(Path(value).expanduser().resolve()) if key in _FOLDERS else value
         for key, value in config.dataset.items()
         if key not in _MAY_DIFFER and value is not None
     }
@@ -173,20 +175,21 @@ def _check_same_classes(networks: Sequence[_Network], workdirs: Sequence[Path]) 
                 f"{workdirs[0]} has {first} classes, and that of {workdir} "
                 f"{network.num_classes}. Leave one of them out."
             )
-    names = {workdir: _trained_on(workdir) for workdir in workdirs}
-    known = {workdir: name for workdir, name in names.items() if name is not None}
-    for workdir, name in known.items():
-        one, of_one = next(iter(known.items()))
-        if name != of_one:
+    names = [_trained_on(workdir) for workdir in workdirs]
+    for workdir, name in zip(workdirs, names, strict=True):
+        if name != names[0]:
             raise UserError(
                 "the networks of an ensemble must tell the same classes apart; that of "
-                f"{one} was trained on {of_one}, and that of {workdir} on {name}. "
-                "Leave one of them out."
+                f"{workdirs[0]} was trained on {names[0]}, and that of {workdir} on "
+                f"{name}. Leave one of them out."
             )
 
 
-def _trained_on(workdir: Path) -> str | None:
-    """The data that a run was trained on, whatever it is tested on now."""
+def _trained_on(workdir: Path) -> str:
+    """The data that a run was trained on, whatever it is tested on now.
+
+    A folder of IDX files may have been copied since: it is known by its own name.
+    """
     data = read_config(workdir)["dataset"]
-    # A folder of IDX files may be copied, and says nothing of its classes.
-    return None if data.get("idx_dir") else data["name"].split(":")[0]
+    folder = data.get("idx_dir")
+    return Path(folder).resolve().name if folder else data["name"].split(":")[0]

@@ -54,6 +54,15 @@ def test_files_and_their_records_are_those_of_tensorflow_datasets(
         assert in_order(ours, split) == in_order(theirs, split)
 
 
+def test_a_batch_job_is_told_how_far_it_is(
+    tars: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    prepare(tars, tmp_path, is_subset=True)
+    told = capfd.readouterr().err
+    assert "find images in ILSVRC2012_img_train.tar: " in told
+    assert "prepare imagenet2012: 100%" in told
+
+
 def test_every_training_image_is_there_with_its_class(data_dir: Path) -> None:
     found, files = records(data_dir, "train"), flat(training_files())
     names = tfds.builder("imagenet2012").info.features["label"].names
@@ -157,5 +166,5 @@ def test_an_image_of_excessive_size_is_refused_with_its_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(UserError, match=f"{GREY}: the image cannot be decoded"):
+    with pytest.raises(UserError, match=f"{GREY}: Pillow cannot decode the image"):
         rgb_jpeg(training_files()["n01440764"][GREY], name=GREY)

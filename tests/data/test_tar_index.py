@@ -125,5 +125,5 @@ def test_a_folder_in_a_tar_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_image_is_named(tmp_path: Path, content: bytes) -> None:
     name = f"{SYNSETS[0]}_1.JPEG"
     folder = write_tars(tmp_path, training={SYNSETS[0]: {name: content}})
-    with pytest.raises(UserError, match=rf"{TRAIN_TAR}: {name}: .* cannot be decoded"):
+    with pytest.raises(UserError, match=rf"{TRAIN_TAR}: {name}: Pillow cannot decode"):
         prepare(folder, tmp_path / "data", is_subset=True)

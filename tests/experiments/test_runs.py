@@ -125,8 +125,11 @@ def test_a_device_is_free_again_after_a_failure(
         run_on_devices(make_jobs(5), jax.devices()[:1])
 
 
-def test_a_terminal_shows_the_steps_of_all_runs(
-    monkeypatch: pytest.MonkeyPatch, make_jobs: Callable[[int], list[Job]]
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_or_a_file_shows_the_steps_of_all_runs(
+    monkeypatch: pytest.MonkeyPatch,
+    make_jobs: Callable[[int], list[Job]],
+    is_terminal: bool,
 ) -> None:
     def write_last_line(config: Any, workdir: Path) -> None:
         workdir.mkdir()
@@ -134,11 +137,11 @@ def test_a_terminal_shows_the_steps_of_all_runs(
         (workdir / "metrics.jsonl").write_text(f"{line}\n")
 
     replace_train(monkeypatch, write_last_line)
-    terminal = io.StringIO()
-    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(sys, "stderr", terminal)
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: is_terminal, raising=False)
+    monkeypatch.setattr(sys, "stderr", stream)
     run_on_devices(make_jobs(3), jax.devices()[:2])
-    last = terminal.getvalue().rstrip().split("\r")[-1]
+    last = stream.getvalue().rstrip().split("\r")[-1]
     assert last.startswith("3 runs: 100%")
     assert "30/30" in last
 

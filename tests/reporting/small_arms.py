@@ -46,6 +46,7 @@ def small_arms() -> dict[str, list[Run]]:
                 "dataset": {
                     "name": "mnist",
                     "idx_dir": None,
+                    "train_split": "train[:-5000]",
                     "test_split": "train[-5000:]",
                 },
                 "model": {"width": 0.125},

@@ -55,8 +55,9 @@ def test_measured_and_published_figures_each_name_their_source(
     record: dict[str, Any],
 ) -> None:
     assert record["source"] == (
-        "these runs: mnist, 28x28 pixels, accuracy on 5,000 images that are not "
-        "trained on, train[-5000:]; 0.125 of the channels, 60 steps of 32 images"
+        "these runs: mnist, 28x28 pixels, accuracy on 5,000 images, "
+        "train[-5000:], after training on train[:-5000]; 0.125 of the channels, "
+        "60 steps of 32 images"
     )
     assert "ImageNet" in record["published"]["source"]
     assert record["published"]["arms"]["bn_x30"] == {
@@ -68,7 +69,7 @@ def test_measured_and_published_figures_each_name_their_source(
 def test_the_data_have_their_own_name_size_and_number() -> None:
     config = small_arms()["bn_x5"][0].config
     letters = DataSize("letters", (32, 40, 3), num_classes=26, num_held_out=9)
-    expected = "letters, 32x40 pixels, accuracy on 9 images that are not trained on"
+    expected = "letters, 32x40 pixels, accuracy on 9 images, "
     assert describe_data(config, letters).startswith(expected)
 
 

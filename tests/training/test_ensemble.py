@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,21 @@ def probabilities(run: Complete, images: np.ndarray) -> np.ndarray:
     params, stats = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), chosen)
     p = np.exp(numpy_mlp.predict(params, stats, images > 127).logits)
     return p / p.sum(axis=-1, keepdims=True)
+
+
+def trained_on(
+    datasets: Sequence[dict[str, str]], runs: Sequence[Complete], folder: Path
+) -> list[Path]:
+    """Copies of runs whose configurations say what data they were trained on."""
+    workdirs = []
+    for number, (run, dataset) in enumerate(zip(runs, datasets, strict=True)):
+        workdirs.append(folder / str(number))
+        shutil.copytree(run.workdir, workdirs[-1])
+        path = workdirs[-1] / "config.json"
+        config = json.loads(path.read_text())
+        config["dataset"] |= {"idx_dir": None, **dataset}
+        path.write_text(json.dumps(config))
+    return workdirs
 
 
 @pytest.mark.slow
@@ -174,21 +190,49 @@ def test_networks_of_other_classes_are_refused(
         together(bn, other)
 
 
+@pytest.mark.parametrize(
+    "datasets",
+    [
+        ({"name": "mnist"}, {"name": "fashion_mnist:3.0.1"}),
+        ({"name": "mnist"}, {"name": "mnist", "idx_dir": "/idx/fashion_mnist"}),
+        (
+            {"name": "mnist", "idx_dir": "/a/mnist/"},
+            {"name": "mnist", "idx_dir": "fashion_mnist"},
+        ),
+    ],
+    ids=["of TFDS", "one of IDX files", "both of IDX files"],
+)
 def test_networks_trained_on_other_data_are_refused_whatever_they_are_tested_on(
-    bn: Complete, baseline: Complete, tmp_path: Path
+    bn: Complete,
+    baseline: Complete,
+    tmp_path: Path,
+    datasets: tuple[dict[str, str], dict[str, str]],
 ) -> None:
-    workdirs = []
-    for run, name in ((bn, "mnist"), (baseline, "fashion_mnist:3.0.1")):
-        workdirs.append(tmp_path / name)
-        shutil.copytree(run.workdir, workdirs[-1])
-        path = workdirs[-1] / "config.json"
-        config = json.loads(path.read_text())
-        config["dataset"] |= {"name": name, "idx_dir": None}
-        path.write_text(json.dumps(config))
+    workdirs = trained_on(datasets, (bn, baseline), tmp_path)
     configs = [saved_config(run) for run in (bn, baseline)]
     expected = rf"{workdirs[0]} was trained on mnist, .* {workdirs[1]} on fashion_mnist"
     with pytest.raises(UserError, match=expected):
         ensemble(configs, workdirs, statistics="moving")
+
+
+def test_one_set_may_lie_in_several_places(
+    bn: Complete, baseline: Complete, tmp_path: Path
+) -> None:
+    datasets = {"name": "mnist"}, {"name": "mnist", "idx_dir": "/copied/mnist"}
+    workdirs = trained_on(datasets, (bn, baseline), tmp_path)
+    configs = [saved_config(run) for run in (bn, baseline)]
+    assert len(ensemble(configs, workdirs, statistics="moving").members) == 2
+
+
+def test_a_folder_of_data_may_be_spelled_in_several_ways(
+    bn: Complete, baseline: Complete, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [saved_config(run) for run in (bn, baseline)]
+    folder = Path(configs[1].dataset.idx_dir)
+    monkeypatch.chdir(folder.parent)
+    configs[1].dataset.idx_dir = folder.name
+    workdirs = [bn.workdir, baseline.workdir]
+    assert len(ensemble(configs, workdirs, statistics="moving").members) == 2
 
 
 def test_a_member_without_a_checkpoint_is_refused(bn: Complete, tmp_path: Path) -> None:
