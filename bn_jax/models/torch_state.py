@@ -164,6 +164,8 @@ def _naming_of(state_dict: Mapping[str, Any]) -> Naming:
         if naming.first_weight in state_dict:
             return name
     firsts = " nor ".join(repr(n.first_weight) for n in NAMINGS.values())
+    if not state_dict:
+        raise ValueError("from_torch_state_dict: state_dict is empty.")
     some = ", ".join(map(repr, list(state_dict)[:3]))
     raise ValueError(
         f"from_torch_state_dict: neither {firsts} is among the {len(state_dict)} keys, "
@@ -180,6 +182,11 @@ def _in_channels(state_dict: Mapping[str, Any], naming: Naming) -> int:
 def _entries(
     who: str, model: Inception, naming: Naming, in_channels: int
 ) -> list[_Entry]:
+    if not isinstance(model, Inception):
+        raise ValueError(
+            f"{who}: model must be an Inception, and is a {type(model).__name__}; "
+            "`make_model('inception', ...)` makes one."
+        )
     if model.separable or model.stem != "imagenet" or model.per_activation_modules:
         raise ValueError(
             f"{who}: PyTorch's networks have a dense first convolution of 7 x 7 pixels "

@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from reporting.runs import synthetic_run, write_run
 from reporting.small_arms import ACCURACIES, small_arms
@@ -14,8 +15,24 @@ from bn_jax.errors import UserError
 from bn_jax.experiments import figure2 as module
 from bn_jax.experiments.configs import load_config
 from bn_jax.experiments.figure2 import figure2
-from bn_jax.experiments.runs import Job
+from bn_jax.experiments.runs import Job, run_on_devices
+from bn_jax.models import inception_table
+from bn_jax.reporting.load import load_run
 
+# Two evaluations of few images.
+SHORT = {
+    "dataset.train_split": "train[:-50]",
+    "dataset.test_split": "train[-50:]",
+    "model.width": "0.0625",
+    "num_steps": "12",
+    "max_steps_per_dispatch": "6",
+    "evaluation.schedule.early_until_step": "0",
+    "evaluation.schedule.every_steps": "6",
+    "evaluation.population_batches": "2",
+    "evaluation.batch_size": "50",
+    "evaluation.probe_examples": "50",
+    "checkpoint.every_steps": "12",
+}
 # What Inception is said to reach with each rate, in the search by the first seed; the
 # others reach less, or more with the third rate alone. With the last one it diverges.
 SEARCHED = {0.005: 0.5, 0.01: 0.6, 0.02: 0.8, 0.04: 0.85, 0.08: None}
@@ -180,3 +197,27 @@ def test_a_figure_without_seeds_is_refused(
     with pytest.raises(UserError, match=f"figure2: --seeds .* is {seeds}"):
         figure2(tmp_path, seeds=seeds)
     assert jobs == []
+
+
+@pytest.mark.slow
+def test_all_arms_train_on_a_folder_of_idx_files_and_are_drawn(
+    tmp_path: Path, idx_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One module, as all ten take minutes to compile; in this process, which knows it.
+    rows = [row for row in inception_table.FIGURE_5 if row.name == "3c"]
+    monkeypatch.setattr(inception_table, "FIGURE_5", tuple(rows))
+
+    def run_jobs(jobs: Sequence[Job]) -> list[int | None]:
+        return run_on_devices(jobs, jax.devices()[:2])
+
+    monkeypatch.setattr(module, "run_jobs", run_jobs)
+    figure2(tmp_path, seeds=1, overrides={**SHORT, "dataset.idx_dir": str(idx_dir)})
+    record = record_of(tmp_path)
+    assert record["source"] == (
+        "these runs: digits, 28x28 pixels, accuracy on 50 images, train[-50:], after "
+        "training on train[:-50]; 0.0625 of the channels, 12 steps of 32 images"
+    )
+    for arm, measured in record["arms"].items():
+        accuracy = load_run(tmp_path / arm / "seed0").metrics["test_accuracy"].tolist()
+        assert measured["curves"] == [{"step": [6, 12], "accuracy": accuracy}]
+    assert (tmp_path / "figure2.png").exists()

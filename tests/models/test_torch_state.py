@@ -211,7 +211,7 @@ def without(key):
             lambda: {"module.conv1_7x7_s2.weight": np.zeros(1)},
             "neither .* among the 1 keys, .* 'module.conv1_7x7_s2.weight'; .* prefix",
         ),
-        (dict, "neither .* among the 0 keys"),
+        (dict, "state_dict is empty"),
         (
             lambda: state_dict_for(width=1 / 16),
             r"has the shape \(4, 3, 7, 7\) and not \(2, 3,",
@@ -249,6 +249,14 @@ def test_a_model_that_pytorch_has_not_is_refused(fields):
     with pytest.raises(ValueError, match=r"from_torch.*: .* must have separable=False"):
         from_torch_state_dict(state_dict_for(), model)
     with pytest.raises(ValueError, match=r"to_torch.*: .* must have separable=False"):
+        to_torch_state_dict({}, model)
+
+
+def test_a_model_of_another_kind_is_refused():
+    model = make_model("cnn", num_classes=5, norm=None)
+    with pytest.raises(ValueError, match="must be an Inception, and is a C"):
+        from_torch_state_dict(state_dict_for(), model)
+    with pytest.raises(ValueError, match="must be an Inception, and is a C"):
         to_torch_state_dict({}, model)
 
 
