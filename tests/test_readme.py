@@ -163,6 +163,22 @@ def test_the_rate_of_the_small_arms_is_the_one_that_the_search_found():
     )
 
 
+def test_the_longer_runs_of_the_small_arms_came_to_what_is_said_of_them():
+    record = json.loads((_README.parent / "results/figure2-400steps.json").read_text())
+    assert record["config"]["num_steps"] == 400
+    assert record["search"]["learning_rate"] == 0.01
+    highest = {
+        arm: mean_and_deviation(values["max_accuracy"], "{:.2f}", unit=0.01)
+        for arm, values in record["arms"].items()
+    }
+    text = " ".join(_README.read_text().split())
+    assert f"Inception reached {highest['inception']} %" in text
+    assert f"BN-x30 {highest['bn_x30']} % and was the best of all" in text
+    assert [c["claim"] for c in record["claims"] if not c["holds"]] == [
+        "At five times its rate Inception without BN diverges or stalls"
+    ]
+
+
 def test_the_time_of_the_small_arms_is_that_of_their_committed_runs():
     record = json.loads((_README.parent / "results/inception_small.json").read_text())
     seconds = [value for arm in record["wall_seconds"].values() for value in arm]
