@@ -305,8 +305,10 @@ def test_sums_that_would_overflow_do_not():
 
 def test_the_branch_of_a_far_shift_is_given_half_precision_as_it_is():
     x = jnp.zeros((8, 3), jnp.bfloat16)
-    moments = partial(batch_moments, feature_axes=(1,), devices=Devices())
-    equations = jax.make_jaxpr(moments)(x, jnp.zeros(3)).eqns
+    moments = jax.make_jaxpr(
+        moments_module._batch_moments.__wrapped__, static_argnums=(2, 3, 4, 5)
+    )
+    equations = moments(x, jnp.zeros(3), None, (1,), 0.0, Devices()).eqns
     (branch,) = [eqn for eqn in equations if eqn.primitive.name == "cond"]
     handed = [v.aval.dtype for v in branch.invars if v.aval.shape == x.shape]
     # A float32 copy would be made whether or not the branch is taken.
