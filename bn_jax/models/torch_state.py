@@ -163,9 +163,9 @@ def _naming_of(state_dict: Mapping[str, Any]) -> Naming:
     for name, naming in NAMINGS.items():
         if naming.first_weight in state_dict:
             return name
-    firsts = " nor ".join(repr(n.first_weight) for n in NAMINGS.values())
     if not state_dict:
         raise ValueError("from_torch_state_dict: state_dict is empty.")
+    firsts = " nor ".join(repr(n.first_weight) for n in NAMINGS.values())
     some = ", ".join(map(repr, list(state_dict)[:3]))
     raise ValueError(
         f"from_torch_state_dict: neither {firsts} is among the {len(state_dict)} keys, "
