@@ -77,15 +77,20 @@ def main() -> None:
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     devices = topologies.get_topology_desc(_TOPOLOGY, "tpu").devices
     print(f"{'':42}{'GFLOP':>9}{'GB':>9}{'GiB peak':>10}  all-reduces")
-    programs = []
+    programs: list[dict[str, Any]] = []
     for setting in _SETTINGS:
         for norm in _NORMS:
             programs.append(_compile(setting, norm, devices))
             _print(programs[-1])
+            # A program takes minutes to compile: those that came are not lost.
+            _write(programs, devices[0].device_kind)
+
+
+def _write(programs: list[dict[str, Any]], device: str) -> None:
     result = {
         "command": "python benchmarks/aot.py",
         "topology": _TOPOLOGY,
-        "device": devices[0].device_kind,
+        "device": device,
         "versions": {
             "bn_jax": bn_jax.__version__,
             "jax": jax.__version__,

@@ -26,6 +26,7 @@ Writes `results/batch_norm-<device>.json`.
 import argparse
 import ctypes
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -86,7 +87,7 @@ def main() -> None:
     device = jax.devices()[0]
     work = _SMALL if device.platform == "cpu" else _LARGE
     record: dict[str, Any] = {
-        "command": f"python benchmarks/batch_norm.py --rounds={options.rounds}",
+        "command": f"python {' '.join(sys.argv)}",
         "machine": describe_machine(),
         "device": device.device_kind,
         "versions": {

@@ -118,6 +118,10 @@ def _moments_in_float64(
     # JAX makes float32 of float64 where it is not enabled.
     with jax.enable_x64(True):
         wide = wide_dtype(shift.dtype, jnp.float64)
+        if x.dtype != shift.dtype:
+            # Were half precision widened at once, XLA might store an array of float64
+            # of x's size and read it twice.
+            x = _rounded_to_float32(x.astype(shift.dtype))
         moments = around(x.astype(wide), jnp.zeros_like(shift, wide))
         num_samples, *_, var = moments
         mean = moments.mean

@@ -70,6 +70,16 @@ def test_what_the_mean_loses_as_one_float32_is_protected_from_the_compiler(dtype
     assert "reduce_precision" in lowered("cuda", jnp.zeros((4, 2), dtype))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.usefixtures("standard_promotion")
+def test_half_precision_is_widened_by_way_of_float32_which_xla_does_not_store(dtype):
+    short = {"bfloat16": "bf16", "float16": "f16"}[dtype]
+    program = lowered("cuda", jnp.zeros((4, 2), dtype))
+    assert f"(tensor<4x2x{short}>) -> tensor<4x2xf32>" in program
+    assert "(tensor<4x2xf32>) -> tensor<4x2xf64>" in program
+    assert f"(tensor<4x2x{short}>) -> tensor<4x2xf64>" not in program
+
+
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_others_are_given_float32_and_further_passes(platform):
     program = lowered(platform, jnp.zeros((4, 2)))
