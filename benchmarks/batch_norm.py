@@ -72,7 +72,7 @@ _LARGE = _Work(
 def main() -> None:
     """Times all libraries on all shapes, prints a table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument(
         "--libraries",
         nargs="+",
