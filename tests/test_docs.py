@@ -67,7 +67,10 @@ def test_what_passed_on_a_gpu_is_what_was_recorded():
     path = _ROOT / "results" / "conformance-nvidia-h200.json"
     record = json.loads(path.read_text())
     text = " ".join((_ROOT / "docs" / "comparison.md").read_text().split())
-    assert f"with jax {record['versions']['jax']}, {record['passed']} passed and none" in text
+    assert (
+        f"with jax {record['versions']['jax']}, {record['passed']} passed and none"
+        in text
+    )
     assert record["failed"] == 0
     assert f"{record['skipped']} were skipped" in text
 

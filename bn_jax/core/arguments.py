@@ -1,7 +1,9 @@
 """What `batch_norm` refuses, in words that name the way out, before it is traced."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -95,11 +97,13 @@ def check_settings(
     Raises:
         ValueError: If one of them does not.
     """
-    if momentum is not None and jnp.shape(momentum) != ():
-        raise ValueError(
-            "batch_norm: momentum must be one number, for all features, and has the "
-            f"shape {jnp.shape(momentum)}."
-        )
+    for name, number in {"momentum": momentum, "epsilon": epsilon}.items():
+        is_left_out = name == "momentum" and number is None
+        if not is_left_out and not _is_number(number):
+            raise ValueError(
+                f"batch_norm: {name} must be one number, for all features, and is "
+                f"{number!r}."
+            )
     if momentum is not None and not _may_be_fraction(momentum):
         raise ValueError(
             f"batch_norm: momentum must lie in [0, 1), and is {momentum}; it is the "
@@ -142,7 +146,8 @@ def check_settings(
     if (momentum is None or debias) and "count" not in batch_stats:
         raise ValueError(
             "batch_norm: momentum=None and debias=True need the number of batches so "
-            f"far: batch_stats['count'], 0.0 at first; it has {sorted(batch_stats)}."
+            f"far: batch_stats['count'], 0.0 at first; it has {sorted(batch_stats)}. "
+            "bn_jax.with_counts completes a whole collection."
         )
     if momentum is None and debias:
         raise ValueError(
@@ -184,6 +189,11 @@ def check_number_of_values(
             "batch or group (group_size), share statistics across devices (axis_name), "
             "or normalize by the running ones (use_running_average=True)."
         )
+
+
+def _is_number(value: Any) -> bool:
+    is_numeric = isinstance(value, float | int | np.generic | np.ndarray | jax.Array)
+    return is_numeric and jnp.shape(value) == ()
 
 
 def _may_be_fraction(momentum: float | Array) -> bool:

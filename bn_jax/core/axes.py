@@ -17,11 +17,16 @@ def canonical_axes(rank: int, axes: int | Sequence[int]) -> tuple[int, ...]:
         Axes in increasing order, each of them once.
 
     Raises:
-        ValueError: If an axis lies outside an array of that rank.
+        ValueError: If an axis lies outside an array of that rank, which has one.
 
     >>> canonical_axes(4, (-1, 1))
     (1, 3)
     """
+    if rank == 0:
+        raise ValueError(
+            "batch_norm: x must have a feature axis, and is a single number; one "
+            "example has the shape (features,)."
+        )
     given = tuple(axes) if isinstance(axes, Iterable) else (axes,)
     for axis in given:
         if not -rank <= axis < rank:

@@ -72,8 +72,8 @@ def batch_norm(
         batch_stats: Running statistics `{"mean", "var"}`, one value a feature each,
             as Flax keeps them in its `batch_stats` collection; with `debias` or
             `momentum=None` also `count`, the number of batches behind them, a float
-            for all features together.
-            Devices that share statistics must hold the same; with `group_size` all.
+            for all features together. Devices that share statistics but hold
+            different ones get the right result by a further pass in every step.
         use_running_average: Normalize by `batch_stats` (inference), not by the
             batch's own statistics (training). May be traced.
         update_running_average: Whether the batch moves `batch_stats`; by default
@@ -105,13 +105,15 @@ def batch_norm(
     Returns:
         y, of x's shape and dtype (float32 for integers), and the new running
         statistics, in float32 at least, which a batch with nothing to average leaves
-        alone.
+        alone. Of the variance digits below a millionth of epsilon may be missing.
 
     Raises:
         ValueError: If an axis does not exist; an array of features or the mask does
             not fit x; a setting lies outside its range or needs another one; groups
             do not fit the batch; or there is but one value a feature where the
             batch's statistics may be needed (a traced flag may be False).
+        NameError: If `axis_name` is not bound.
+        NotImplementedError: If JAX has no sum over these groups of devices here.
 
     >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
     >>> running = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
@@ -231,16 +233,22 @@ def batch_norm_with_moments(
         new_batch_stats, moments = batch_stats, None
         if needs_batch:
             by_batch = negate(by_running)
-            # Statistics may be wanted where y is not.
-            x = differentiable_if(by_batch, x) if follows else x
-            scale, bias = differentiable_if(by_batch, (scale, bias))
-            batch = (x, scale, bias, batch_stats["mean"], mask, layout)
-            if group_size is None:
-                y_by_batch, shifted = normalize_by_batch(*batch)
-                moments = shifted.rounded()
-            else:
-                y_by_batch, moments = normalize_by_group(*batch, group_size=group_size)
+            shift = batch_stats["mean"]
+
+            def normalize_batch(*arrays: Array | None) -> tuple[Array, Moments]:
+                batch = (*arrays, shift, mask, layout)
+                if group_size is not None:
+                    return normalize_by_group(*batch, group_size=group_size)
+                y, shifted = normalize_by_batch(*batch)
+                return y, shifted.rounded()
+
+            y_by_batch, moments = normalize_batch(
+                *differentiable_if(by_batch, (x, scale, bias))
+            )
             y = select(by_running, y, y_by_batch)
+            if not follows and by_batch is not True:
+                # Statistics may be wanted, with derivatives, where y is not.
+                _, moments = normalize_batch(x, None, None)
             updated = update_batch_stats(
                 batch_stats,
                 moments,

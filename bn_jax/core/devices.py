@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact, Shaped
+from jaxtyping import Array, Inexact, PyTree, Shaped
 
 
 class Devices(NamedTuple):
@@ -196,6 +196,19 @@ def own_group(devices: Devices, sums: Shaped[Array, "*sums"]) -> Shaped[Array, "
     if devices.devices_per_group is None:
         return sums
     return jax.lax.dynamic_slice_in_dim(sums, _group_index(devices), 1)
+
+
+def varying_with(values: PyTree, other: Array) -> PyTree:
+    """The same values, of the type of what may differ wherever another one may.
+
+    Only `shard_map` tells these types apart, when it checks them. The selection is
+    gone when it is compiled.
+
+    Args:
+        values: Arrays of one shape.
+        other: One of that shape, which may be another one on each device.
+    """
+    return jax.tree.map(lambda value: jnp.where(other == other, value, value), values)
 
 
 def _is_bound(name: str) -> bool:

@@ -20,9 +20,9 @@ def as_flag(flag: Any, name: str) -> Flag:
     Raises:
         ValueError: If it is not one boolean.
     """
-    if flag is None or jnp.shape(flag) != ():
+    if flag is None or isinstance(flag, str) or jnp.shape(flag) != ():
         raise ValueError(
-            f"batch_norm: {name} must be one boolean, for all of x, and is {flag}."
+            f"batch_norm: {name} must be one boolean, for all of x, and is {flag!r}."
         )
     return flag.astype(bool) if isinstance(flag, Tracer) else bool(flag)
 

@@ -74,9 +74,9 @@ def plan_groups(group_size: int, batch_size: int, devices: Devices) -> Groups:
         ValueError: If groups of that size would straddle devices.
     """
     whole = batch_size * number_of_devices(devices)
-    if group_size >= 1 and batch_size % group_size == 0:
+    if batch_size % group_size == 0:
         return Groups(max(batch_size // group_size, 1), Devices(), devices)
-    if group_size >= 1 and whole % group_size == 0 and group_size % batch_size == 0:
+    if whole % group_size == 0 and group_size % batch_size == 0:
         per_group = group_size // batch_size
         return Groups(1, devices._replace(devices_per_group=per_group), Devices())
     fitting = [

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
+from bn_jax.core.agreement import are_equal, marks
 from bn_jax.core.axes import expand_to_rank, other_axes
 from bn_jax.core.devices import (
     Devices,
@@ -16,8 +17,10 @@ from bn_jax.core.devices import (
     own_group,
     sum_across,
     sums_refused_with_advice,
+    varying_with,
 )
 from bn_jax.core.dtypes import wide_dtype
+from bn_jax.core.float64_moments import moments_in_float64
 from bn_jax.core.types import ShiftedMoments
 
 # A shift this many variances (squared distance) away from the mean makes the sums five
@@ -99,66 +102,24 @@ def _batch_moments(
     in_passes = partial(_moments_in_passes, around, epsilon)
     if jnp.finfo(shift.dtype).bits == 64:
         return in_passes(x, shift)
-    in_float64 = partial(_moments_in_float64, around)
+    in_float64 = partial(moments_in_float64, around)
     return jax.lax.platform_dependent(
         x, shift, cuda=in_float64, rocm=in_float64, default=in_passes
     )
-
-
-def _moments_in_float64(
-    around: Callable[..., ShiftedMoments], x: Array, shift: Array
-) -> ShiftedMoments:
-    """Moments by one pass in float64, whose sums need no shift.
-
-    Cancellation leaves an error of some `1e-16 * mean**2` in the variance: nothing
-    beside that of float32 values that differ, but more than an epsilon of 1e-5 where
-    a feature of 3e5 or more is constant but for the last digit of a few values. A GPU
-    cannot branch by itself, and would wait for the host longer than for this pass.
-    """
-    # JAX makes float32 of float64 where it is not enabled.
-    with jax.enable_x64(True):
-        wide = wide_dtype(shift.dtype, jnp.float64)
-        if x.dtype != shift.dtype:
-            # Were half precision widened at once, XLA might store an array of float64
-            # of x's size and read it twice.
-            x = _rounded_to_float32(x.astype(shift.dtype))
-        moments = around(x.astype(wide), jnp.zeros_like(shift, wide))
-        num_samples, *_, var = moments
-        mean = moments.mean
-        near = jnp.where(jnp.isfinite(mean), mean, jnp.zeros((), wide))
-        near = _rounded_to_float32(near)
-        narrow = jnp.finfo(shift.dtype).dtype
-        return ShiftedMoments(
-            num_samples.astype(narrow),
-            near.astype(shift.dtype),
-            (mean - near).astype(shift.dtype),
-            var.astype(narrow),
-        )
-
-
-def _rounded_to_float32(x: Array) -> Array:
-    """The same dtype with the digits of a float32.
-
-    There and back again by `astype` is nothing to XLA's compiler for GPUs, which may
-    keep more precision than it is asked for.
-    """
-    if jnp.iscomplexobj(x):
-        parts = map(_rounded_to_float32, (x.real, x.imag))
-        return jax.lax.complex(*parts)
-    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=23)
 
 
 def _moments_in_passes(
     around: Callable[..., ShiftedMoments], epsilon: float, x: Array, shift: Array
 ) -> ShiftedMoments:
     """Moments by one pass, and by further ones if the shift lay far from the mean."""
-    first = around(x, shift)
+    first = varying_with(around(x, shift, compares_shifts=True), shift)
+    is_exact = _is_exact(first, epsilon)
     # Devices must go the same way, or an all-reduce in one waits for ever: all know
     # the moments of all groups that are summed together.
     return jax.lax.cond(
-        _all(_is_exact(first, epsilon)),
+        _all(is_exact),
         lambda: first,
-        lambda: _further_passes(partial(around, x), first, epsilon),
+        lambda: _further_passes(partial(around, x), first, is_exact, epsilon),
     )
 
 
@@ -177,7 +138,10 @@ class _Pass(NamedTuple):
 
 
 def _further_passes(
-    around: Callable[..., ShiftedMoments], first: ShiftedMoments, epsilon: float
+    around: Callable[..., ShiftedMoments],
+    first: ShiftedMoments,
+    is_exact: Array,
+    epsilon: float,
 ) -> ShiftedMoments:
     """Moments around the mean that the pass before has found, until they are exact."""
 
@@ -188,10 +152,14 @@ def _further_passes(
         shift = jnp.where(jnp.isfinite(mean), mean, before.moments.shift)
         moments = around(shift, keeps_range=True)
         is_last = _is_exact(moments, epsilon) | ~jnp.isfinite(moments.offset)
-        return _Pass(number, is_last | (number >= _MAX_FURTHER_PASSES), moments)
+        # What is exact stays: keeping the range loses the smallest squares.
+        moments = jax.tree.map(
+            partial(jnp.where, before.is_last), before.moments, moments
+        )
+        is_last |= before.is_last | (number >= _MAX_FURTHER_PASSES)
+        return _Pass(number, is_last, moments)
 
-    # False, of the variance's type under a mapped axis as well.
-    begin = _Pass(jnp.zeros((), jnp.int32), first.var < 0, first)
+    begin = _Pass(jnp.zeros((), jnp.int32), is_exact, first)
     end = jax.lax.while_loop(lambda now: ~_all(now.is_last), next_pass, begin)
     return _with_overflow(end.moments)
 
@@ -226,9 +194,13 @@ def _moments_around(
     feature_axes: Sequence[int],
     mask: Bool[Array, "*#shape"] | None,
     devices: Devices,
+    compares_shifts: bool = False,
     keeps_range: bool = False,
 ) -> ShiftedMoments:
     """Moments from sums of `x - shift` and of its square.
+
+    Where shifts are compared, and devices turn out to have different ones, there are
+    no moments yet: the variance is infinite, and the shift 0 on all of them.
 
     Sums of many values overflow before their mean does, unless the range is kept, at
     the price of further operations.
@@ -256,16 +228,22 @@ def _moments_around(
         count = max(positions, 1) if isinstance(positions, int) else 2**40
         unit = 2.0 ** -math.ceil(math.log2(count) / 2)
         deviation, same_deviation = deviation * unit * unit, same_deviation * unit
-    sums = [total(deviation), total(abs_squared(same_deviation))]
-    if mask is None:
-        sums = sum_across(devices, sums)
-        num_samples = jnp.full_like(sums[1], positions)
-    else:
-        counted = jnp.broadcast_to(mask, x.shape).astype(sums[1].dtype)
-        *sums, num_samples = sum_across(devices, [*sums, total(counted)])
+    values = [total(deviation), total(abs_squared(same_deviation))]
+    if mask is not None:
+        counted = jnp.broadcast_to(mask, x.shape).astype(values[1].dtype)
+        values.append(total(counted))
+    if compares_shifts and devices.axis_sizes:
+        values += marks(own_shift)
+    deviations, squares, *others = sum_across(devices, values)
+    num_samples = jnp.full_like(squares, positions) if mask is None else others.pop(0)
     divisor = jnp.maximum(num_samples, 1) * unit**2
-    offset = sums[0] / divisor
-    var = jnp.maximum(sums[1] / divisor - abs_squared(offset), 0)
+    offset = deviations / divisor
+    var = jnp.maximum(squares / divisor - abs_squared(offset), 0)
+    if others:
+        is_common = _all(are_equal(others, devices))
+        shift = jnp.where(is_common, shift, jnp.zeros((), shift.dtype))
+        is_usable = is_common | (num_samples == 0)
+        var = jnp.where(is_usable, var, jnp.full((), jnp.inf, var.dtype))
     # What the offset is as well, for the type that it has under a mapped axis.
     has_mean = (num_samples > 0) & jnp.isfinite(offset)
     shift = jnp.where(has_mean, shift, jnp.zeros((), x.dtype))

@@ -47,8 +47,8 @@ class BatchNorm(nn.Module):
     `batch_stats` hold `mean` and `var`. What differs is what Flax gets wrong: the
     variance does not cancel under a large mean, counts are exact under a mask, also
     across devices, a batch that is masked completely leaves the running statistics
-    alone, masked positions come back as 0, and a batch with one value a feature is
-    refused.
+    alone, masked positions come back as 0; and a batch with one value a feature,
+    statistics of another shape and a momentum of 1 or more are refused.
 
     When `batch_moments` is named among the mutable collections, the layer also sows its
     `Moments` there as `moments`, a tuple with one entry a call;
@@ -134,6 +134,7 @@ class BatchNorm(nn.Module):
             ValueError: If `use_running_average` is given twice or not at all, or as
                 for `bn_jax.batch_norm`; the message begins with the layer's path.
             NameError: If `axis_name` is not bound.
+            NotImplementedError: As for `bn_jax.batch_norm`.
             ImmutableBatchStatsError: If the running statistics must be updated and
                 `batch_stats` is not mutable.
         """

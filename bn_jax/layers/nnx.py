@@ -190,6 +190,7 @@ class BatchNorm(nnx.Module):
             ValueError: If `use_running_average` is given nowhere, or as for
                 `bn_jax.batch_norm`; the message begins with the layer's class.
             NameError: If `axis_name` is not bound.
+            NotImplementedError: As for `bn_jax.batch_norm`.
         """
         where = type(self).__name__
         use_running_average = nnx.module.first_from(

@@ -35,6 +35,7 @@ def errors_naming(where: str) -> Iterator[None]:
     Raises:
         ValueError: If the body raises it.
         NameError: If the body raises it.
+        NotImplementedError: If the body raises it.
     """
     try:
         yield

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from bn_jax.core.arguments import check_settings
 from bn_jax.core.devices import Devices
 from bn_jax.core.groups import average_group
 from bn_jax.core.merge import merge_moments
@@ -56,7 +57,8 @@ def accumulate_batch_stats(
 
     Raises:
         ValueError: If moments are not stacked, belong to no layer of the collection,
-            or are missing altogether.
+            or are missing altogether; or if a setting lies outside its range or needs
+            a `count` that a layer does not have (`bn_jax.with_counts`).
     """
 
     def together(parts: Moments) -> Moments:
@@ -64,7 +66,24 @@ def accumulate_batch_stats(
             return merge_moments(parts)
         return average_group(parts, Devices())
 
+    def check(old: Mapping[str, Array]) -> None:
+        try:
+            check_settings(
+                old,
+                (),
+                momentum=momentum,
+                epsilon=0.0,
+                axis_name=None,
+                axis_index_groups=None,
+                group_size=group_size,
+                variance_correction=variance_correction,
+                debias=debias,
+            )
+        except ValueError as error:
+            raise ValueError(f"accumulate_batch_stats: {error}") from error
+
     def update(calls: tuple[Moments, ...], old: Mapping[str, Array]) -> Any:
+        check(old)
         step = partial(
             update_batch_stats,
             momentum=momentum,

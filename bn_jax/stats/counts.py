@@ -35,6 +35,12 @@ def with_counts(batch_stats: PyTree, like: PyTree, *, count: float) -> PyTree:
     """
     if not hasattr(batch_stats, "items"):
         return batch_stats
+    if not hasattr(like, "items"):
+        raise ValueError(
+            "with_counts: like must be the batch_stats of the same model, as "
+            f"model.init makes them; it has {type(like).__name__} where the collection "
+            f"has {sorted(batch_stats)}."
+        )
     unknown = set(batch_stats) - set(like)
     if unknown:
         raise ValueError(

@@ -38,8 +38,15 @@ def population_statistics(
         The `batch_stats` collection to use at inference, in float32 or wider.
 
     Raises:
-        ValueError: If there is no batch, or the model sows no `batch_moments`.
+        ValueError: If there is no batch, the variables hold no `batch_stats`, or the
+            model sows no `batch_moments`.
     """
+    if "batch_stats" not in variables:
+        raise ValueError(
+            "population_statistics: variables must hold the collection 'batch_stats', "
+            f"as model.init makes them, and hold {sorted(variables)}; a model has it "
+            "with bn_jax.BatchNorm for its layers."
+        )
     moments = [_moments_of(apply_fn(variables, batch)) for batch in batches]
     if not moments:
         raise ValueError(
@@ -81,11 +88,13 @@ def average_moments(moments: PyTree, batch_stats: PyTree) -> PyTree:
 
 
 def _moments_of(result: tuple[Any, Mapping[str, Any]]) -> PyTree:
-    _, updates = result
+    is_pair = isinstance(result, tuple) and len(result) == 2
+    updates = result[1] if is_pair and isinstance(result[1], Mapping) else {}
     if not updates.get("batch_moments"):
         raise ValueError(
-            "population_statistics: apply_fn must return the collection "
-            f"'batch_moments', and returned {sorted(updates)}; make it mutable, run "
-            "the model in training mode, and use bn_jax.BatchNorm for its layers."
+            "population_statistics: apply_fn must return the model's output and the "
+            "collections that it changed, 'batch_moments' among them, and returned "
+            f"{sorted(updates) or 'none'} of these; make it mutable, run the model in "
+            "training mode, and use bn_jax.BatchNorm for its layers."
         )
     return updates["batch_moments"]

@@ -124,6 +124,55 @@ def test_no_valid_position_on_any_device_leaves_the_statistics_alone(over_device
 
 
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("spread", [1e-6, 0.05, 4.0])
+def test_devices_whose_running_means_differ_are_like_one_too(
+    over_devices, spread, masked
+):
+    # As they do after training without an axis name, or in groups of devices.
+    x = normal(NUM_DEVICES, 8, 3) + np.float32(100)
+    mask = np.random.default_rng(2).random((NUM_DEVICES, 8, 1)) < (0.6 if masked else 2)
+    means = np.full((NUM_DEVICES, 3), 100, np.float32)
+    means[:, 1] += np.arange(NUM_DEVICES) * spread
+
+    def train_from(x, mask, mean):
+        stats = {"mean": mean, "var": jnp.ones(3)}
+        return batch_norm(
+            x, None, None, stats, mask=mask, momentum=0.0, axis_name="devices"
+        )
+
+    arguments = map(jnp.asarray, (x, mask, means))
+    assert_like_one_device(over_devices(train_from)(*arguments), x, mask)
+
+
+def test_groups_of_devices_whose_running_means_differ_are_like_one_device(over_devices):
+    x = normal(NUM_DEVICES, 8, 3)
+    means = np.arange(NUM_DEVICES, dtype=np.float32)[:, None] * np.ones(3, np.float32)
+
+    def train_from(x, mean):
+        stats = {"mean": mean, "var": jnp.ones(3)}
+        return batch_norm(x, None, None, stats, axis_name="devices", group_size=16)
+
+    y, _ = over_devices(train_from)(jnp.asarray(x), jnp.asarray(means))
+    halves = np.reshape(x, (2, 16, 3))
+    expected = [oracles.batch_norm(half) for half in halves]
+    np.testing.assert_allclose(np.reshape(y, (2, 16, 3)), expected, atol=1e-5)
+
+
+def test_a_running_mean_that_one_device_has_lost_spoils_no_other(over_devices):
+    x = normal(NUM_DEVICES, 8, 3)
+    means = np.ones((NUM_DEVICES, 3), np.float32)
+    means[1, 2] = np.nan
+
+    def train_from(x, mean):
+        stats = {"mean": mean, "var": jnp.ones(3)}
+        return batch_norm(x, None, None, stats, axis_name="devices")
+
+    y, _ = over_devices(train_from)(jnp.asarray(x), jnp.asarray(means))
+    expected = oracles.batch_norm(np.reshape(x, (-1, 3))).reshape(x.shape)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
 def test_gradients_of_the_whole_are_like_those_of_one_device(over_devices, masked):
     x, dy = normal(NUM_DEVICES, 8, 3), normal(NUM_DEVICES, 8, 3, seed=1)
     mask = np.random.default_rng(2).random((NUM_DEVICES, 8, 1)) < 0.6

@@ -64,6 +64,23 @@ def test_a_negative_epsilon_is_refused(epsilon, initial_stats):
         batch_norm(X, None, None, initial_stats(3), epsilon=epsilon)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"epsilon": None}, {"epsilon": jnp.full(3, 1e-5)}, {"momentum": "0.9"}],
+    ids=["none", "features", "text"],
+)
+@pytest.mark.usefixtures("unchecked_types")
+def test_a_setting_that_is_not_one_number_is_refused(settings, initial_stats):
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"batch_norm: {name} must be one number"):
+        batch_norm(X, None, None, initial_stats(3), **settings)
+
+
+def test_a_single_number_has_no_features(initial_stats):
+    with pytest.raises(ValueError, match="x must have a feature axis"):
+        batch_norm(jnp.ones(()), None, None, initial_stats(), axis=-1)
+
+
 @pytest.mark.usefixtures("unchecked_types")
 def test_a_traced_epsilon_is_refused(initial_stats):
     def function(epsilon):

@@ -55,9 +55,15 @@ def test_a_flag_that_is_missing_is_refused():
 
 
 @pytest.mark.usefixtures("unchecked_types")
+def test_a_flag_in_words_is_refused():
+    with pytest.raises(ValueError, match=r"use_running_average must .* is 'False'"):
+        batch_norm(X, None, None, STATS, use_running_average="False")
+
+
+@pytest.mark.usefixtures("unchecked_types")
 def test_a_momentum_for_each_feature_is_refused():
     for momentum in (jnp.full(2, 0.9), np.array([0.9])):
-        with pytest.raises(ValueError, match=r"one number, .* the shape \(\d,\)"):
+        with pytest.raises(ValueError, match="momentum must be one number, for all"):
             batch_norm(X, None, None, STATS, momentum=momentum)
 
 
@@ -100,6 +106,25 @@ def test_statistics_have_gradients_where_they_are_updated_by_a_batch_not_used():
     for flag in (True, False):
         slope = jax.jit(jax.grad(updated))(X, flag)
         np.testing.assert_allclose(slope, jnp.full((5, 2), 0.2), rtol=1e-5)
+
+
+def test_what_moves_the_statistics_alone_reaches_no_gradient_of_y():
+    x = X.at[0, 0].set(jnp.nan)
+
+    def loss(x, flag):
+        y, _ = batch_norm(
+            x,
+            None,
+            None,
+            STATS,
+            use_running_average=flag,
+            update_running_average=True,
+        )
+        return jnp.sum(y[1:])
+
+    expected = jax.grad(loss)(x, True)
+    assert jnp.isfinite(expected).all()
+    np.testing.assert_array_equal(jax.jit(jax.grad(loss))(x, True), expected)
 
 
 @pytest.mark.parametrize("flag", [True, jnp.array(True)])

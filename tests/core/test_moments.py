@@ -236,7 +236,7 @@ def test_any_guess_of_the_mean_gives_the_same_moments(shift):
 def test_one_pass_is_enough_unless_the_guess_is_poor(
     values, guess, is_enough, monkeypatch
 ):
-    def no_further_pass(around, first, epsilon):
+    def no_further_pass(around, first, is_exact, epsilon):
         return first._replace(var=first.var - 1e6)
 
     monkeypatch.setattr(moments_module, "_further_passes", no_further_pass)
@@ -247,6 +247,16 @@ def test_one_pass_is_enough_unless_the_guess_is_poor(
     layout = {"feature_axes": (1,), "epsilon": 1e-5, "devices": Devices()}
     moments = batch_moments(x, shift, **layout)
     assert (moments.var.item() > -1) == is_enough
+
+
+def test_a_feature_that_is_exact_does_not_lose_its_smallest_squares_to_another_one():
+    x = normal(65536, 2, mean=1e4)
+    x[:, 0] = normal(65536) * np.float32(1e-17)
+    moments = batch_moments(
+        jnp.asarray(x), jnp.zeros(2), feature_axes=(1,), devices=Devices()
+    )
+    _, _, var = oracles.moments(x)
+    np.testing.assert_allclose(moments.var, var, rtol=1e-5)
 
 
 def test_the_mean_of_two_numbers_has_more_digits_than_one():

@@ -239,6 +239,24 @@ def test_moments_of_other_layers_are_refused():
             bn_jax.accumulate_batch_stats(variables["batch_stats"], moments)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"momentum": 1.5}, r"momentum must lie in \[0, 1\), and is 1\.5"),
+        ({"variance_correction": 7}, "variance_correction must be 0"),
+        ({"debias": True}, r"number of batches so far.*bn_jax\.with_counts"),
+        ({"momentum": None}, r"number of batches so far.*bn_jax\.with_counts"),
+    ],
+)
+def test_settings_that_a_layer_would_refuse_are_refused(settings, message):
+    x, model = microbatches(2, 6, 3), Model()
+    variables = model.init(KEY, x[0])
+    _, updates = model.apply(variables, x[0], mutable=MUTABLE)
+    stacked = jax.tree.map(lambda leaf: leaf[None], updates["batch_moments"])
+    with pytest.raises(ValueError, match=f"accumulate_batch_stats: .*{message}"):
+        bn_jax.accumulate_batch_stats(variables["batch_stats"], stacked, **settings)
+
+
 def test_no_moments_are_refused():
     x, model = microbatches(2, 6, 3), Model()
     variables = model.init(KEY, x[0])

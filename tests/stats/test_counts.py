@@ -100,3 +100,5 @@ def test_the_collection_of_another_model_is_refused():
     stats = variables["batch_stats"]
     with pytest.raises(ValueError, match=r"lacks \['BatchNorm_0', 'BatchNorm_1'\]"):
         bn_jax.with_counts(stats, {"batch_stats": like}, count=np.inf)
+    with pytest.raises(ValueError, match=r"with_counts: like must .* where the coll"):
+        bn_jax.with_counts(stats, dict.fromkeys(stats, np.zeros(2)), count=np.inf)

@@ -217,7 +217,7 @@ class Plain(nn.Module):
 def test_a_model_that_sows_no_moments_is_refused(model):
     batches = batches_of(2, 6, 3)
     variables = init(model, batches[0])
-    with pytest.raises(ValueError, match=r"use bn_jax\.BatchNorm for its layers"):
+    with pytest.raises(ValueError, match=r"bn_jax\.BatchNorm for its layers"):
         bn_jax.population_statistics(in_training(model), variables, batches)
 
 
@@ -226,6 +226,17 @@ def test_a_model_in_inference_mode_is_refused(two_layers):
     infer = partial(model.apply, train=False, mutable=["batch_stats", "batch_moments"])
     with pytest.raises(ValueError, match="run the model in training mode"):
         bn_jax.population_statistics(infer, variables, batches)
+
+
+def test_a_function_that_returns_no_collections_is_refused(two_layers):
+    model, variables, batches, _ = two_layers
+    for result in (batches[0], (batches[0], batches[0]), [batches[0]]):
+        with pytest.raises(ValueError, match="must return the model's output and the"):
+            bn_jax.population_statistics(lambda *_, r=result: r, variables, batches)
+    with pytest.raises(ValueError, match=r"collection 'batch_stats', .* \['params'\]"):
+        bn_jax.population_statistics(
+            in_training(model), {"params": variables["params"]}, batches
+        )
 
 
 def test_a_layer_that_sows_nothing_keeps_its_statistics():
