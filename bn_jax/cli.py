@@ -165,6 +165,11 @@ def _do(
         )
     elif options.verb == "prepare":
         data_dir = options.data_dir
+        if data_dir.expanduser().is_file():
+            raise UserError(
+                f"--data_dir: {data_dir} is a file; name the folder of prepared data "
+                "sets, or one that is to be made."
+            )
         folder = _prepare(options, data_dir.expanduser())
         call = f'tfds.data_source("{options.name}", data_dir="{data_dir}")'
         print(f"{folder}: read it with {call}.")

@@ -46,10 +46,8 @@ def get_config(arm: str = "bn_x5") -> ConfigDict:
             "configs/inception_small.py: the arms are "
             f"{', '.join(ARMS + ARMS_TOLD)}; {arm!r} is none."
         )
-    config = _inception()
     # A run halves the rate once, and six times where that is six times faster.
-    halvings = 6 if arm.startswith("bn_x") else 1
-    config.schedule.decay_every_steps = config.get_ref("num_steps") // halvings
+    config = _inception(halvings=6 if arm.startswith("bn_x") else 1)
     if arm.startswith("bn"):
         config.norm.name = "batch_norm"
     if arm.startswith("bn_x"):
@@ -73,7 +71,7 @@ def _accelerate(config: Settings) -> None:
     config.model.dropout_rate = 0.0
 
 
-def _inception() -> Settings:
+def _inception(*, halvings: int) -> Settings:
     config = ConfigDict()
     # Initial weights and the order of the examples.
     config.seed = 0
@@ -138,7 +136,7 @@ def _inception() -> Settings:
     config.schedule = ConfigDict()
     config.schedule.name = "exponential"
     config.schedule.warmup_steps = 0
-    config.schedule.decay_every_steps = config.num_steps
+    config.schedule.decay_every_steps = config.get_ref("num_steps") // halvings
     config.schedule.decay_factor = 0.5
     config.schedule.final_fraction = 0.0
     # Fraction of the averaged parameters that a step keeps; None keeps no average.

@@ -98,6 +98,13 @@ def test_an_unknown_setting_is_refused_with_the_nearest_one(tmp_path: Path) -> N
         main(["figure1", f"--workdir={tmp_path}", "--config.num_stps=1"])
 
 
+def test_prepare_refuses_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(SystemExit, match=f"--data_dir: {file} is a file; name the"):
+        main(["prepare", "mnist", f"--data_dir={file}"])
+
+
 def test_prepare_says_where_mnist_is_and_how_to_read_it(
     prepared: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -235,8 +235,10 @@ def batch_norm_with_moments(
             by_batch = negate(by_running)
             shift = batch_stats["mean"]
 
-            def normalize_batch(*arrays: Array | None) -> tuple[Array, Moments]:
-                batch = (*arrays, shift, mask, layout)
+            def normalize_batch(
+                x: Array, scale: Array | None, bias: Array | None
+            ) -> tuple[Array, Moments]:
+                batch = (x, scale, bias, shift, mask, layout)
                 if group_size is not None:
                     return normalize_by_group(*batch, group_size=group_size)
                 y, shifted = normalize_by_batch(*batch)

@@ -49,7 +49,7 @@ def resize(
 
     It is interpolated linearly down to the half of its size, and averaged over areas
     below that, where linear interpolation would skip pixels. Averaging always would
-    take six times as long.
+    take six times as long. OpenCV does not average where one side grows meanwhile.
 
     Args:
         image: uint8 pixels `(height, width, channels)`.

@@ -147,9 +147,12 @@ def _check_split(name: str, builder: Any, split: str) -> None:
         cause = None
     except (ValueError, KeyError, AssertionError) as error:
         cause = error
+    there = ", ".join(
+        f"{name} with {splits[name].num_examples}" for name in sorted(splits)
+    )
     raise UserError(
-        f"{name}: there is no split {split!r} with examples; it has "
-        f"{', '.join(sorted(splits))}."
+        f"{name}: there is no split {split!r} with examples; it has {there}, and "
+        "slices of them such as 'train[:10%]'."
     ) from cause
 
 
@@ -183,7 +186,14 @@ def _check_features(name: str, builder: Any) -> tuple[tuple[int, ...] | None, in
             f"{name}: expected the features 'image' and 'label' (a class); there are "
             f"{', '.join(sorted(names)) or features}."
         )
-    shape = features["image"].shape
+    image = features["image"]
+    # `dtype` would import TensorFlow.
+    if image.np_dtype != np.uint8:
+        raise UserError(
+            f"{name}: images must be uint8, pixels of 0 to 255, and are "
+            f"{np.dtype(image.np_dtype).name}."
+        )
+    shape = image.shape
     return None if None in shape else shape, num_classes
 
 

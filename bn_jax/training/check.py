@@ -16,10 +16,10 @@ def check_config(config: Any) -> None:
     Raises:
         UserError: With the setting's name, what it may be and what it is.
     """
+    check_batch_size(config)
     schedule = config.evaluation.schedule
     at_least_one = {
         "num_steps": config.num_steps,
-        "batch_size": config.batch_size,
         "accumulation_steps": config.accumulation_steps,
         "max_steps_per_dispatch": config.max_steps_per_dispatch,
         "max_nonfinite_steps": config.max_nonfinite_steps,
@@ -59,6 +59,21 @@ def check_config(config: Any) -> None:
         raise UserError(
             "config.ema_decay is the fraction of the average that a step keeps; it "
             f"must lie in [0, 1), and is {config.ema_decay}."
+        )
+
+
+def check_batch_size(config: Any) -> None:
+    """Raises for a batch of no examples, by which other settings may be divided.
+
+    Args:
+        config: As the files in `configs/` make it; its other settings are not read.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if config.batch_size < 1:
+        raise UserError(
+            f"config.batch_size must be at least 1, and is {config.batch_size}."
         )
 
 

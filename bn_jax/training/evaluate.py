@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from bn_jax.analysis.trained import Evaluation
 from bn_jax.data.crops import NUM_CROPS
+from bn_jax.data.imagenet import number_of_cores
 from bn_jax.errors import UserError
 from bn_jax.training.build import Parts, Settings, read_batches, settings_to_blame
 from bn_jax.training.held_out import add_up, make_test_reader
@@ -113,9 +114,17 @@ def read_test_set(
         UserError: If the images have no crops.
     """
     split, batch_size = parts.data.test, config.evaluation.batch_size
+    batches_at_once = 1
     if crops > 1:
         split, batch_size = split.all_crops(), max(1, batch_size // crops)
-    read_test = make_test_reader(parts.parallel, split, batch_size=batch_size)
+        # One image has work for one thread.
+        batches_at_once = config.dataset.get("read_threads") or number_of_cores()
+    read_test = make_test_reader(
+        parts.parallel,
+        split,
+        batch_size=batch_size,
+        batches_at_once=batches_at_once,
+    )
     if statistics == "batch":
         return lambda: _without_filling(read_test())
     return read_test

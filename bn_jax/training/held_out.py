@@ -16,18 +16,21 @@ from bn_jax.training.steps import Examples
 
 
 def make_test_reader(
-    parallel: Parallel, split: Split, *, batch_size: int
+    parallel: Parallel, split: Split, *, batch_size: int, batches_at_once: int = 1
 ) -> Callable[[], Iterable[PaddedBatches]]:
     """A function that gives every example of a split, in parts to be read in turn.
 
     A split in memory is one part, on the devices from now on. Of another one each part
-    is a batch, read when it is its turn: ImageNet's validation images are 7.5 GB.
+    is a batch or a few, read when it is its turn: ImageNet's validation images are
+    7.5 GB.
 
     Args:
         parallel: The devices, over which each batch is split.
         split: The examples.
         batch_size: Examples at once, on all devices together; rounded up to a multiple
             of their number.
+        batches_at_once: Of what is not in memory, how many batches a part has. A
+            device's examples of all of them are read by as many threads as there are.
     """
     indices, is_example = padded_batches(
         len(split), batch_size, multiple_of=parallel.num_devices
@@ -45,7 +48,8 @@ def make_test_reader(
     if split.is_in_memory:
         whole = put(slice(None))
         return lambda: [whole]
-    return lambda: (put(slice(i, i + 1)) for i in range(len(indices)))
+    starts = range(0, len(indices), batches_at_once)
+    return lambda: (put(slice(start, start + batches_at_once)) for start in starts)
 
 
 def add_up(

@@ -28,7 +28,7 @@ from bn_jax.training.build import (
     build_parts,
     describe_normalization,
 )
-from bn_jax.training.check import check_config
+from bn_jax.training.check import check_batch_size, check_config
 from bn_jax.training.checkpoint import Checkpoints
 from bn_jax.training.nonfinite import name_of_value
 from bn_jax.training.pace import Pace
@@ -96,6 +96,7 @@ def train(
     """
     started = time.monotonic()
     workdir = Path(workdir)
+    check_batch_size(config)
     settings = json.loads(config.to_json())
     profile = Profile(workdir, profile_steps)
     with StopSignals() as signals, ExitStack() as held:

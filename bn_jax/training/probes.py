@@ -21,7 +21,7 @@ def make_probes(
     names: Sequence[str],
     *,
     model: nn.Module,
-    initial_variables: PyTree,
+    initial_variables: Callable[[], PyTree],
     read_inputs: Callable[[], Float[Array, "examples ..."]],
 ) -> Probe:
     """All probes that a configuration lists, as one.
@@ -29,9 +29,10 @@ def make_probes(
     Args:
         names: "percentiles", "batch_norm", or none.
         model: Called as `model.apply(variables, x, train=...)`.
-        initial_variables: What the model has before training, with population
+        initial_variables: Gives what the model has before training, with population
             statistics.
-        read_inputs: Gives the model inputs that some probes use; called if they do.
+        read_inputs: Gives the model inputs. Some probes use these two, and call them
+            if they do.
 
     Raises:
         UserError: If there is no probe of a name, or the model does not suit it.
@@ -54,7 +55,9 @@ def make_probes(
 
 
 def _percentiles_probe(
-    model: Any, initial_variables: PyTree, read_inputs: Callable[[], Array]
+    model: Any,
+    initial_variables: Callable[[], PyTree],
+    read_inputs: Callable[[], Array],
 ) -> Probe:
     """The {15, 50, 85}th percentiles of what one unit of the last hidden layer gets.
 
@@ -74,7 +77,7 @@ def _percentiles_probe(
         _, sown = model.apply(variables, inputs, train=False, mutable=["intermediates"])
         return sown["intermediates"][layer][0]
 
-    unit = typical_unit(unit_percentiles(layer_inputs(initial_variables)))
+    unit = typical_unit(unit_percentiles(layer_inputs(initial_variables())))
 
     def probe(variables: PyTree, _: PyTree) -> Mapping[str, Array]:
         return {"percentiles": unit_percentiles(layer_inputs(variables)[:, unit])}
@@ -83,7 +86,9 @@ def _percentiles_probe(
 
 
 def _batch_norm_probe(
-    model: Any, initial_variables: PyTree, read_inputs: Callable[[], Array]
+    model: Any,
+    initial_variables: Callable[[], PyTree],
+    read_inputs: Callable[[], Array],
 ) -> Probe:
     """Smallest variance of each normalization layer, and how far its averages lag.
 
@@ -103,7 +108,9 @@ def _batch_norm_probe(
     return probe
 
 
-_PROBES: Mapping[str, Callable[[Any, PyTree, Callable[[], Array]], Probe]] = {
+_PROBES: Mapping[
+    str, Callable[[Any, Callable[[], PyTree], Callable[[], Array]], Probe]
+] = {
     "percentiles": _percentiles_probe,
     "batch_norm": _batch_norm_probe,
 }

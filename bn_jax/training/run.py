@@ -107,7 +107,7 @@ def compile_run(config: Settings, parts: Parts) -> Run:
         make_probes(
             config.probes,
             model=parts.model,
-            initial_variables=networks(state, 0)[""],
+            initial_variables=lambda: networks(state, 0)[""],
             read_inputs=partial(_first_test_inputs, config, parts),
         ),
         out_shardings=parallel.replicated,

@@ -117,8 +117,19 @@ def test_a_tilde_in_data_dir_is_the_home_folder(
     "split", ["validation", "train[:x]", "", "train[:0]", "train[5:2]"]
 )
 def test_an_impossible_split_is_refused(tiny: str, split: str) -> None:
-    with pytest.raises(UserError, match=r"tiny: there is no split .* has test, train"):
+    with pytest.raises(
+        UserError, match=r"no split .* has test with 5, train with 7, and"
+    ):
         load_dataset("tiny", data_dir=tiny, train_split=split)
+
+
+def test_pixels_that_are_not_bytes_are_refused(prepare: Prepare) -> None:
+    images = [image[..., :1].astype(np.uint16) * 257 for image in TRAIN_IMAGES]
+    wide = [{"image": png(image[..., 0]), "label": 0} for image in images]
+    feature = tfds.features.Image(shape=(*SHAPE[:2], 1), dtype=np.uint16)
+    data_dir = prepare(wide, wide, FEATURES | {"image": feature})
+    with pytest.raises(UserError, match=r"tiny: images must be uint8, .* are uint16"):
+        load_dataset("tiny", data_dir=data_dir)
 
 
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """The paper's arms at a small size: what they differ in, and nothing else."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from experiments.flat_settings import flat_settings
+from ml_collections import ConfigDict
 
 from bn_jax.experiments.configs import load_config
 from bn_jax.training.check import check_config
@@ -21,6 +24,16 @@ def differences(arm: str, other: str) -> set[str]:
     first, second = settings(arm), settings(other)
     assert first.keys() == second.keys()
     return {key for key in first if first[key] != second[key]}
+
+
+def test_the_committed_figure_is_of_these_settings() -> None:
+    path = Path(__file__).parents[2] / "results" / "figure2.json"
+    record = json.loads(path.read_text())["config"]
+    config = json.loads(load_config("inception_small.py", "inception").to_json())
+    recorded, now = (flat_settings(ConfigDict(one)) for one in (record, config))
+    differ = {key for key in recorded | now if recorded.get(key) != now.get(key)}
+    # How many images at once are evaluated has no influence.
+    assert differ <= {"format_version", "evaluation.batch_size"}
 
 
 @pytest.mark.parametrize("arm", ARMS + ARMS_TOLD)

@@ -86,6 +86,20 @@ def test_a_batch_of_the_disk_is_read_when_it_is_its_turn() -> None:
         assert split.asked == [20, 20] * number
 
 
+def test_several_batches_of_the_disk_are_read_at_once_where_one_is_small() -> None:
+    split = OnDisk()
+    read = make_test_reader(
+        make_parallel("jit", num_devices=2), split, batch_size=20, batches_at_once=3
+    )
+    parts = list(read())
+    assert [part.is_example.shape for part in parts] == [(3, 20), (2, 20)]
+    # Each device its half.
+    assert split.asked == [30, 30, 20, 20]
+    images, labels = joined(parts)
+    np.testing.assert_array_equal(images, IMAGES)
+    np.testing.assert_array_equal(labels, LABELS)
+
+
 def test_the_disk_is_read_again_each_time() -> None:
     split = OnDisk()
     parallel = make_parallel("jit", num_devices=1)

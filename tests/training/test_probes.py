@@ -48,7 +48,7 @@ def test_percentiles_are_those_of_the_unit_with_the_median_spread(
     probe = make_probes(
         ["percentiles"],
         model=model,
-        initial_variables=variables,
+        initial_variables=lambda: variables,
         read_inputs=lambda: INPUTS,
     )
     values = np.percentile(last_hidden_inputs(model, variables), (15, 50, 85), axis=0)
@@ -62,7 +62,7 @@ def test_the_unit_stays_the_one_that_was_typical_before_training(
     probe = make_probes(
         ["percentiles"],
         model=model,
-        initial_variables=variables,
+        initial_variables=lambda: variables,
         read_inputs=lambda: INPUTS,
     )
     stats = variables["batch_stats"]
@@ -79,7 +79,7 @@ def test_percentiles_are_three_numbers_in_rising_order(
     probe = make_probes(
         ["percentiles"],
         model=model,
-        initial_variables=variables,
+        initial_variables=lambda: variables,
         read_inputs=lambda: INPUTS,
     )
     percentiles = jax.jit(probe)(variables, variables["batch_stats"])["percentiles"]
@@ -89,17 +89,17 @@ def test_percentiles_are_three_numbers_in_rising_order(
 
 def test_no_probe_measures_nothing(model: nn.Module, variables: Any) -> None:
     probe = make_probes(
-        [], model=model, initial_variables=variables, read_inputs=lambda: INPUTS
+        [], model=model, initial_variables=lambda: variables, read_inputs=lambda: INPUTS
     )
     assert probe(variables, variables["batch_stats"]) == {}
 
 
 @pytest.mark.parametrize("names", [[], ["batch_norm"]])
-def test_no_inputs_are_read_where_no_probe_uses_them(
-    model: nn.Module, variables: Any, names: list[str]
+def test_nothing_is_read_where_no_probe_uses_it(
+    model: nn.Module, names: list[str]
 ) -> None:
     make_probes(
-        names, model=model, initial_variables=variables, read_inputs=pytest.fail
+        names, model=model, initial_variables=pytest.fail, read_inputs=pytest.fail
     )
 
 
@@ -108,7 +108,7 @@ def test_an_unknown_probe_is_refused(model: nn.Module, variables: Any) -> None:
         make_probes(
             ["median"],
             model=model,
-            initial_variables=variables,
+            initial_variables=lambda: variables,
             read_inputs=lambda: INPUTS,
         )
 
@@ -118,7 +118,7 @@ def test_a_model_without_a_hidden_layer_to_look_at_is_refused() -> None:
         make_probes(
             ["percentiles"],
             model=nn.Dense(3),
-            initial_variables={},
+            initial_variables=dict,
             read_inputs=lambda: INPUTS,
         )
 
@@ -129,7 +129,7 @@ def test_each_norm_is_measured_against_its_moving_averages(
     probe = make_probes(
         ["batch_norm"],
         model=model,
-        initial_variables=variables,
+        initial_variables=lambda: variables,
         read_inputs=lambda: INPUTS,
     )
     population = {

@@ -156,7 +156,10 @@ def test_as_many_images_are_cropped_at_once_as_fit_into_a_batch(
 ) -> None:
     config = saved_config(imagenet)
     config.evaluation.batch_size = batch_size
+    with config.unlocked():
+        config.dataset.read_threads = 2
     found = evaluate(config, imagenet.workdir, statistics="moving", crops=NUM_CROPS)
     assert found.num_examples == 12
-    # The last batch is filled up.
-    assert asked == [images] * -(-12 // images)
+    # The last batch is filled up. One for each thread is read at once.
+    batches = -(-12 // images)
+    assert asked == [2 * images] * (batches // 2) + [images] * (batches % 2)
