@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from jaxtyping import Array
 
 from bn_jax.data import load_dataset
 from bn_jax.data.batching import batch_indices
@@ -141,6 +142,31 @@ def build_train_step(config: Settings, parts: Parts) -> TrainStep:
     )
 
 
+def build_init(
+    config: Settings, parts: Parts
+) -> tuple[jax.stages.Wrapped, Array, Array]:
+    """What makes the state before the first step, and its key and an example for it.
+
+    Args:
+        config: As the files in `configs/` make it.
+        parts: What it describes.
+    """
+
+    def init(key: Array, example: Array) -> TrainState:
+        keep_ema = config.ema_decay is not None
+        return init_state(
+            parts.model, parts.tx, key=key, example=example, keep_ema=keep_ema
+        )
+
+    compiled = jax.jit(
+        init,
+        out_shardings=parts.parallel.replicated,
+        compiler_options=_compiled_once(parts.parallel),
+    )
+    image, _ = parts.data.train.read(np.zeros(1, int), np.zeros(1, int))
+    return compiled, jax.random.key(config.seed), parts.preprocess(image)
+
+
 def build_initial_state(config: Settings, parts: Parts) -> TrainState:
     """The state before the first step, the same on all devices.
 
@@ -151,17 +177,10 @@ def build_initial_state(config: Settings, parts: Parts) -> TrainState:
     Raises:
         UserError: If the model does not take the data.
     """
-    init = jax.jit(
-        partial(
-            init_state, parts.model, parts.tx, keep_ema=config.ema_decay is not None
-        ),
-        out_shardings=parts.parallel.replicated,
-        compiler_options=_compiled_once(parts.parallel),
-    )
-    image, _ = parts.data.train.read(np.zeros(1, int), np.zeros(1, int))
-    example = parts.preprocess(image)
+    init, key, example = build_init(config, parts)
     with settings_to_blame():
-        return init(key=jax.random.key(config.seed), example=example)
+        state: TrainState = init(key, example)
+    return state
 
 
 def read_batches(

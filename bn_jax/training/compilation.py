@@ -1,7 +1,10 @@
-"""Compiled programs that are kept between runs."""
+"""Programs compiled while others are traced, and kept between runs."""
 
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import logging
@@ -31,3 +34,19 @@ def keep_compiled_code(folder: str | None = None) -> None:
     jax.config.update("jax_compilation_cache_dir", str(path))
     # By default only what takes a second to compile.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def compile_ahead(function: jax.stages.Wrapped, *arguments: Any) -> Callable[..., Any]:
+    """A function that is compiled while its caller goes on, and waited for when called.
+
+    A program leaves cores idle while XLA compiles it, and Python is busy with another
+    one's tracing.
+
+    Args:
+        function: As `jax.jit` makes it. It is traced before this returns.
+        arguments: Arrays as it will be called with, or their shapes and shardings.
+    """
+    executor = ThreadPoolExecutor(1)
+    program = executor.submit(function.lower(*arguments).compile)
+    executor.shutdown(wait=False)
+    return lambda *arguments: program.result()(*arguments)

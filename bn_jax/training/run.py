@@ -11,19 +11,20 @@ from jaxtyping import Array, ArrayLike, PyTree
 from bn_jax.training.build import (
     Parts,
     Settings,
-    build_initial_state,
+    build_init,
     build_train_step,
     read_batches,
     settings_to_blame,
 )
+from bn_jax.training.compilation import compile_ahead
 from bn_jax.training.held_out import add_up, make_test_reader
 from bn_jax.training.metrics import PredictionSums
-from bn_jax.training.parallel import compile_chunk
+from bn_jax.training.parallel import Parallel, compile_chunk
 from bn_jax.training.predict import PaddedBatches, make_eval_step, make_predict
 from bn_jax.training.probes import make_probes
 from bn_jax.training.processes import make_any
 from bn_jax.training.state import Tally, TrainState, clear_losses
-from bn_jax.training.steps import make_population_step, make_train_chunk
+from bn_jax.training.steps import Examples, make_population_step, make_train_chunk
 
 
 class Measured(NamedTuple):
@@ -74,14 +75,10 @@ def compile_run(config: Settings, parts: Parts) -> Run:
     """
     parallel = parts.parallel
     settle = jax.block_until_ready if parallel.must_wait else lambda result: result
-    state = build_initial_state(config, parts)
-    train_step = build_train_step(config, parts)
-    train_chunk = compile_chunk(parallel, make_train_chunk(train_step))
-    if parallel.mode != "pmap":
-        # Refusals come before anything is compiled. JAX keeps what it traces of a step
-        # for stretches of any length.
-        with settings_to_blame():
-            jax.eval_shape(train_chunk, state, read_batches(config, parts, 0, 1))
+    init, *arguments = build_init(config, parts)
+    train_chunk = compile_chunk(
+        parallel, make_train_chunk(build_train_step(config, parts))
+    )
     population_step = jax.jit(
         make_population_step(parts.model, preprocess=parts.preprocess),
         out_shardings=parallel.replicated,
@@ -93,6 +90,19 @@ def compile_run(config: Settings, parts: Parts) -> Run:
     read_test = make_test_reader(
         parallel, parts.data.test, batch_size=config.evaluation.batch_size
     )
+    batch = read_batches(config, parts, 0, 1)
+    ahead = _steps(batch, config.evaluation.population_batches)
+    with settings_to_blame():
+        initial_state = compile_ahead(init, *arguments)
+        state = _placed(parallel, jax.eval_shape(init, *arguments))
+        if parallel.mode != "pmap":
+            # Refusals come early. JAX keeps what it traces of a step for stretches of
+            # any length.
+            jax.eval_shape(train_chunk, state, batch)
+        population_step = compile_ahead(population_step, state.variables, ahead)
+        part = next(iter(read_test()))
+        eval_step = compile_ahead(eval_step, state.variables, part)
+    state = initial_state(*arguments)
 
     def networks(state: TrainState, step: int) -> Mapping[str, PyTree]:
         # The minibatches that training comes to next: it has not fitted them yet. The
@@ -154,3 +164,18 @@ def _first_test_inputs(config: Settings, parts: Parts) -> Array:
     count = min(config.evaluation.probe_examples, len(parts.data.test))
     images, _ = parts.data.test.read(np.arange(count), np.arange(count))
     return parts.preprocess(images)
+
+
+def _placed(parallel: Parallel, state: TrainState) -> TrainState:
+    """Shapes of a state that all devices hold."""
+    return jax.tree.map(lambda leaf: leaf.update(sharding=parallel.replicated), state)
+
+
+def _steps(batch: Examples, num_steps: int) -> Examples:
+    """Shapes of the examples of as many steps."""
+
+    def longer(leaf: Array) -> jax.ShapeDtypeStruct:
+        shape = (num_steps, *leaf.shape[1:])
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
+
+    return jax.tree.map(longer, batch)

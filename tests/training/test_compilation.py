@@ -1,4 +1,4 @@
-"""Compiled programs go to the folder that was asked for, or to none."""
+"""Compiled programs are kept where it was asked for, and compiled beside tracing."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from training.fixtures import kept_compiled_code
 
-from bn_jax.training.compilation import keep_compiled_code
+from bn_jax.training.compilation import compile_ahead, keep_compiled_code
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +66,24 @@ def test_a_folder_that_is_asked_for_wins_over_the_environments(
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", before)
     keep_compiled_code(str(tmp_path / "folder"))
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "folder")
+
+
+def test_what_is_compiled_ahead_gives_what_the_function_gives() -> None:
+    shape = jax.ShapeDtypeStruct((3,), jnp.float32)
+    doubled = compile_ahead(jax.jit(lambda tree: {"y": 2 * tree["x"]}), {"x": shape})
+    assert doubled({"x": jnp.arange(3.0)})["y"].tolist() == [0.0, 2.0, 4.0]
+
+
+def test_what_tracing_refuses_is_refused_at_once() -> None:
+    def refuse(_: jax.Array) -> None:
+        raise ValueError("no such layer")
+
+    with pytest.raises(ValueError, match="no such layer"):
+        compile_ahead(jax.jit(refuse), 1.0)
+
+
+def test_what_the_compiler_refuses_is_refused_by_the_call() -> None:
+    unknown = jax.jit(lambda x: 2 * x, compiler_options={"xla_no_such_option": 1})
+    doubled = compile_ahead(unknown, 1.0)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        doubled(1.0)
