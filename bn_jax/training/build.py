@@ -142,14 +142,29 @@ def build_train_step(config: Settings, parts: Parts) -> TrainStep:
     )
 
 
-def build_init(
-    config: Settings, parts: Parts
-) -> tuple[jax.stages.Wrapped, Array, Array]:
-    """What makes the state before the first step, and its key and an example for it.
+class Init(NamedTuple):
+    """What makes the state before the first step.
+
+    Attributes:
+        function: As `jax.jit` makes it.
+        arguments: Its arguments, a key and an example.
+        shapes: Those of the state, with the devices that will hold it: all.
+    """
+
+    function: jax.stages.Wrapped
+    arguments: tuple[Array, Array]
+    shapes: TrainState
+
+
+def build_init(config: Settings, parts: Parts) -> Init:
+    """What makes the state before the first step, traced and not compiled.
 
     Args:
         config: As the files in `configs/` make it.
         parts: What it describes.
+
+    Raises:
+        UserError: If the model does not take the data.
     """
 
     def init(key: Array, example: Array) -> TrainState:
@@ -158,13 +173,18 @@ def build_init(
             parts.model, parts.tx, key=key, example=example, keep_ema=keep_ema
         )
 
-    compiled = jax.jit(
+    everywhere = parts.parallel.replicated
+    function = jax.jit(
         init,
-        out_shardings=parts.parallel.replicated,
+        out_shardings=everywhere,
         compiler_options=_compiled_once(parts.parallel),
     )
     image, _ = parts.data.train.read(np.zeros(1, int), np.zeros(1, int))
-    return compiled, jax.random.key(config.seed), parts.preprocess(image)
+    arguments = (jax.random.key(config.seed), parts.preprocess(image))
+    with settings_to_blame():
+        shapes = jax.eval_shape(function, *arguments)
+    placed = jax.tree.map(lambda leaf: leaf.update(sharding=everywhere), shapes)
+    return Init(function, arguments, placed)
 
 
 def build_initial_state(config: Settings, parts: Parts) -> TrainState:
@@ -177,9 +197,8 @@ def build_initial_state(config: Settings, parts: Parts) -> TrainState:
     Raises:
         UserError: If the model does not take the data.
     """
-    init, key, example = build_init(config, parts)
-    with settings_to_blame():
-        state: TrainState = init(key, example)
+    init = build_init(config, parts)
+    state: TrainState = init.function(*init.arguments)
     return state
 
 

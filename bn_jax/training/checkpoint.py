@@ -114,7 +114,8 @@ class Checkpoints(AbstractContextManager):
         `damaged/` beside the folder, when the checkpoints are not only read.
 
         Args:
-            like: A state of the shapes, dtypes and devices to restore to.
+            like: A state of the shapes, dtypes and devices to restore to, which
+                needs no values.
 
         Raises:
             UserError: If there are checkpoints and none is intact, one is of another
@@ -214,7 +215,11 @@ class Checkpoints(AbstractContextManager):
                 f"{about['format_version']}, and this version of bn_jax reads up to "
                 f"{FORMAT_VERSION}; install a newer one."
             )
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_arrays(like))
+        target = jax.tree.map(
+            lambda shape, leaf: shape.update(sharding=leaf.sharding),
+            jax.eval_shape(_as_arrays, like),
+            like._asdict(),
+        )
         saved = self._manager.item_metadata(step)["state"]
         _check_same_leaves(f"{self._folder}: checkpoint {step}", saved, target)
         arrays: Any = self._manager.restore(

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from bn_jax.errors import UserError
-from bn_jax.training.build import Parts, Settings, build_initial_state, build_parts
+from bn_jax.training.build import Parts, Settings, build_init, build_parts
 from bn_jax.training.checkpoint import Checkpoints, OtherModelError
 from bn_jax.training.parallel import make_parallel
 from bn_jax.training.state import TrainState
@@ -29,7 +29,7 @@ def restore(config: Settings, workdir: Path) -> tuple[Parts, TrainState]:
     """
     parallel = make_parallel("jit", num_devices=1, devices=jax.local_devices())
     parts = build_parts(config, parallel)
-    like = build_initial_state(config, parts)
+    like = build_init(config, parts).shapes
     folder = workdir / "checkpoints"
     state = None
     if folder.is_dir():

@@ -19,7 +19,7 @@ from bn_jax.training.build import (
 from bn_jax.training.compilation import compile_ahead
 from bn_jax.training.held_out import add_up, make_test_reader
 from bn_jax.training.metrics import PredictionSums
-from bn_jax.training.parallel import Parallel, compile_chunk
+from bn_jax.training.parallel import compile_chunk
 from bn_jax.training.predict import PaddedBatches, make_eval_step, make_predict
 from bn_jax.training.probes import make_probes
 from bn_jax.training.processes import make_any
@@ -75,7 +75,7 @@ def compile_run(config: Settings, parts: Parts) -> Run:
     """
     parallel = parts.parallel
     settle = jax.block_until_ready if parallel.must_wait else lambda result: result
-    init, *arguments = build_init(config, parts)
+    init = build_init(config, parts)
     train_chunk = compile_chunk(
         parallel, make_train_chunk(build_train_step(config, parts))
     )
@@ -93,16 +93,15 @@ def compile_run(config: Settings, parts: Parts) -> Run:
     batch = read_batches(config, parts, 0, 1)
     ahead = _steps(batch, config.evaluation.population_batches)
     with settings_to_blame():
-        initial_state = compile_ahead(init, *arguments)
-        state = _placed(parallel, jax.eval_shape(init, *arguments))
+        make_state = compile_ahead(init.function, *init.arguments)
         if parallel.mode != "pmap":
             # Refusals come early. JAX keeps what it traces of a step for stretches of
             # any length.
-            jax.eval_shape(train_chunk, state, batch)
-        population_step = compile_ahead(population_step, state.variables, ahead)
-        part = next(iter(read_test()))
-        eval_step = compile_ahead(eval_step, state.variables, part)
-    state = initial_state(*arguments)
+            jax.eval_shape(train_chunk, init.shapes, batch)
+        variables = init.shapes.variables
+        population_step = compile_ahead(population_step, variables, ahead)
+        eval_step = compile_ahead(eval_step, variables, next(iter(read_test())))
+    state = make_state(*init.arguments)
 
     def networks(state: TrainState, step: int) -> Mapping[str, PyTree]:
         # The minibatches that training comes to next: it has not fitted them yet. The
@@ -164,11 +163,6 @@ def _first_test_inputs(config: Settings, parts: Parts) -> Array:
     count = min(config.evaluation.probe_examples, len(parts.data.test))
     images, _ = parts.data.test.read(np.arange(count), np.arange(count))
     return parts.preprocess(images)
-
-
-def _placed(parallel: Parallel, state: TrainState) -> TrainState:
-    """Shapes of a state that all devices hold."""
-    return jax.tree.map(lambda leaf: leaf.update(sharding=parallel.replicated), state)
 
 
 def _steps(batch: Examples, num_steps: int) -> Examples:

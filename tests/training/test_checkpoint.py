@@ -56,10 +56,15 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path, make_state: MakeState) -
 
 
 @pytest.mark.shapes
+@pytest.mark.parametrize("has_values", [True, False])
 def test_a_restored_state_has_types_and_devices_of_the_one_it_is_to_be_like(
-    tmp_path: Path, make_state: MakeState
+    tmp_path: Path, make_state: MakeState, has_values: bool
 ) -> None:
     like = jax.device_put(make_state(2), jax.devices()[1])
+    if not has_values:
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+        )
     with Checkpoints(tmp_path, keep=1, config=CONFIG) as checkpoints:
         checkpoints.save(make_state(1), step=7)
         restored = checkpoints.restore_latest(like)
