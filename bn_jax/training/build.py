@@ -19,7 +19,7 @@ from bn_jax.errors import UserError
 from bn_jax.models import make_model, make_norm
 from bn_jax.stats.accumulate import accumulate_batch_stats
 from bn_jax.training.optim import make_optimizer
-from bn_jax.training.parallel import Parallel, put_split
+from bn_jax.training.parallel import Parallel, put_split, result_shapes
 from bn_jax.training.schedules import make_schedule
 from bn_jax.training.state import TrainState, init_state
 from bn_jax.training.steps import Examples, TrainStep, make_train_step
@@ -152,7 +152,7 @@ class Init(NamedTuple):
     """
 
     function: jax.stages.Wrapped
-    arguments: tuple[Array, Array]
+    arguments: tuple[Array, np.ndarray]
     shapes: TrainState
 
 
@@ -173,18 +173,16 @@ def build_init(config: Settings, parts: Parts) -> Init:
             parts.model, parts.tx, key=key, example=example, keep_ema=keep_ema
         )
 
-    everywhere = parts.parallel.replicated
     function = jax.jit(
         init,
-        out_shardings=everywhere,
+        out_shardings=parts.parallel.replicated,
         compiler_options=_compiled_once(parts.parallel),
     )
     image, _ = parts.data.train.read(np.zeros(1, int), np.zeros(1, int))
     arguments = (jax.random.key(config.seed), parts.preprocess(image))
     with settings_to_blame():
-        shapes = jax.eval_shape(function, *arguments)
-    placed = jax.tree.map(lambda leaf: leaf.update(sharding=everywhere), shapes)
-    return Init(function, arguments, placed)
+        shapes = result_shapes(parts.parallel, function, *arguments)
+    return Init(function, arguments, shapes)
 
 
 def build_initial_state(config: Settings, parts: Parts) -> TrainState:

@@ -40,13 +40,22 @@ def compile_ahead(function: jax.stages.Wrapped, *arguments: Any) -> Callable[...
     """A function that is compiled while its caller goes on, and waited for when called.
 
     A program leaves cores idle while XLA compiles it, and Python is busy with another
-    one's tracing.
+    one's tracing. The process does not end before it is compiled, unless by `os._exit`.
 
     Args:
         function: As `jax.jit` makes it. It is traced before this returns.
         arguments: Arrays as it will be called with, or their shapes and shardings.
+            With others it is compiled again.
     """
+    if jax.config.jax_disable_jit:
+        return function
     executor = ThreadPoolExecutor(1)
     program = executor.submit(function.lower(*arguments).compile)
     executor.shutdown(wait=False)
-    return lambda *arguments: program.result()(*arguments)
+
+    def wait_and_call(*arguments: Any) -> Any:
+        program.result()
+        # Which JAX has compiled now, and with its checks of NaN where they are on.
+        return function(*arguments)
+
+    return wait_and_call

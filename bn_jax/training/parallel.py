@@ -159,6 +159,22 @@ def compile_chunk(
     return run
 
 
+def result_shapes(
+    parallel: Parallel, function: Callable[..., PyTree], *arguments: Any
+) -> Any:
+    """Shapes and dtypes of what a function gives, where all devices hold it.
+
+    Args:
+        parallel: The devices.
+        function: It is traced.
+        arguments: Arrays or their shapes.
+    """
+    return jax.tree.map(
+        lambda leaf: leaf.update(sharding=parallel.replicated),
+        jax.eval_shape(function, *arguments),
+    )
+
+
 def put_split(
     parallel: Parallel, read: Callable[[np.ndarray], PyTree], indices: np.ndarray
 ) -> PyTree:

@@ -19,7 +19,7 @@ from bn_jax.training.build import (
 from bn_jax.training.compilation import compile_ahead
 from bn_jax.training.held_out import add_up, make_test_reader
 from bn_jax.training.metrics import PredictionSums
-from bn_jax.training.parallel import compile_chunk
+from bn_jax.training.parallel import compile_chunk, result_shapes
 from bn_jax.training.predict import PaddedBatches, make_eval_step, make_predict
 from bn_jax.training.probes import make_probes
 from bn_jax.training.processes import make_any
@@ -64,7 +64,8 @@ class Run(NamedTuple):
 def compile_run(config: Settings, parts: Parts) -> Run:
     """Makes ready what works on the data, and puts a test set in memory on the devices.
 
-    On several devices of a CPU every call is waited for (see `Parallel.must_wait`).
+    Of a test set on the disk a batch is read, for its shape. On several devices of a
+    CPU every call is waited for (see `Parallel.must_wait`).
 
     Args:
         config: As the files in `configs/` make it.
@@ -91,16 +92,18 @@ def compile_run(config: Settings, parts: Parts) -> Run:
         parallel, parts.data.test, batch_size=config.evaluation.batch_size
     )
     batch = read_batches(config, parts, 0, 1)
-    ahead = _steps(batch, config.evaluation.population_batches)
+    training = _shapes_of_steps(batch, config.evaluation.population_batches)
+    test = next(iter(read_test()))
     with settings_to_blame():
-        make_state = compile_ahead(init.function, *init.arguments)
         if parallel.mode != "pmap":
-            # Refusals come early. JAX keeps what it traces of a step for stretches of
-            # any length.
+            # Refusals come before anything is compiled. JAX keeps what it traces of a
+            # step for stretches of any length.
             jax.eval_shape(train_chunk, init.shapes, batch)
         variables = init.shapes.variables
-        population_step = compile_ahead(population_step, variables, ahead)
-        eval_step = compile_ahead(eval_step, variables, next(iter(read_test())))
+        evaluated = result_shapes(parallel, population_step, variables, training)
+        make_state = compile_ahead(init.function, *init.arguments)
+        take_population = compile_ahead(population_step, variables, training)
+        sum_predictions = compile_ahead(eval_step, evaluated, test)
     state = make_state(*init.arguments)
 
     def networks(state: TrainState, step: int) -> Mapping[str, PyTree]:
@@ -108,8 +111,8 @@ def compile_run(config: Settings, parts: Parts) -> Run:
         # averaged network is another one, and so are its statistics.
         ahead = read_batches(config, parts, step, config.evaluation.population_batches)
         return {
-            prefix: settle(population_step(variables, ahead))
-            for prefix, variables in state.networks.items()
+            prefix: settle(take_population(network, ahead))
+            for prefix, network in state.networks.items()
         }
 
     probe = jax.jit(
@@ -138,8 +141,8 @@ def compile_run(config: Settings, parts: Parts) -> Run:
 
         def sums_of(part: PaddedBatches) -> Mapping[str, PredictionSums]:
             return {
-                prefix: settle(eval_step(variables, part))
-                for prefix, variables in evaluated.items()
+                prefix: settle(sum_predictions(network, part))
+                for prefix, network in evaluated.items()
             }
 
         sums = add_up(sums_of, read_test(), should_stop=should_stop)
@@ -165,7 +168,7 @@ def _first_test_inputs(config: Settings, parts: Parts) -> Array:
     return parts.preprocess(images)
 
 
-def _steps(batch: Examples, num_steps: int) -> Examples:
+def _shapes_of_steps(batch: Examples, num_steps: int) -> Examples:
     """Shapes of the examples of as many steps."""
 
     def longer(leaf: Array) -> jax.ShapeDtypeStruct:

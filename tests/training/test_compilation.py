@@ -74,6 +74,26 @@ def test_what_is_compiled_ahead_gives_what_the_function_gives() -> None:
     assert doubled({"x": jnp.arange(3.0)})["y"].tolist() == [0.0, 2.0, 4.0]
 
 
+def test_what_was_not_expected_is_compiled_when_it_comes() -> None:
+    doubled = compile_ahead(jax.jit(lambda x: 2 * x), jnp.zeros(3))
+    assert doubled(jnp.arange(2)).tolist() == [0, 2]
+
+
+def test_where_nothing_is_to_be_compiled_nothing_is() -> None:
+    values = []
+    with jax.disable_jit():
+        keep = compile_ahead(jax.jit(lambda x: values.append(float(x))), 1.0)
+        keep(3.0)
+    assert values == [3.0]
+
+
+def test_what_is_not_a_number_is_named_where_that_was_asked_for() -> None:
+    with jax.debug_nans(True):
+        logarithm = compile_ahead(jax.jit(jnp.log), 1.0)
+        with pytest.raises(FloatingPointError, match="encountered in log"):
+            logarithm(-1.0)
+
+
 def test_what_tracing_refuses_is_refused_at_once() -> None:
     def refuse(_: jax.Array) -> None:
         raise ValueError("no such layer")

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from training.tiny_runs import parts_of, tiny_config
 
+from bn_jax.data.dataset import ArraySplit, StreamedDataset
+from bn_jax.errors import UserError
 from bn_jax.training.parallel import MODES
 from bn_jax.training.run import compile_run
 
@@ -28,23 +31,42 @@ def compiled() -> Iterator[Counter[str]]:
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_what_all_steps_and_evaluations_need_is_compiled_once(
-    idx_dir: Path, mode: str, compiled: Counter[str]
-) -> None:
-    config = tiny_config(
-        idx_dir,
-        batch_size=24,
-        parallel__mode=mode,
-        parallel__num_devices=2,
-        ema_decay=0.5,
-    )
+def evaluated_run(idx_dir: Path, **settings: Any) -> Any:
+    """What an evaluation after two stretches of two steps measures."""
+    config = tiny_config(idx_dir, batch_size=24, **settings)
     run = compile_run(config, parts_of(config))
-    state = run.initial_state
-    for step in (0, 2):
-        state, _ = run.train_steps(state, step, step + 2)
-        run.evaluate(state, step + 2, lambda: 0)
+    state, _ = run.train_steps(run.initial_state, 0, 2)
+    run.evaluate(state, 2, lambda: 0)
+    state, _ = run.train_steps(state, 2, 4)
+    return run.evaluate(state, 4, lambda: 0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "momentum"), [*((mode, 0.9) for mode in MODES), ("jit", None)]
+)
+def test_what_all_steps_and_evaluations_need_is_compiled_once(
+    idx_dir: Path, mode: str, momentum: float | None, compiled: Counter[str]
+) -> None:
+    parallel = {"parallel__mode": mode, "parallel__num_devices": 2}
+    # Running statistics without momentum come with a count, evaluated ones do not.
+    evaluated_run(idx_dir, **parallel, ema_decay=0.5, norm__momentum=momentum)
     # Pmap names everything alike.
     chunk = "_fun" if mode == "pmap" else "train_chunk"
     names = ["init", chunk, "population_step", "eval_step"]
     assert [compiled[name] for name in names] == [1, 1, 1, 1]
+
+
+class DamagedSplit(ArraySplit):
+    is_in_memory = False
+
+    def read(self, indices: np.ndarray, positions: np.ndarray) -> Any:
+        raise UserError("n01440764_18 is damaged.")
+
+
+def test_a_damaged_test_image_is_not_blamed_on_the_configuration(idx_dir: Path) -> None:
+    config = tiny_config(idx_dir)
+    parts = parts_of(config)
+    damaged = DamagedSplit(np.zeros((9, 8, 8, 1), np.uint8), np.zeros(9, np.int32))
+    data = StreamedDataset("damaged", 10, parts.data.train, damaged)
+    with pytest.raises(UserError, match=r"^n01440764_18 is damaged"):
+        compile_run(config, parts._replace(data=data))
