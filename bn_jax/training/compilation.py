@@ -47,7 +47,9 @@ def compile_ahead(function: jax.stages.Wrapped, *arguments: Any) -> Callable[...
         arguments: Arrays as it will be called with, or their shapes and shardings.
             With others it is compiled again.
     """
-    if jax.config.jax_disable_jit:
+    # Whose annotations know no setting.
+    config: Any = jax.config
+    if config.jax_disable_jit:
         return function
     executor = ThreadPoolExecutor(1)
     program = executor.submit(function.lower(*arguments).compile)
