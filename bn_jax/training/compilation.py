@@ -46,6 +46,9 @@ def compile_ahead(function: jax.stages.Wrapped, *arguments: Any) -> Callable[...
         function: As `jax.jit` makes it. It is traced before this returns.
         arguments: Arrays as it will be called with, or their shapes and shardings.
             With others it is compiled again.
+
+    Returns:
+        What calls it; the function itself under `jax.disable_jit`.
     """
     # Whose annotations know no setting.
     config: Any = jax.config

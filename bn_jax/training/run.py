@@ -93,17 +93,17 @@ def compile_run(config: Settings, parts: Parts) -> Run:
     )
     batch = read_batches(config, parts, 0, 1)
     training = _shapes_of_steps(batch, config.evaluation.population_batches)
-    test = next(iter(read_test()))
+    test_part = next(iter(read_test()))
     with settings_to_blame():
         if parallel.mode != "pmap":
             # Refusals come before anything is compiled. JAX keeps what it traces of a
             # step for stretches of any length.
             jax.eval_shape(train_chunk, init.shapes, batch)
         variables = init.shapes.variables
-        evaluated = result_shapes(parallel, population_step, variables, training)
+        network = result_shapes(parallel, population_step, variables, training)
         make_state = compile_ahead(init.function, *init.arguments)
         take_population = compile_ahead(population_step, variables, training)
-        sum_predictions = compile_ahead(eval_step, evaluated, test)
+        sum_predictions = compile_ahead(eval_step, network, test_part)
     state = make_state(*init.arguments)
 
     def networks(state: TrainState, step: int) -> Mapping[str, PyTree]:
