@@ -25,7 +25,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -39,9 +38,8 @@ from jax.experimental import topologies
 import bn_jax
 from bn_jax.core import moments
 from bn_jax.experiments.configs import load_config
-from bn_jax.training.build import Parts, build_train_step, parts_around
+from bn_jax.training.build import Parts, build_init, build_train_step, parts_around
 from bn_jax.training.parallel import compile_chunk, make_parallel
-from bn_jax.training.state import init_state
 from bn_jax.training.steps import Examples, make_train_chunk
 
 _ROOT = Path(__file__).parent.parent
@@ -156,25 +154,14 @@ def _one_pass() -> Iterator[None]:
 
 def _shapes(config: Any, parts: Parts) -> tuple[Any, Examples]:
     """A state and the examples of one step, without their values."""
-    split, parallel = parts.data.train, parts.parallel
-    init = partial(
-        init_state, parts.model, parts.tx, keep_ema=config.ema_decay is not None
-    )
-    image = parts.preprocess(split.read(np.zeros(1, int), np.zeros(1, int))[0])
-    state = jax.eval_shape(init, key=jax.random.key(config.seed), example=image)
+    size, split = config.dataset.image_size, parts.parallel.split(2)
 
-    def placed(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+    def placed(dtype: Any, *image: int) -> jax.ShapeDtypeStruct:
+        shape = (1, 1, config.batch_size, *image)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=split)
 
-    size = config.dataset.image_size
-    examples = Examples(
-        jax.ShapeDtypeStruct((1, 1, config.batch_size, size, size, 3), np.uint8),
-        jax.ShapeDtypeStruct((1, 1, config.batch_size), np.int32),
-    )
-    return (
-        jax.tree.map(partial(placed, sharding=parallel.replicated), state),
-        jax.tree.map(partial(placed, sharding=parallel.split(2)), examples),
-    )
+    examples = Examples(placed(np.uint8, size, size, 3), placed(np.int32))
+    return build_init(config, parts).shapes, examples
 
 
 def _print(row: dict[str, Any]) -> None:
