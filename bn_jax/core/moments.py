@@ -92,10 +92,7 @@ def _batch_moments(
     epsilon: float,
     devices: Devices,
 ) -> ShiftedMoments:
-    # Running statistics that an earlier batch spoiled must not spoil this one.
-    shift = jnp.where(jnp.isfinite(shift), shift, jnp.zeros((), shift.dtype))
     shift = shift.astype(wide_dtype(x.dtype))
-
     around = partial(
         _moments_around, feature_axes=feature_axes, mask=mask, devices=devices
     )
@@ -114,13 +111,16 @@ def _moments_in_passes(
     """Moments by one pass, and by further ones if the shift lay far from the mean."""
     first = varying_with(around(x, shift, compares_shifts=True), shift)
     is_exact = _is_exact(first, epsilon)
+    # What all passes count alike is not given to the branch, nor copied there.
+    num_samples, *found = first
     # Devices must go the same way, or an all-reduce in one waits for ever: all know
     # the moments of all groups that are summed together.
-    return jax.lax.cond(
+    found = jax.lax.cond(
         _all(is_exact),
-        lambda: first,
-        lambda: _further_passes(partial(around, x), first, is_exact, epsilon),
+        lambda: found,
+        lambda: _further_passes(partial(around, x), found, is_exact, epsilon),
     )
+    return ShiftedMoments(num_samples, *found)
 
 
 class _Pass(NamedTuple):
@@ -129,39 +129,41 @@ class _Pass(NamedTuple):
     Attributes:
         number: Passes so far, after the first one.
         is_last: Whether it has come to exact moments, feature by feature.
-        moments: What it has come to.
+        found: Shift, offset and variance that it has come to.
     """
 
     number: Array
     is_last: Array
-    moments: ShiftedMoments
+    found: list[Array]
 
 
 def _further_passes(
     around: Callable[..., ShiftedMoments],
-    first: ShiftedMoments,
+    first: list[Array],
     is_exact: Array,
     epsilon: float,
-) -> ShiftedMoments:
+) -> list[Array]:
     """Moments around the mean that the pass before has found, until they are exact."""
 
     def next_pass(before: _Pass) -> _Pass:
         number = before.number + 1
-        # The sums may have overflowed.
-        mean = before.moments.mean
-        shift = jnp.where(jnp.isfinite(mean), mean, before.moments.shift)
-        moments = around(shift, keeps_range=True)
+        shift, offset, _ = before.found
+        mean = shift + offset
+        # The sums may have overflowed, or an earlier batch spoiled the running mean.
+        mean = jnp.where(jnp.isfinite(mean), mean, jnp.zeros((), mean.dtype))
+        moments = around(mean, keeps_range=True)
         is_last = _is_exact(moments, epsilon) | ~jnp.isfinite(moments.offset)
         # What is exact stays: keeping the range loses the smallest squares.
-        moments = jax.tree.map(
-            partial(jnp.where, before.is_last), before.moments, moments
+        found = jax.tree.map(
+            partial(jnp.where, before.is_last), before.found, list(moments[1:])
         )
         is_last |= before.is_last | (number >= _MAX_FURTHER_PASSES)
-        return _Pass(number, is_last, moments)
+        return _Pass(number, is_last, found)
 
     begin = _Pass(jnp.zeros((), jnp.int32), is_exact, first)
     end = jax.lax.while_loop(lambda now: ~_all(now.is_last), next_pass, begin)
-    return _with_overflow(end.moments)
+    shift, offset, var = end.found
+    return [shift, offset, _with_overflow(shift + offset, var)]
 
 
 def _is_exact(moments: ShiftedMoments, epsilon: float) -> Array:
@@ -244,20 +246,17 @@ def _moments_around(
         shift = jnp.where(is_common, shift, jnp.zeros((), shift.dtype))
         is_usable = is_common | (num_samples == 0)
         var = jnp.where(is_usable, var, jnp.full((), jnp.inf, var.dtype))
-    # What the offset is as well, for the type that it has under a mapped axis.
-    has_mean = (num_samples > 0) & jnp.isfinite(offset)
-    shift = jnp.where(has_mean, shift, jnp.zeros((), x.dtype))
-    return ShiftedMoments(num_samples, shift, offset, var)
+    shift = jnp.where(num_samples > 0, shift, jnp.zeros((), x.dtype))
+    return ShiftedMoments(num_samples, varying_with(shift, offset), offset, var)
 
 
-def _with_overflow(moments: ShiftedMoments) -> ShiftedMoments:
-    """Moments whose variance is infinite where it lies beyond the range of its dtype.
+def _with_overflow(mean: Array, var: Array) -> Array:
+    """The variance, infinite where it lies beyond the range of its dtype.
 
     It may have become a difference of infinities; a NaN in x would be in the mean too.
     """
-    overflows = jnp.isnan(moments.var) & jnp.isfinite(moments.mean)
-    infinity = jnp.full((), jnp.inf, moments.var.dtype)
-    return moments._replace(var=jnp.where(overflows, infinity, moments.var))
+    overflows = jnp.isnan(var) & jnp.isfinite(mean)
+    return jnp.where(overflows, jnp.full((), jnp.inf, var.dtype), var)
 
 
 def abs_squared(x: Inexact[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -237,7 +237,8 @@ def test_one_pass_is_enough_unless_the_guess_is_poor(
     values, guess, is_enough, monkeypatch
 ):
     def no_further_pass(around, first, is_exact, epsilon):
-        return first._replace(var=first.var - 1e6)
+        shift, offset, var = first
+        return [shift, offset, var - 1e6]
 
     monkeypatch.setattr(moments_module, "_further_passes", no_further_pass)
     # What has been traced does not hear of that.
