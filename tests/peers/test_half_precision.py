@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 from peers import formulas
-from peers.calls import batch_statistics, is_close, train
+from peers.calls import batch_statistics, flax_layer, is_close, train
 
 import bn_jax
 
@@ -52,6 +52,25 @@ def test_equinox_running_mean_stalls_in_bfloat16():
     assert stats["mean"].dtype == jnp.float32
     assert is_close(stats["mean"], 1 - 0.99**800, rtol=1e-4)
     assert float(stalled) < 0.9
+
+
+@pytest.mark.parametrize(("mean_of_dy", "times_the_error"), [(0, 1.2), (5, 5)])
+def test_flax_gradients_are_rounded_in_parts(mean_of_dy, times_the_error):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4096, 8)), jnp.bfloat16)
+    dy = jnp.asarray(rng.normal(mean_of_dy, size=x.shape), jnp.bfloat16)
+    exact, *_ = oracles.batch_norm_gradients(np.float64(x), np.float64(dy), np.ones(8))
+
+    def error(dx):
+        return np.sqrt(np.mean(np.square(np.float64(dx) - exact)))
+
+    _, pull_back = jax.vjp(lambda x: train(x)[0], x)
+    (ours,) = pull_back(dy)
+    _, pull_back = jax.vjp(lambda x: flax_layer(x, dtype=x.dtype)[0], x)
+    (theirs,) = pull_back(dy)
+    least = error(jnp.asarray(exact, jnp.bfloat16))
+    assert error(ours) < 1.01 * least
+    assert error(theirs) > times_the_error * least
 
 
 def test_nnx_rounds_the_input_before_it_normalizes():
