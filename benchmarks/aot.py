@@ -7,7 +7,8 @@ compiled ahead of time for chips of a TPU v5e (its topology "2x4"): with bn_jax'
 normalization, and with `flax.linen.BatchNorm` in the same network. XLA tells of each
 program the FLOPs and the bytes accessed by one chip in one step, the most memory that
 it holds, and its all-reduces. These are a compiler's estimates and no times; the same
-versions give the same ones.
+versions give the same ones. Bytes accessed are those of the chip's memory and of its
+fast one, with the copies between the two.
 
 XLA counts the bytes of a branch as if it were always taken. bn_jax's normalization has
 one, a second pass over activations whose mean lies far from the running one, which

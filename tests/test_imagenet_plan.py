@@ -96,7 +96,7 @@ def test_the_second_pass_aside_a_step_costs_about_what_flax_costs() -> None:
         if norm == "bn_jax, one pass":
             flax = programs[arm, dtype, "flax"]
             assert program["all_reduces"] <= flax["all_reduces"]
-            # What is used twice XLA stores here, and computes twice there.
+            # A gradient that is rounded once, and used twice, XLA stores.
             for key in ("bytes_accessed", "peak_memory_bytes"):
                 assert program[key] <= 1.05 * flax[key]
 
