@@ -121,11 +121,8 @@ def _tangent(
 
     # The same twice, written differently: one is used in a sum of this function, the
     # other in one of its transpose. Sharing them would store an array of x's size.
-    # In the first the offset, a few standard deviations at most, is subtracted from
-    # the sum: the fewer operations the gradient of x has, the sooner XLA computes it in
-    # both convolutions that read it, instead of storing it.
     shift, offset = moments.shift, moments.offset
-    deviation = x.astype(wide) - expand(shift)
+    deviation = x.astype(wide) - expand(shift) - expand(offset)
     same_deviation = x.astype(wide) + expand(-shift) + expand(-offset)
     dx = dx.astype(wide)
     axes = other_axes(rank, moment_axes)
@@ -135,7 +132,7 @@ def _tangent(
     )
     divisor = jnp.maximum(moments.num_samples, 1)
     dmean = total / divisor
-    dvar = 2 * (product - _real_product(offset, total)) / divisor
+    dvar = 2 * product / divisor
 
     # Without a value, and with an epsilon of 0, there is no inverse to multiply by.
     inv_std = jnp.where(

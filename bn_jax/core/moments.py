@@ -92,7 +92,10 @@ def _batch_moments(
     epsilon: float,
     devices: Devices,
 ) -> ShiftedMoments:
+    # Running statistics that an earlier batch spoiled must not spoil this one.
+    shift = jnp.where(jnp.isfinite(shift), shift, jnp.zeros((), shift.dtype))
     shift = shift.astype(wide_dtype(x.dtype))
+
     around = partial(
         _moments_around, feature_axes=feature_axes, mask=mask, devices=devices
     )
@@ -111,16 +114,24 @@ def _moments_in_passes(
     """Moments by one pass, and by further ones if the shift lay far from the mean."""
     first = varying_with(around(x, shift, compares_shifts=True), shift)
     is_exact = _is_exact(first, epsilon)
-    # What all passes count alike is not given to the branch, nor copied there.
-    num_samples, *found = first
+    # The number of values is that of all passes: a branch would but copy it.
+    found = _Found(*first[1:])
     # Devices must go the same way, or an all-reduce in one waits for ever: all know
     # the moments of all groups that are summed together.
-    found = jax.lax.cond(
+    end = jax.lax.cond(
         _all(is_exact),
         lambda: found,
         lambda: _further_passes(partial(around, x), found, is_exact, epsilon),
     )
-    return ShiftedMoments(num_samples, *found)
+    return ShiftedMoments(first.num_samples, *end)
+
+
+class _Found(NamedTuple):
+    """Moments that a pass has found, as in `ShiftedMoments`."""
+
+    shift: Array
+    offset: Array
+    var: Array
 
 
 class _Pass(NamedTuple):
@@ -129,41 +140,39 @@ class _Pass(NamedTuple):
     Attributes:
         number: Passes so far, after the first one.
         is_last: Whether it has come to exact moments, feature by feature.
-        found: Shift, offset and variance that it has come to.
+        found: What it has come to.
     """
 
     number: Array
     is_last: Array
-    found: list[Array]
+    found: _Found
 
 
 def _further_passes(
     around: Callable[..., ShiftedMoments],
-    first: list[Array],
+    found: _Found,
     is_exact: Array,
     epsilon: float,
-) -> list[Array]:
+) -> _Found:
     """Moments around the mean that the pass before has found, until they are exact."""
 
     def next_pass(before: _Pass) -> _Pass:
         number = before.number + 1
-        shift, offset, _ = before.found
-        mean = shift + offset
-        # The sums may have overflowed, or an earlier batch spoiled the running mean.
-        mean = jnp.where(jnp.isfinite(mean), mean, jnp.zeros((), mean.dtype))
-        moments = around(mean, keeps_range=True)
+        mean = before.found.shift + before.found.offset
+        # The sums may have overflowed.
+        shift = jnp.where(jnp.isfinite(mean), mean, jnp.zeros((), mean.dtype))
+        moments = around(shift, keeps_range=True)
         is_last = _is_exact(moments, epsilon) | ~jnp.isfinite(moments.offset)
         # What is exact stays: keeping the range loses the smallest squares.
         found = jax.tree.map(
-            partial(jnp.where, before.is_last), before.found, list(moments[1:])
+            partial(jnp.where, before.is_last), before.found, _Found(*moments[1:])
         )
         is_last |= before.is_last | (number >= _MAX_FURTHER_PASSES)
         return _Pass(number, is_last, found)
 
-    begin = _Pass(jnp.zeros((), jnp.int32), is_exact, first)
+    begin = _Pass(jnp.zeros((), jnp.int32), is_exact, found)
     end = jax.lax.while_loop(lambda now: ~_all(now.is_last), next_pass, begin)
-    shift, offset, var = end.found
-    return [shift, offset, _with_overflow(shift + offset, var)]
+    return _with_overflow(end.found)
 
 
 def _is_exact(moments: ShiftedMoments, epsilon: float) -> Array:
@@ -247,16 +256,19 @@ def _moments_around(
         is_usable = is_common | (num_samples == 0)
         var = jnp.where(is_usable, var, jnp.full((), jnp.inf, var.dtype))
     shift = jnp.where(num_samples > 0, shift, jnp.zeros((), x.dtype))
-    return ShiftedMoments(num_samples, varying_with(shift, offset), offset, var)
+    # Under a mapped axis the mean's two parts have one type.
+    shift = varying_with(shift, offset)
+    return ShiftedMoments(num_samples, shift, offset, var)
 
 
-def _with_overflow(mean: Array, var: Array) -> Array:
-    """The variance, infinite where it lies beyond the range of its dtype.
+def _with_overflow(found: _Found) -> _Found:
+    """The same with an infinite variance where it lies beyond the range of its dtype.
 
     It may have become a difference of infinities; a NaN in x would be in the mean too.
     """
-    overflows = jnp.isnan(var) & jnp.isfinite(mean)
-    return jnp.where(overflows, jnp.full((), jnp.inf, var.dtype), var)
+    overflows = jnp.isnan(found.var) & jnp.isfinite(found.shift + found.offset)
+    infinity = jnp.full((), jnp.inf, found.var.dtype)
+    return found._replace(var=jnp.where(overflows, infinity, found.var))
 
 
 def abs_squared(x: Inexact[Array, "*shape"]) -> Float[Array, "*shape"]:

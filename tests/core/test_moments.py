@@ -236,9 +236,8 @@ def test_any_guess_of_the_mean_gives_the_same_moments(shift):
 def test_one_pass_is_enough_unless_the_guess_is_poor(
     values, guess, is_enough, monkeypatch
 ):
-    def no_further_pass(around, first, is_exact, epsilon):
-        shift, offset, var = first
-        return [shift, offset, var - 1e6]
+    def no_further_pass(around, found, is_exact, epsilon):
+        return found._replace(var=found.var - 1e6)
 
     monkeypatch.setattr(moments_module, "_further_passes", no_further_pass)
     # What has been traced does not hear of that.
