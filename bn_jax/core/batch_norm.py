@@ -21,6 +21,7 @@ from bn_jax.core.groups import normalize_by_group
 from bn_jax.core.normalize import normalize
 from bn_jax.core.running import update_batch_stats
 from bn_jax.core.sharding import with_automatic_sharding
+from bn_jax.core.shift import shift_for
 from bn_jax.core.types import BatchStats, Moments
 
 
@@ -233,12 +234,11 @@ def batch_norm_with_moments(
         new_batch_stats, moments = batch_stats, None
         if needs_batch:
             by_batch = negate(by_running)
-            shift = batch_stats["mean"]
 
             def normalize_batch(
                 x: Array, scale: Array | None, bias: Array | None
             ) -> tuple[Array, Moments]:
-                batch = (x, scale, bias, shift, mask, layout)
+                batch = (x, scale, bias, shift_for(batch_stats), mask, layout)
                 if group_size is not None:
                     return normalize_by_group(*batch, group_size=group_size)
                 y, shifted = normalize_by_batch(*batch)

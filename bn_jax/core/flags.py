@@ -75,3 +75,20 @@ def differentiable_if(flag: Flag, values: PyTree) -> PyTree:
     return jax.tree.map(
         lambda value: select(flag, value, jax.lax.stop_gradient(value)), values
     )
+
+
+# `lax.cond` with an answer for each of what is mapped becomes a select, which computes
+# both branches in every step.
+@jax.custom_batching.custom_vmap
+def all_hold(claims: Bool[Array, "*shape"]) -> Bool[Array, ""]:
+    """Whether all claims hold; under vmap one answer, for all that is mapped.
+
+    Args:
+        claims: Of any shape.
+    """
+    return jnp.all(claims)
+
+
+@all_hold.def_vmap
+def _all_hold_in_all(_: int, __: list[bool], claims: Array) -> tuple[Array, bool]:
+    return all_hold(claims), False

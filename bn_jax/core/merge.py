@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from bn_jax.core.moments import abs_squared
+from bn_jax.core.sums import abs_squared
 from bn_jax.core.types import Moments
 
 

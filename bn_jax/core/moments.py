@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Inexact
+from jaxtyping import Array, Bool, Inexact
 
 from bn_jax.core.agreement import are_equal, marks
-from bn_jax.core.axes import expand_to_rank, other_axes
 from bn_jax.core.devices import (
     Devices,
     number_of_devices,
@@ -20,7 +19,9 @@ from bn_jax.core.devices import (
     varying_with,
 )
 from bn_jax.core.dtypes import wide_dtype
+from bn_jax.core.flags import all_hold
 from bn_jax.core.float64_moments import moments_in_float64
+from bn_jax.core.sums import abs_squared, sums_around, sums_around_guess
 from bn_jax.core.types import ShiftedMoments
 
 # A shift this many variances (squared distance) away from the mean makes the sums five
@@ -92,10 +93,7 @@ def _batch_moments(
     epsilon: float,
     devices: Devices,
 ) -> ShiftedMoments:
-    # Running statistics that an earlier batch spoiled must not spoil this one.
-    shift = jnp.where(jnp.isfinite(shift), shift, jnp.zeros((), shift.dtype))
     shift = shift.astype(wide_dtype(x.dtype))
-
     around = partial(
         _moments_around, feature_axes=feature_axes, mask=mask, devices=devices
     )
@@ -112,14 +110,14 @@ def _moments_in_passes(
     around: Callable[..., ShiftedMoments], epsilon: float, x: Array, shift: Array
 ) -> ShiftedMoments:
     """Moments by one pass, and by further ones if the shift lay far from the mean."""
-    first = varying_with(around(x, shift, compares_shifts=True), shift)
+    first = varying_with(around(x, shift, is_first=True), shift)
     is_exact = _is_exact(first, epsilon)
     # The number of values is that of all passes: a branch would but copy it.
     found = _Found(*first[1:])
     # Devices must go the same way, or an all-reduce in one waits for ever: all know
     # the moments of all groups that are summed together.
     end = jax.lax.cond(
-        _all(is_exact),
+        all_hold(is_exact),
         lambda: found,
         lambda: _further_passes(partial(around, x), found, is_exact, epsilon),
     )
@@ -171,7 +169,7 @@ def _further_passes(
         return _Pass(number, is_last, found)
 
     begin = _Pass(jnp.zeros((), jnp.int32), is_exact, found)
-    end = jax.lax.while_loop(lambda now: ~_all(now.is_last), next_pass, begin)
+    end = jax.lax.while_loop(lambda now: ~all_hold(now.is_last), next_pass, begin)
     return _with_overflow(end.found)
 
 
@@ -186,18 +184,6 @@ def _is_exact(moments: ShiftedMoments, epsilon: float) -> Array:
     return (is_near & jnp.isfinite(moments.var)) | (moments.num_samples == 0)
 
 
-# Under vmap as well one answer, for all that is mapped: `lax.cond` with an answer for
-# each becomes a select, which computes both branches in every step.
-@jax.custom_batching.custom_vmap
-def _all(claims: Array) -> Array:
-    return jnp.all(claims)
-
-
-@_all.def_vmap
-def _all_of_all(_: int, __: list[bool], claims: Array) -> tuple[Array, bool]:
-    return _all(claims), False
-
-
 def _moments_around(
     x: Inexact[Array, "*shape"],
     shift: Inexact[Array, "*features"],
@@ -205,32 +191,19 @@ def _moments_around(
     feature_axes: Sequence[int],
     mask: Bool[Array, "*#shape"] | None,
     devices: Devices,
-    compares_shifts: bool = False,
+    is_first: bool = False,
     keeps_range: bool = False,
 ) -> ShiftedMoments:
     """Moments from sums of `x - shift` and of its square.
 
-    Where shifts are compared, and devices turn out to have different ones, there are
-    no moments yet: the variance is infinite, and the shift 0 on all of them.
+    In the first pass, where devices turn out to have different shifts, there are no
+    moments yet: the variance is infinite, and the shift 0 on all of them.
 
     Sums of many values overflow before their mean does, unless the range is kept, at
     the price of further operations.
     """
-
-    def total(values: Array) -> Array:
-        if mask is not None:
-            values = jnp.where(mask, values, jnp.zeros((), values.dtype))
-        return jnp.sum(values, axis=other_axes(x.ndim, feature_axes))
-
-    # Here and not by the caller: what the branch that is hardly ever taken is given
-    # would be a wide copy of x, made in every step.
-    x = x.astype(wide_dtype(x.dtype))
-    # The second difference adds the negative instead of subtracting. Were both the
-    # same expression, XLA would compute it once, store an array of x's size and read
-    # it twice; like this each is part of its sum.
+    axes = {"feature_axes": feature_axes, "mask": mask}
     own_shift = own_group(devices, shift)
-    deviation = x - expand_to_rank(own_shift, feature_axes, x.ndim)
-    same_deviation = x + expand_to_rank(-own_shift, feature_axes, x.ndim)
     positions = x.size // max(own_shift.size, 1) * number_of_devices(devices)
     unit = 1.0
     if keeps_range:
@@ -238,12 +211,11 @@ def _moments_around(
         # A size that `jax.export` leaves open is no integer: one for many values.
         count = max(positions, 1) if isinstance(positions, int) else 2**40
         unit = 2.0 ** -math.ceil(math.log2(count) / 2)
-        deviation, same_deviation = deviation * unit * unit, same_deviation * unit
-    values = [total(deviation), total(abs_squared(same_deviation))]
-    if mask is not None:
-        counted = jnp.broadcast_to(mask, x.shape).astype(values[1].dtype)
-        values.append(total(counted))
-    if compares_shifts and devices.axis_sizes:
+    if is_first:
+        values = sums_around_guess(x, own_shift, **axes)
+    else:
+        values = sums_around(x, own_shift, **axes, unit=unit)
+    if is_first and devices.axis_sizes:
         values += marks(own_shift)
     deviations, squares, *others = sum_across(devices, values)
     num_samples = jnp.full_like(squares, positions) if mask is None else others.pop(0)
@@ -251,11 +223,11 @@ def _moments_around(
     offset = deviations / divisor
     var = jnp.maximum(squares / divisor - abs_squared(offset), 0)
     if others:
-        is_common = _all(are_equal(others, devices))
+        is_common = all_hold(are_equal(others, devices))
         shift = jnp.where(is_common, shift, jnp.zeros((), shift.dtype))
         is_usable = is_common | (num_samples == 0)
         var = jnp.where(is_usable, var, jnp.full((), jnp.inf, var.dtype))
-    shift = jnp.where(num_samples > 0, shift, jnp.zeros((), x.dtype))
+    shift = jnp.where(num_samples > 0, shift, jnp.zeros((), shift.dtype))
     # Under a mapped axis the mean's two parts have one type.
     shift = varying_with(shift, offset)
     return ShiftedMoments(num_samples, shift, offset, var)
@@ -269,14 +241,3 @@ def _with_overflow(found: _Found) -> _Found:
     overflows = jnp.isnan(found.var) & jnp.isfinite(found.shift + found.offset)
     infinity = jnp.full((), jnp.inf, found.var.dtype)
     return found._replace(var=jnp.where(overflows, infinity, found.var))
-
-
-def abs_squared(x: Inexact[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The square of the absolute value, without the root of `abs`.
-
-    Args:
-        x: Real or complex.
-    """
-    if jnp.iscomplexobj(x):
-        return jnp.square(x.real) + jnp.square(x.imag)
-    return jnp.square(x)

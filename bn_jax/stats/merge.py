@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from bn_jax.core.devices import check_bound
 from bn_jax.core.merge import merge_moments
-from bn_jax.core.moments import abs_squared
+from bn_jax.core.sums import abs_squared
 from bn_jax.core.types import BatchStats, Moments
 
 

@@ -2,6 +2,8 @@
 
 import re
 from collections import Counter
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +18,13 @@ _KINDS = (
 )
 _COLLECTIVE = re.compile(rf" ({'|'.join(_KINDS)})(?:-start)?\(")
 _SUMMED = re.compile(r" = \(?(\w+)\[.* all-reduce(?:-start)?\(")
-_HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{\s*$")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 _BRANCHES = re.compile(
     r"(?:true_computation|false_computation)=%?([\w.\-]+)"
     r"|branch_computations=\{([^}]*)\}"
 )
 _CALLED = re.compile(
-    r"(?:to_apply|calls|body|condition|true_computation|false_computation)"
-    r"=%?([\w.\-]+)|(?:branch_computations|called_computations)=\{([^}]*)\}"
+    r"(?:to_apply|calls|body|condition)=%?([\w.\-]+)|called_computations=\{([^}]*)\}"
 )
 
 
@@ -31,8 +32,8 @@ class Collectives(NamedTuple):
     """Numbers of collectives by kind.
 
     Attributes:
-        always: Those that every run executes.
-        in_branches: Those in a branch of a conditional, which one may never take.
+        always: Those that every run executes, whichever branches it takes.
+        in_branches: Those beyond them in the branches of conditionals.
     """
 
     always: Counter[str]
@@ -46,26 +47,33 @@ def count_collectives(text: str) -> Collectives:
         text: What `jax.jit(f).lower(...).compile().as_text()` returns.
     """
     bodies: dict[str, list[str]] = {}
-    name = ""
+    name = entry = ""
     for line in text.splitlines():
         if header := _HEADER.match(line):
-            name = header[1]
+            name = header[2]
+            bodies[name] = []
+            entry = name if header[1] else entry
         elif name:
-            bodies.setdefault(name, []).append(line)
-    in_branch = set()
-    waiting = [
-        branch for lines in bodies.values() for branch in _named(_BRANCHES, lines)
-    ]
-    while waiting:
-        branch = waiting.pop()
-        if branch not in in_branch:
-            in_branch.add(branch)
-            waiting += _named(_CALLED, bodies.get(branch, []))
+            bodies[name].append(line)
+    return _count_in(entry, bodies)
+
+
+def _count_in(name: str, bodies: dict[str, list[str]]) -> Collectives:
+    """Counts what a computation executes, with all that it calls."""
     always: Counter[str] = Counter()
     in_branches: Counter[str] = Counter()
-    for name, lines in bodies.items():
-        found = [match[1] for match in map(_COLLECTIVE.search, lines) if match]
-        (in_branches if name in in_branch else always).update(found)
+    for line in bodies[name]:
+        if collective := _COLLECTIVE.search(line):
+            always[collective[1]] += 1
+        for called in _named(_CALLED, line):
+            found = _count_in(called, bodies)
+            always += found.always
+            in_branches += found.in_branches
+        if branches := [_count_in(name, bodies) for name in _named(_BRANCHES, line)]:
+            common = reduce(and_, (branch.always for branch in branches))
+            always += common
+            for branch in branches:
+                in_branches += branch.always - common + branch.in_branches
     return Collectives(always, in_branches)
 
 
@@ -85,10 +93,8 @@ def summed_dtypes(lowered: Any, folder: Path) -> Counter[str]:
     return Counter(_SUMMED.findall(path.read_text()))
 
 
-def _named(pattern: re.Pattern[str], lines: list[str]) -> list[str]:
-    names = []
-    for line in lines:
-        for one, several in pattern.findall(line):
-            listed = several.split(",") if several else [one]
-            names += [listed_name.strip().lstrip("%") for listed_name in listed]
-    return names
+def _named(pattern: re.Pattern[str], line: str) -> list[str]:
+    """Names of the computations that a line names."""
+    found = pattern.findall(line)
+    listed = [name for names in found for part in names for name in part.split(",")]
+    return [name.strip().lstrip("%") for name in listed if name]

@@ -22,9 +22,9 @@ def chosen(monkeypatch):
     """What is chosen for GPUs is computed by the devices that there are."""
     choose = jax.lax.platform_dependent
 
-    def choose_for_gpus(*arguments, cuda, rocm, default):
+    def choose_for_gpus(*arguments, default, cuda=None, rocm=None, cpu=None):
         assert cuda is rocm
-        return choose(*arguments, tpu=default, default=cuda)
+        return choose(*arguments, tpu=default, default=cuda or default)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", choose_for_gpus)
     # What has been traced does not hear of that.
