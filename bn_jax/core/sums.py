@@ -58,17 +58,18 @@ def sums_around_guess(
     """
     axes = {"feature_axes": feature_axes, "mask": mask}
 
+    around_shift = partial(sums_around, **axes)
+
     def around_zero(x: Array, shift: Array) -> list[Array]:
-        x = x.astype(shift.dtype)
         return varying_with(_sums(x, x, **axes), shift)
 
     def by_shift(x: Array, shift: Array) -> list[Array]:
-        around_shift = partial(sums_around, **axes)
+        # Half precision is widened for either branch, and for the gradient's sums:
+        # here it is once.
+        x = x.astype(shift.dtype)
         return jax.lax.cond(all_hold(shift == 0), around_zero, around_shift, x, shift)
 
-    return jax.lax.platform_dependent(
-        x, shift, cpu=by_shift, default=partial(sums_around, **axes)
-    )
+    return jax.lax.platform_dependent(x, shift, cpu=by_shift, default=around_shift)
 
 
 def abs_squared(x: Inexact[Array, "*shape"]) -> Float[Array, "*shape"]:
