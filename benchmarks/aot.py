@@ -144,7 +144,7 @@ def _one_pass() -> Iterator[None]:
     """Leaves the second pass over activations out of what is traced, and that alone."""
 
     def first_pass(around: Any, _: float, x: Any, shift: Any) -> Any:
-        return around(x, shift, compares_shifts=True)
+        return around(x, shift, is_first=True)
 
     # JAX keeps what it has traced.
     jax.clear_caches()
