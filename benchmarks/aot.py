@@ -143,8 +143,8 @@ def _black_images(config: Any) -> np.ndarray:
 def _one_pass() -> Iterator[None]:
     """Leaves the second pass over activations out of what is traced, and that alone."""
 
-    def first_pass(around: Any, _: float, x: Any, shift: Any) -> Any:
-        return around(x, shift, is_first=True)
+    def first_pass(around: Any, _: float, x: Any, guess: Any) -> Any:
+        return around(x, guess.mean, compares_shifts=True)
 
     # JAX keeps what it has traced.
     jax.clear_caches()

@@ -18,10 +18,10 @@ from bn_jax.core.derivative import Layout, normalize_by_batch
 from bn_jax.core.devices import Devices, make_devices
 from bn_jax.core.flags import Flag, as_flag, differentiable_if, negate, select
 from bn_jax.core.groups import normalize_by_group
+from bn_jax.core.guess import guess_from
 from bn_jax.core.normalize import normalize
 from bn_jax.core.running import update_batch_stats
 from bn_jax.core.sharding import with_automatic_sharding
-from bn_jax.core.shift import shift_for
 from bn_jax.core.types import BatchStats, Moments
 
 
@@ -238,7 +238,7 @@ def batch_norm_with_moments(
             def normalize_batch(
                 x: Array, scale: Array | None, bias: Array | None
             ) -> tuple[Array, Moments]:
-                batch = (x, scale, bias, shift_for(batch_stats), mask, layout)
+                batch = (x, scale, bias, guess_from(batch_stats), mask, layout)
                 if group_size is not None:
                     return normalize_by_group(*batch, group_size=group_size)
                 y, shifted = normalize_by_batch(*batch)

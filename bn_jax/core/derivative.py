@@ -12,7 +12,7 @@ from bn_jax.core.devices import Devices, bound, own_group, sum_across
 from bn_jax.core.dtypes import wide_dtype
 from bn_jax.core.moments import batch_moments
 from bn_jax.core.normalize import normalize
-from bn_jax.core.types import ShiftedMoments
+from bn_jax.core.types import Guess, ShiftedMoments
 
 
 class Layout(NamedTuple):
@@ -36,7 +36,7 @@ def normalize_by_batch(
     x: Inexact[Array, "*shape"],
     scale: Inexact[Array, "*features"] | None,
     bias: Inexact[Array, "*features"] | None,
-    shift: Inexact[Array, "*moments"],
+    guess: Guess,
     mask: Bool[Array, "*#shape"] | None,
     layout: Layout,
 ) -> tuple[Inexact[Array, "*shape"], ShiftedMoments]:
@@ -51,14 +51,13 @@ def normalize_by_batch(
         x: Activations, zero where the mask is False.
         scale: Learned factor of each feature; None for 1.
         bias: Learned offset of each feature; None for 0.
-        shift: A guess of the mean, of the moments' shape; no result depends on it but
-            for rounding.
+        guess: What is expected of the batch, of the moments' shape.
         mask: True at the positions that count.
         layout: Axes, epsilon and devices.
     """
     moments = batch_moments(
         x,
-        shift,
+        guess,
         feature_axes=layout.moment_axes,
         mask=mask,
         epsilon=layout.epsilon,

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Inexact, Shaped
 
 from bn_jax.core.derivative import Layout, normalize_by_batch
 from bn_jax.core.devices import Devices, number_of_devices, sum_across
-from bn_jax.core.types import Moments
+from bn_jax.core.types import Guess, Moments
 
 
 class Groups(NamedTuple):
@@ -28,7 +28,7 @@ def normalize_by_group(
     x: Inexact[Array, "batch *shape"],
     scale: Inexact[Array, "*features"] | None,
     bias: Inexact[Array, "*features"] | None,
-    shift: Inexact[Array, "*features"],
+    guess: Guess,
     mask: Bool[Array, "batch *shape"] | None,
     layout: Layout,
     *,
@@ -40,7 +40,7 @@ def normalize_by_group(
         x: As for `normalize_by_batch`, and so are the others.
         scale: See there.
         bias: See there.
-        shift: See there; one for all groups.
+        guess: See there; one for all groups.
         mask: See there.
         layout: See there.
         group_size: Consecutive examples of the whole batch that share statistics.
@@ -55,7 +55,9 @@ def normalize_by_group(
         split_groups(x, groups.on_device),
         scale,
         bias,
-        jnp.broadcast_to(shift, (known_groups, *shift.shape)),
+        guess._replace(
+            mean=jnp.broadcast_to(guess.mean, (known_groups, *guess.mean.shape))
+        ),
         None if mask is None else split_groups(mask, groups.on_device),
         Layout((0, *features), features, layout.epsilon, groups.sharing),
     )

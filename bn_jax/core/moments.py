@@ -22,7 +22,7 @@ from bn_jax.core.dtypes import wide_dtype
 from bn_jax.core.flags import all_hold
 from bn_jax.core.float64_moments import moments_in_float64
 from bn_jax.core.sums import abs_squared, sums_around, sums_around_guess
-from bn_jax.core.types import ShiftedMoments
+from bn_jax.core.types import Guess, ShiftedMoments
 
 # A shift this many variances (squared distance) away from the mean makes the sums five
 # times what they are around the mean. XLA adds up a million float32 values to 1e-6.
@@ -38,7 +38,7 @@ _MAX_FURTHER_PASSES = 5
 
 def batch_moments(
     x: Inexact[Array, "*shape"],
-    shift: Inexact[Array, "*features"],
+    guess: Guess,
     *,
     feature_axes: Sequence[int],
     mask: Bool[Array, "*#shape"] | None = None,
@@ -47,19 +47,19 @@ def batch_moments(
 ) -> ShiftedMoments:
     """Mean and biased variance of each feature, over every other axis.
 
-    One pass adds up `x - shift` and its square, in one all-reduce. That is exact but
-    where the shift lies many standard deviations from the mean; then, and only then,
-    a second pass shifts by the mean that the first one found, and so on while that
-    mean was but a rough one. A running mean is a good shift after a few steps of
-    training. GPUs, which cannot branch without the host, add up in float64 instead
-    what is of float32 or narrower.
+    One pass adds up `x - shift` and its square, in one all-reduce; the shift is the
+    mean that is expected. That is exact but where it lies many standard deviations
+    from the mean; then, and only then, a second pass shifts by the mean that the first
+    one found, and so on while that mean was but a rough one. A running mean is a good
+    shift after a few steps of training. GPUs, which cannot branch without the host,
+    add up in float64 instead what is of float32 or narrower.
     Source: Ioffe & Szegedy (2015), Algorithm 1; Chan, Golub & LeVeque (1983), shifted
     sums.
 
     Args:
         x: Activations, zero where the mask is False.
-        shift: A guess of the mean, of the moments' shape and the same on all devices
-            that take part in one all-reduce. No guess is so bad that results feel it.
+        guess: What is expected of them, of the moments' shape. No guess is so bad that
+            results feel it.
         feature_axes: Canonical axes that are not averaged over.
         mask: True at the positions that count; all of them by default.
         epsilon: What is added to the variance later; digits that are lost beside a
@@ -75,11 +75,11 @@ def batch_moments(
         digit has a square beyond it (from 1e27 on in float32).
 
     >>> x = jnp.array([[1.0, 2.0], [3.0, 6.0]])
-    >>> batch_moments(x, jnp.zeros(2), feature_axes=(1,), devices=Devices()).var
+    >>> batch_moments(x, Guess(jnp.zeros(2)), feature_axes=(1,), devices=Devices()).var
     Array([1., 4.], dtype=float32)
     """
     with sums_refused_with_advice(devices):
-        return _batch_moments(x, shift, mask, tuple(feature_axes), epsilon, devices)
+        return _batch_moments(x, guess, mask, tuple(feature_axes), epsilon, devices)
 
 
 # Traced once for all layers of one shape, and compiled where nothing else is: a branch
@@ -87,30 +87,38 @@ def batch_moments(
 @partial(jax.jit, static_argnums=(3, 4, 5), inline=True)
 def _batch_moments(
     x: Array,
-    shift: Array,
+    guess: Guess,
     mask: Array | None,
     feature_axes: tuple[int, ...],
     epsilon: float,
     devices: Devices,
 ) -> ShiftedMoments:
-    shift = shift.astype(wide_dtype(x.dtype))
+    # Running statistics that an earlier batch spoiled must not spoil this one.
+    mean = jnp.where(
+        jnp.isfinite(guess.mean), guess.mean, jnp.zeros((), guess.mean.dtype)
+    )
+    guess = guess._replace(mean=mean.astype(wide_dtype(x.dtype)))
     around = partial(
         _moments_around, feature_axes=feature_axes, mask=mask, devices=devices
     )
     in_passes = partial(_moments_in_passes, around, epsilon)
-    if jnp.finfo(shift.dtype).bits == 64:
-        return in_passes(x, shift)
-    in_float64 = partial(moments_in_float64, around)
+    if jnp.finfo(guess.mean.dtype).bits == 64:
+        return in_passes(x, guess)
+
+    def in_float64(x: Array, guess: Guess) -> ShiftedMoments:
+        return moments_in_float64(around, x, guess.mean)
+
     return jax.lax.platform_dependent(
-        x, shift, cuda=in_float64, rocm=in_float64, default=in_passes
+        x, guess, cuda=in_float64, rocm=in_float64, default=in_passes
     )
 
 
 def _moments_in_passes(
-    around: Callable[..., ShiftedMoments], epsilon: float, x: Array, shift: Array
+    around: Callable[..., ShiftedMoments], epsilon: float, x: Array, guess: Guess
 ) -> ShiftedMoments:
-    """Moments by one pass, and by further ones if the shift lay far from the mean."""
-    first = varying_with(around(x, shift, is_first=True), shift)
+    """Moments by one pass, and by further ones if the guess lay far from the mean."""
+    first = around(x, guess.mean, compares_shifts=True, is_near_zero=guess.is_near_zero)
+    first = varying_with(first, guess.mean)
     is_exact = _is_exact(first, epsilon)
     # The number of values is that of all passes: a branch would but copy it.
     found = _Found(*first[1:])
@@ -191,13 +199,14 @@ def _moments_around(
     feature_axes: Sequence[int],
     mask: Bool[Array, "*#shape"] | None,
     devices: Devices,
-    is_first: bool = False,
+    compares_shifts: bool = False,
+    is_near_zero: bool | Array = False,
     keeps_range: bool = False,
 ) -> ShiftedMoments:
     """Moments from sums of `x - shift` and of its square.
 
-    In the first pass, where devices turn out to have different shifts, there are no
-    moments yet: the variance is infinite, and the shift 0 on all of them.
+    Where shifts are compared, and devices turn out to have different ones, there are
+    no moments yet: the variance is infinite, and the shift 0 on all of them.
 
     Sums of many values overflow before their mean does, unless the range is kept, at
     the price of further operations.
@@ -211,11 +220,11 @@ def _moments_around(
         # A size that `jax.export` leaves open is no integer: one for many values.
         count = max(positions, 1) if isinstance(positions, int) else 2**40
         unit = 2.0 ** -math.ceil(math.log2(count) / 2)
-    if is_first:
-        values = sums_around_guess(x, own_shift, **axes)
-    else:
+    if is_near_zero is False:
         values = sums_around(x, own_shift, **axes, unit=unit)
-    if is_first and devices.axis_sizes:
+    else:
+        values = sums_around_guess(x, own_shift, is_near_zero, **axes)
+    if compares_shifts and devices.axis_sizes:
         values += marks(own_shift)
     deviations, squares, *others = sum_across(devices, values)
     num_samples = jnp.full_like(squares, positions) if mask is None else others.pop(0)

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, Bool, Float, Inexact
 
 # What Flax keeps for one layer in its mutable `batch_stats` collection: the running
 # `mean` and `var` of each feature, and `count`, the number of batches behind them,
@@ -25,6 +25,19 @@ class Moments(NamedTuple):
     num_samples: Float[Array, "*features"]
     mean: Inexact[Array, "*features"]
     var: Float[Array, "*features"]
+
+
+class Guess(NamedTuple):
+    """What is expected of a batch; no result depends on it but for rounding.
+
+    Attributes:
+        mean: A number near the mean of each feature, the same on all devices that take
+            part in one all-reduce.
+        is_near_zero: Whether all means are expected within a standard deviation of 0.
+    """
+
+    mean: Inexact[Array, "*features"]
+    is_near_zero: bool | Bool[Array, ""] = False
 
 
 class ShiftedMoments(NamedTuple):

@@ -62,7 +62,7 @@ def _count_in(name: str, bodies: dict[str, list[str]]) -> Collectives:
     """Counts what a computation executes, with all that it calls."""
     always: Counter[str] = Counter()
     in_branches: Counter[str] = Counter()
-    for line in bodies[name]:
+    for line in bodies.get(name, []):
         if collective := _COLLECTIVE.search(line):
             always[collective[1]] += 1
         for called in _named(_CALLED, line):

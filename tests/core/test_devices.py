@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from bn_jax.core.batch_norm import batch_norm
 from bn_jax.core.devices import make_devices
 from bn_jax.core.moments import batch_moments
+from bn_jax.core.types import Guess
 
 NUM_DEVICES = 4
 
@@ -96,7 +97,7 @@ def test_the_number_of_samples_is_that_of_all_devices(over_devices):
     def count(x, mask):
         return batch_moments(
             x,
-            jnp.zeros(3),
+            Guess(jnp.zeros(3)),
             feature_axes=(1,),
             mask=jnp.broadcast_to(mask, x.shape),
             devices=make_devices("devices", None),

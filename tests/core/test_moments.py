@@ -13,6 +13,7 @@ import bn_jax.core.moments as moments_module
 from bn_jax.core.axes import canonical_axes
 from bn_jax.core.devices import Devices
 from bn_jax.core.moments import batch_moments
+from bn_jax.core.types import Guess
 
 
 @partial(jax.jit, static_argnames="axis")
@@ -22,7 +23,7 @@ def compiled(x, *, axis=-1, mask=None, shift=0.0):
     if mask is not None:
         mask = jnp.broadcast_to(mask, x.shape)
         x = jnp.where(mask, x, jnp.zeros((), x.dtype))
-    guess = jnp.full([x.shape[axis] for axis in axes], shift, jnp.float32)
+    guess = Guess(jnp.full([x.shape[axis] for axis in axes], shift, jnp.float32))
     moments = batch_moments(x, guess, feature_axes=axes, mask=mask, devices=Devices())
     return moments.rounded()
 
@@ -243,9 +244,9 @@ def test_one_pass_is_enough_unless_the_guess_is_poor(
     # What has been traced does not hear of that.
     untraced = moments_module._batch_moments.__wrapped__
     monkeypatch.setattr(moments_module, "_batch_moments", untraced)
-    x, shift = jnp.array(values)[:, None], jnp.array([guess])
+    x = jnp.array(values)[:, None]
     layout = {"feature_axes": (1,), "epsilon": 1e-5, "devices": Devices()}
-    moments = batch_moments(x, shift, **layout)
+    moments = batch_moments(x, Guess(jnp.array([guess])), **layout)
     assert (moments.var.item() > -1) == is_enough
 
 
@@ -253,7 +254,7 @@ def test_a_feature_that_is_exact_does_not_lose_its_smallest_squares_to_another_o
     x = normal(65536, 2, mean=1e4)
     x[:, 0] = normal(65536) * np.float32(1e-17)
     moments = batch_moments(
-        jnp.asarray(x), jnp.zeros(2), feature_axes=(1,), devices=Devices()
+        jnp.asarray(x), Guess(jnp.zeros(2)), feature_axes=(1,), devices=Devices()
     )
     _, _, var = oracles.moments(x)
     np.testing.assert_allclose(moments.var, var, rtol=1e-5)
@@ -262,7 +263,7 @@ def test_a_feature_that_is_exact_does_not_lose_its_smallest_squares_to_another_o
 def test_the_mean_of_two_numbers_has_more_digits_than_one():
     x = normal(4096, 2, mean=1e4)
     moments = batch_moments(
-        jnp.asarray(x), jnp.full(2, 1e4), feature_axes=(1,), devices=Devices()
+        jnp.asarray(x), Guess(jnp.full(2, 1e4)), feature_axes=(1,), devices=Devices()
     )
     _, mean, _ = oracles.moments(x)
     found = np.asarray(moments.shift, float) + np.asarray(moments.offset, float)
@@ -272,8 +273,8 @@ def test_the_mean_of_two_numbers_has_more_digits_than_one():
 
 def test_a_program_is_exported_for_any_number_of_examples():
     def moments(x):
-        shifted = batch_moments(x, jnp.zeros(2), feature_axes=(1,), devices=Devices())
-        return shifted.rounded()
+        axes = {"feature_axes": (1,), "devices": Devices()}
+        return batch_moments(x, Guess(jnp.zeros(2)), **axes).rounded()
 
     (size,) = jax.export.symbolic_shape("size")
     shape = jax.ShapeDtypeStruct((size, 2), jnp.float32)
@@ -318,7 +319,7 @@ def test_the_branch_of_a_far_shift_is_given_half_precision_as_it_is():
     moments = jax.make_jaxpr(
         moments_module._batch_moments.__wrapped__, static_argnums=(2, 3, 4, 5)
     )
-    equations = moments(x, jnp.zeros(3), None, (1,), 0.0, Devices()).eqns
+    equations = moments(x, Guess(jnp.zeros(3)), None, (1,), 0.0, Devices()).eqns
     (branch,) = [eqn for eqn in equations if eqn.primitive.name == "cond"]
     handed = [v.aval.dtype for v in branch.invars if v.aval.shape == x.shape]
     # A float32 copy would be made whether or not the branch is taken.

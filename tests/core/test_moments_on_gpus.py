@@ -12,6 +12,7 @@ import bn_jax.core.moments as moments_module
 from bn_jax.core.batch_norm import batch_norm
 from bn_jax.core.devices import Devices
 from bn_jax.core.moments import batch_moments
+from bn_jax.core.types import Guess
 
 SHAPE = (64, 3)
 FOR_GPUS = ("cuda", "rocm")
@@ -208,5 +209,5 @@ def test_derivatives_of_any_order_are_those_of_other_platforms(monkeypatch):
 def test_no_result_is_float64():
     for dtype, wide in {"bfloat16": "f4", "float32": "f4", "complex64": "c8"}.items():
         x, guess = jnp.asarray(normal(8, 2), dtype), jnp.zeros(2, wide)
-        moments = batch_moments(x, guess, feature_axes=(1,), devices=Devices())
+        moments = batch_moments(x, Guess(guess), feature_axes=(1,), devices=Devices())
         assert [leaf.dtype for leaf in moments] == ["f4", wide, wide, "f4"]

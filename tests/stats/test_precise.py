@@ -11,6 +11,7 @@ import pytest
 import bn_jax
 from bn_jax.core.devices import Devices
 from bn_jax.core.moments import batch_moments
+from bn_jax.core.types import Guess
 from bn_jax.stats.precise import average_moments
 
 KEY = jax.random.key(0)
@@ -182,7 +183,7 @@ def test_the_variance_is_unbiased(size):
 
     def of_batch(x, shift):
         axes = {"feature_axes": (1,), "devices": Devices()}
-        return batch_moments(x, shift, **axes).rounded()
+        return batch_moments(x, Guess(shift), **axes).rounded()
 
     moments = jax.jit(jax.vmap(of_batch, (0, None)))(jnp.asarray(x), jnp.zeros(8))
     stats = average_moments({"norm": {"moments": (moments,)}}, {"norm": {}})["norm"]
