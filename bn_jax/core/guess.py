@@ -22,6 +22,6 @@ def guess_from(batch_stats: Mapping[str, Array]) -> Guess:
     """
     mean, var = batch_stats["mean"], batch_stats["var"]
     wide = wide_dtype(mean.dtype, var.dtype)
-    deviation = jnp.sqrt(var.astype(jnp.finfo(wide).dtype))
+    deviation = jnp.sqrt(jnp.maximum(var.astype(jnp.finfo(wide).dtype), 0))
     is_near = (jnp.abs(mean.astype(wide)) <= deviation) & jnp.isfinite(deviation)
     return Guess(mean, all_hold(is_near))

@@ -13,8 +13,10 @@ from bn_jax.core.flags import all_hold
 # Sums around 0 of a mean so many variances (squared) away are nine times what they are
 # around the mean. XLA adds up a million float32 values to 1e-6.
 _FAR = 8
-# Fewer values are added up in less time than the branch takes.
+# Fewer values are added up in less time than the branch takes; and fewer of a feature
+# have a mean and a deviation far from the expected ones too often.
 _WORTH_A_BRANCH = 2**16
+_ENOUGH_OF_A_FEATURE = 64
 
 
 def sums_around(
@@ -71,8 +73,11 @@ def sums_around_guess(
         mask: See there.
     """
     around_shift = partial(sums_around, feature_axes=feature_axes, mask=mask)
+    positions = x.size // max(shift.size, 1)
     # The size that `jax.export` leaves open is no integer.
-    if isinstance(x.size, int) and x.size < _WORTH_A_BRANCH:
+    if isinstance(positions, int) and (
+        x.size < _WORTH_A_BRANCH or positions < _ENOUGH_OF_A_FEATURE
+    ):
         return around_shift(x, shift)
 
     def by_way_of_zero(x: Array, shift: Array) -> list[Array]:
@@ -80,7 +85,7 @@ def sums_around_guess(
         total, squares, *counts = _sums(
             wide, wide, feature_axes=feature_axes, mask=mask
         )
-        num_samples = counts[0] if counts else x.size // max(shift.size, 1)
+        num_samples = counts[0] if counts else jnp.full_like(squares, positions)
         divisor = jnp.maximum(num_samples, 1)
         mean = total / divisor
         spread = jnp.maximum(squares - divisor * abs_squared(mean), 0)

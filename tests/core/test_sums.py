@@ -20,6 +20,7 @@ AXES = {"feature_axes": (1,)}
 @pytest.fixture
 def always_worth_a_branch(monkeypatch):
     monkeypatch.setattr(sums_module, "_WORTH_A_BRANCH", 0)
+    monkeypatch.setattr(sums_module, "_ENOUGH_OF_A_FEATURE", 0)
     # What has been traced does not hear of that.
     untraced = moments_module._batch_moments.__wrapped__
     monkeypatch.setattr(moments_module, "_batch_moments", untraced)
@@ -69,17 +70,30 @@ def test_a_unit_is_squared_in_both_sums():
 
 
 @pytest.mark.parametrize(
-    ("platform", "size", "tries"),
-    [("cpu", 2**16, True), ("cpu", 64, False), ("tpu", 2**16, False)],
+    ("platform", "shape", "tries"),
+    [
+        ("cpu", (2**16, 1), True),
+        ("cpu", (64, 1024), True),
+        ("cpu", (32, 2048), False),
+        ("cpu", (64, 1), False),
+        ("tpu", (2**16, 1), False),
+    ],
 )
-def test_only_a_cpu_and_only_where_it_pays_tries_the_way_of_zero(platform, size, tries):
+def test_only_a_cpu_tries_the_way_of_zero_and_where_it_pays(platform, shape, tries):
     def sums(x, shift, is_near_zero):
         return sums_around_guess(x, shift, is_near_zero, **AXES, mask=None)
 
-    lowered = jax.jit(sums).trace(jnp.ones((size, 1)), jnp.zeros(1), True)
+    lowered = jax.jit(sums).trace(jnp.ones(shape), jnp.zeros(shape[-1]), True)
     text = lowered.lower(lowering_platforms=(platform,)).as_text()
     # No sum around the shift takes the larger one of two numbers.
     assert ("stablehlo.maximum" in text) == tries
+
+
+def test_more_values_than_an_integer_counts_are_traced():
+    shape = jax.ShapeDtypeStruct((2**31, 1), jnp.float32)
+    stats = {name: jax.ShapeDtypeStruct((1,), jnp.float32) for name in ("mean", "var")}
+    y, _ = jax.eval_shape(lambda x, s: batch_norm(x, None, None, s), shape, stats)
+    assert y.shape == shape.shape
 
 
 # Two values only: all errors of a sum go one way.
