@@ -80,6 +80,18 @@ def test_the_ratios_of_speed_are_those_of_the_committed_benchmarks():
         for dtype in ("float32", "bfloat16")
     ]
     assert f"float32 and bfloat16 | {peer[0]} of it, {peer[1]} |" in text
+    far = [
+        of_layer(dtype, "forward, mean of 3 deviations", "bn_jax")
+        for dtype in ("float32", "bfloat16")
+    ]
+    prose = " ".join(text.split())
+    assert f"{far[0]} of Flax's time in float32 then and {far[1]} in bfloat16" in prose
+    small = layers["float32"]["time_over_reference"][forward]["bn_jax"][-1]
+    alone = of_layer("float32", forward, "bn_jax")
+    assert f"the {alone} most is lost at (60, 100), {small:.2f}," in prose
+    # The aims: not longer with the gradient, and a fifth longer without.
+    assert float(of_layer("float32", both, "bn_jax")) <= 1
+    assert float(alone) <= 1.2
 
 
 def test_the_figures_of_the_gpu_are_those_of_the_committed_benchmarks():
