@@ -60,9 +60,8 @@ def sums_around_guess(
 ) -> list[Inexact[Array, "*features"]]:
     """The same; on a CPU by way of sums around 0 where these are as good.
 
-    A CPU adds up numbers as fast as it reads them, and subtracts half as fast. Other
-    devices wait for memory either way, and lose by a branch what the sums share with
-    their neighbours.
+    On a CPU the subtraction takes time of its own. Other devices wait for memory either
+    way, and lose by a branch what the sums share with their neighbours.
 
     Args:
         x: As for `sums_around`, and so are the others.
