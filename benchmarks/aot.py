@@ -26,7 +26,6 @@ import importlib.util
 import itertools
 import json
 import os
-import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -51,8 +50,6 @@ _ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(_ROOT / "tests"))
 _TOPOLOGY = "v5e:2x4"
 _NORMS = ("bn_jax", "flax")
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*?\{$(.*?)^\}", re.M | re.S)
-_BRANCHES = re.compile(r"branch_computations=\{%?([\w.\-]+), %?([\w.\-]+)\}")
 
 
 class _Setting(NamedTuple):
@@ -87,8 +84,7 @@ def main() -> None:
         for program in pool.map(_compile, *zip(*kinds, strict=True)):
             programs.append(program)
             _print(program)
-            # A program takes minutes to compile: those that came are not lost.
-            _write(programs, device)
+    _write(programs, device)
 
 
 def _devices() -> Any:
@@ -134,7 +130,7 @@ def _compile(setting: _Setting, norm: str) -> dict[str, Any]:
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     text = compiled.as_text()
     collectives = count_collectives(text)
-    first_pass = _first_pass_alone(text)
+    first_pass = _first_pass_alone(text, norm)
     return {
         **setting._asdict(),
         "mode": parallel.mode,
@@ -158,21 +154,23 @@ def _black_images(config: Any) -> np.ndarray:
     return np.broadcast_to(np.zeros((), np.uint8), shape)
 
 
-def _first_pass_alone(text: str) -> dict[str, float]:
-    """What XLA counts where no branch of further passes is taken.
+def _first_pass_alone(text: str, norm: str) -> dict[str, float]:
+    """What XLA counts where no branch of further passes, which are a loop, is taken.
 
     Args:
         text: The compiled program.
+        norm: Its normalization.
     """
-    bodies = dict(_COMPUTATION.findall(text))
+    from conformance.hlo import without_loops_in_branches
 
-    def untaken(branches: re.Match[str]) -> str:
-        # Further passes are a loop; the other branch hands on what the first one found.
-        further, found = branches.groups()
-        taken = found if " while(" in bodies[further] else further
-        return f"branch_computations={{%{taken}, %{found}}}"
-
-    module = xla_client.hlo.hlo_module_from_text(_BRANCHES.sub(untaken, text))
+    untaken, number = without_loops_in_branches(text)
+    if (number > 0) != (norm == "bn_jax"):
+        raise RuntimeError(
+            f"benchmarks/aot.py: {number} branches with a loop were found in a program "
+            f"with {norm}'s normalization; XLA writes them in another way by now."
+        )
+    # jaxlib has no public name for it.
+    module = xla_client.hlo.hlo_module_from_text(untaken)
     return xla_client._xla.hlo_module_cost_analysis(jax.devices()[0].client, module)
 
 

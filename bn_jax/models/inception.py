@@ -202,6 +202,12 @@ class Inception(nn.Module):
                 f"Inception: per_activation_modules must be among {', '.join(modules)}"
                 f", and {', '.join(map(repr, unknown))} is not."
             )
+        if self.per_activation_modules and self.norm is None:
+            raise ValueError(
+                "Inception: per_activation_modules says how the modules "
+                f"{', '.join(self.per_activation_modules)} are normalized, and norm is "
+                "None; give a norm, or no such modules."
+            )
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(
                 "Inception: dropout_rate must be the fraction in [0, 1) that is "
@@ -219,11 +225,13 @@ class Inception(nn.Module):
             )
         if not all(inception_sizes.is_large_enough(network, n) for n in shape[1:3]):
             smallest = inception_sizes.smallest_size(network)
-            small = "" if self.stem == "small" else "; stem='small' would do from 3 x 3"
+            hint = "" if self.stem == "small" else "; stem='small' would do from 3 x 3"
+            if shape[1] in (1, 3) and shape[3] > 4:
+                hint = "; channels come last"
             raise ValueError(
                 f"Inception: the stem {self.stem!r} and two modules that halve the "
                 f"image need images of at least {smallest} x {smallest} pixels, and "
-                f"these have {shape[1]} x {shape[2]}{small}."
+                f"these have {shape[1]} x {shape[2]}{hint}."
             )
 
 

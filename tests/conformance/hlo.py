@@ -1,4 +1,4 @@
-"""Collectives in compiled programs, counted in the text of XLA."""
+"""Collectives and branches of compiled programs, in the text of XLA."""
 
 import re
 from collections import Counter
@@ -46,6 +46,48 @@ def count_collectives(text: str) -> Collectives:
     Args:
         text: What `jax.jit(f).lower(...).compile().as_text()` returns.
     """
+    entry, bodies = _computations(text)
+    return _count_in(entry, bodies)
+
+
+def without_loops_in_branches(text: str) -> tuple[str, int]:
+    """The program with the other branch in the place of each that holds a loop.
+
+    It is for XLA's analysis alone: the branches' arguments are left as they are, and no
+    longer fit.
+
+    Args:
+        text: As for `count_collectives`.
+
+    Returns:
+        The text, and how many branches were replaced.
+
+    Raises:
+        ValueError: If no branch of a conditional is without a loop, or several are.
+    """
+    _, bodies = _computations(text)
+    lines, number = text.splitlines(keepends=True), 0
+    for place, line in enumerate(lines):
+        branches = _named(_BRANCHES, line)
+        loops = [name for name in branches if _has_loop(name, bodies)]
+        if not loops:
+            continue
+        others = [name for name in branches if name not in loops]
+        if len(others) != 1:
+            raise ValueError(
+                "without_loops_in_branches: expected one branch without a loop beside "
+                f"those with one, and found {len(others)} in {line.strip()[:200]}"
+            )
+        for loop in loops:
+            named = rf"(?<![\w.\-]){re.escape(loop)}(?![\w.\-])"
+            line = re.sub(named, others[0], line)
+        lines[place] = line
+        number += len(loops)
+    return "".join(lines), number
+
+
+def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
+    """The entry's name, and the lines of each computation."""
     bodies: dict[str, list[str]] = {}
     name = entry = ""
     for line in text.splitlines():
@@ -55,7 +97,16 @@ def count_collectives(text: str) -> Collectives:
             entry = name if header[1] else entry
         elif name:
             bodies[name].append(line)
-    return _count_in(entry, bodies)
+    return entry, bodies
+
+
+def _has_loop(name: str, bodies: dict[str, list[str]]) -> bool:
+    """Whether a computation holds a loop, or calls one that does."""
+    return any(
+        " while(" in line
+        or any(_has_loop(called, bodies) for called in _named(_CALLED, line))
+        for line in bodies.get(name, [])
+    )
 
 
 def _count_in(name: str, bodies: dict[str, list[str]]) -> Collectives:

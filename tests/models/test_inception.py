@@ -282,6 +282,16 @@ def test_population_statistics_are_those_of_its_layers():
             (2, 8, 8, 1),
             "must be among 3a, .* 5b, and '5c' is not",
         ),
+        (
+            {"per_activation_modules": ("5b",), "norm": None},
+            (2, 8, 8, 1),
+            "the modules 5b are normalized, and norm is None; give a norm, or no",
+        ),
+        (
+            {"stem": "imagenet"},
+            (2, 3, 224, 224),
+            "these have 3 x 224; channels come last",
+        ),
     ],
 )
 def test_what_the_network_cannot_take_is_refused(fields, shape, message):
