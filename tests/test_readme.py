@@ -191,6 +191,24 @@ def test_the_longer_runs_of_the_small_arms_came_to_what_is_said_of_them():
     ]
 
 
+def test_the_same_runs_again_came_to_the_same_verdicts():
+    first, again = (
+        json.loads((_README.parent / "results" / name).read_text())
+        for name in ("figure2.json", "figure2-again.json")
+    )
+    for record in (first, again):
+        # Images at once, which the results do not depend on.
+        del record["config"]["evaluation"]["batch_size"]
+    assert first["config"] == again["config"]
+    assert [c["holds"] for c in first["claims"]] == [
+        c["holds"] for c in again["claims"]
+    ]
+    highest = again["arms"]["bn_x30"]["max_accuracy"]
+    said = mean_and_deviation(highest, "{:.2f}", unit=0.01)
+    text = " ".join(_README.read_text().split())
+    assert f"the same runs gave it {said} %" in text
+
+
 def test_the_time_of_the_small_arms_is_that_of_their_committed_runs():
     record = json.loads((_README.parent / "results/inception_small.json").read_text())
     seconds = [value for arm in record["wall_seconds"].values() for value in arm]
