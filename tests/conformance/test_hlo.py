@@ -15,10 +15,10 @@ def until_large(x):
 
 
 def compiled_text(*branches):
-    def function(is_first, x):
-        return jax.lax.cond(is_first, *branches, x)
+    def function(number, x):
+        return jax.lax.switch(number, branches, x)
 
-    return jax.jit(function).lower(True, jnp.ones(3)).compile().as_text()
+    return jax.jit(function).lower(0, jnp.ones(3)).compile().as_text()
 
 
 @pytest.mark.parametrize("branches", [(once, until_large), (until_large, once)])
@@ -35,7 +35,12 @@ def test_a_program_without_loops_in_branches_stays():
     assert without_loops_in_branches(text) == (text, 0)
 
 
-def test_branches_of_loops_alone_are_refused():
-    text = compiled_text(until_large, lambda x: until_large(-x) + 1)
-    with pytest.raises(ValueError, match=r"one branch without a loop .* found 0 in"):
+@pytest.mark.parametrize(
+    ("others", "found"),
+    [((lambda x: until_large(-x) + 1,), 0), ((once, lambda x: jnp.sort(-x)), 2)],
+)
+def test_a_loop_beside_no_other_branch_or_several_is_refused(others, found):
+    text = compiled_text(until_large, *others)
+    message = rf"one branch without a loop .* found {found} in"
+    with pytest.raises(ValueError, match=message):
         without_loops_in_branches(text)
