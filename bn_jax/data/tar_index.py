@@ -38,7 +38,7 @@ def index_training_tar(path: Path, synsets: Sequence[str]) -> list[TarImage]:
 
     Raises:
         UserError: If it is no tar file, is cut off, or holds anything but
-            `<synset>.tar` of `<synset>_<number>.JPEG`, each once.
+            `<synset>.tar` of `<synset>_<number>.JPEG`, each once, or one of none.
     """
     known, images, seen = set(synsets), [], set[str]()
     classes = progress_bar(
@@ -52,12 +52,18 @@ def index_training_tar(path: Path, synsets: Sequence[str]) -> list[TarImage]:
         if synset not in known or not outer.name.endswith(".tar"):
             raise _unexpected(path, outer.name, "one tar file a class (n01440764.tar)")
         pattern = re.compile(rf"{synset}_\d+\.JPEG")
+        before = len(images)
         for member in _members(path, inside=outer):
             if pattern.fullmatch(member.name) is None or member.name in seen:
                 place = f"{outer.name}: {member.name}"
                 raise _unexpected(path, place, f"{synset}_<number>.JPEG, each once")
             seen.add(member.name)
             images.append(TarImage(member.name, synset, *member[1:]))
+        if len(images) == before:
+            raise UserError(
+                f"{path}: expected images in {outer.name}, and found none. Is it the "
+                "official file, as downloaded?"
+            )
     return images
 
 

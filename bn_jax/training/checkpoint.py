@@ -3,26 +3,22 @@
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
-from jaxtyping import PyTree
 
 from bn_jax.errors import UserError
+from bn_jax.training.leaves import check_same_leaves
 from bn_jax.training.manifest import damaged_files, write_manifest
 from bn_jax.training.processes import LostProcessError
 from bn_jax.training.state import TrainState
 
 FORMAT_VERSION = 1
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
-
-
-class OtherModelError(UserError):
-    """A checkpoint holds other leaves, or leaves of other shapes or dtypes."""
 
 
 class Checkpoints(AbstractContextManager):
@@ -221,7 +217,7 @@ class Checkpoints(AbstractContextManager):
             like._asdict(),
         )
         saved = self._manager.item_metadata(step)["state"]
-        _check_same_leaves(f"{self._folder}: checkpoint {step}", saved, target)
+        check_same_leaves(f"{self._folder}: checkpoint {step}", saved, target)
         arrays: Any = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
         )["state"]
@@ -252,48 +248,3 @@ def _is_of_a_file(error: Exception) -> bool:
 
 def _as_arrays(state: TrainState) -> dict[str, Any]:
     return {**state._asdict(), "key": jax.random.key_data(state.key)}
-
-
-class _Leaf(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: Any
-
-    def __str__(self) -> str:
-        return f"{np.dtype(self.dtype).name}{list(self.shape)}"
-
-
-def _check_same_leaves(who: str, saved: PyTree, wanted: PyTree) -> None:
-    """Raises OtherModelError unless both trees have the same leaves.
-
-    Orbax would cast another dtype without a word.
-    """
-    there, here = _leaves(saved), _leaves(wanted)
-    differing = [
-        f"{name} is {there.get(name, 'missing')} there and "
-        f"{here.get(name, 'missing')} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
-    ]
-    if differing:
-        shown = "; ".join(differing[:5])
-        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
-        raise OtherModelError(
-            f"{who} holds another model or optimizer: {shown}{more}. Choose another "
-            "--workdir, or the configuration that it was made with."
-        )
-
-
-def _leaves(tree: PyTree) -> dict[str, _Leaf]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        "/".join(_name_of(key) for key in path): _Leaf(tuple(leaf.shape), leaf.dtype)
-        for path, leaf in leaves
-    }
-
-
-def _name_of(key: Any) -> str:
-    # Orbax writes the fields of a record as the keys of a dictionary.
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)

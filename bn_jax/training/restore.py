@@ -9,7 +9,8 @@ import jax
 
 from bn_jax.errors import UserError
 from bn_jax.training.build import Parts, Settings, build_init, build_parts
-from bn_jax.training.checkpoint import Checkpoints, OtherModelError
+from bn_jax.training.checkpoint import Checkpoints
+from bn_jax.training.leaves import OtherModelError
 from bn_jax.training.parallel import make_parallel
 from bn_jax.training.state import TrainState
 from bn_jax.workdir import read_config
@@ -57,5 +58,5 @@ def _other_data_to_blame(
         raise UserError(
             f"{data.name}, of {data.num_classes} classes, does not suit the network, "
             "which was trained on other data. Choose data of as many classes (the "
-            f"highest label says how many) and of the same size. {error}"
+            f"highest label says how many) and of the same size; {error.differences}."
         ) from error

@@ -103,7 +103,8 @@ def _check_decay(decay_every_steps: int, decay_factor: float) -> None:
     if decay_every_steps < 1:
         raise UserError(
             f"schedule.decay_every_steps must be at least 1, and is "
-            f"{decay_every_steps}."
+            f"{decay_every_steps}. Where it is a fraction of num_steps, the run is too "
+            "short for that: take more steps, or set it."
         )
     if not 0 < decay_factor <= 1:
         raise UserError(

@@ -9,6 +9,7 @@ from data.imagenet_files import (
     VALIDATION_TAR,
     encode,
     picture,
+    training_files,
     validation_files,
     write_tars,
 )
@@ -61,6 +62,13 @@ def test_a_tar_that_is_cut_off_is_refused(
 def test_an_empty_tar_is_refused(tmp_path: Path) -> None:
     folder = write_tars(tmp_path, training={})
     with pytest.raises(UserError, match=r"expected 1281167 images, and found 0"):
+        prepare(folder, tmp_path / "data", is_subset=True)
+
+
+def test_a_class_without_images_is_refused(tmp_path: Path) -> None:
+    folder = write_tars(tmp_path, training=training_files() | {SYNSETS[0]: {}})
+    expected = rf"{TRAIN_TAR}: expected images in {SYNSETS[0]}\.tar, and found none"
+    with pytest.raises(UserError, match=expected):
         prepare(folder, tmp_path / "data", is_subset=True)
 
 

@@ -123,5 +123,7 @@ def test_data_of_other_classes_are_named_when_they_are_refused(
     config = saved_config(bn)
     config.dataset.idx_dir = str(letters)
     expected = rf"letters, of {num_classes} classes, .* is float32\[10\] there"
-    with pytest.raises(UserError, match=expected):
+    with pytest.raises(UserError, match=expected) as refused:
         evaluate(config, bn.workdir, statistics="moving")
+    # Another folder would be no way out.
+    assert "--workdir" not in str(refused.value)

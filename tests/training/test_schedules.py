@@ -96,7 +96,7 @@ def test_settings_that_a_schedule_does_not_use_are_ignored(
         ("cosine", {"warmup_steps": 1000}, "leaves none for the cosine"),
         ("constant", {"learning_rate": 0.0}, "learning_rate must be .*is 0.0"),
         ("constant", {"learning_rate": float("nan")}, "learning_rate must be .*nan"),
-        ("step", {"decay_every_steps": 0}, "decay_every_steps must be at least 1"),
+        ("step", {"decay_every_steps": 0}, "at least 1, and is 0.* take more steps"),
         ("exponential", {"decay_every_steps": -5}, "at least 1, and is -5"),
         ("step", {"decay_factor": 0.0}, "decay_factor must lie above 0"),
         ("exponential", {"decay_factor": 1.5}, "at most 1, and is 1.5"),
