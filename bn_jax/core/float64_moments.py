@@ -28,7 +28,7 @@ def moments_in_float64(
             # Were half precision widened at once, XLA might store an array of float64
             # of x's size and read it twice.
             x = _rounded_to_float32(x.astype(shift.dtype))
-        moments = around(x.astype(wide), jnp.zeros_like(shift, wide))
+        moments = around(x, jnp.zeros_like(shift, wide))
         num_samples, *_, var = moments
         mean = moments.mean
         near = jnp.where(jnp.isfinite(mean), mean, jnp.zeros((), wide))

@@ -39,12 +39,17 @@ def sums_around(
     """
     # Here and not by the caller: what a branch that is hardly ever taken is given
     # would be a wide copy of x, made in every step.
-    x = x.astype(shift.dtype)
+    wide = x.astype(shift.dtype)
     # The second difference adds the negative instead of subtracting. Were both the
     # same expression, XLA would compute it once, store an array of x's size and read
     # it twice; like this each is part of its sum.
-    deviation = x - expand_to_rank(shift, feature_axes, x.ndim)
-    same_deviation = x + expand_to_rank(-shift, feature_axes, x.ndim)
+    deviation = wide - expand_to_rank(shift, feature_axes, x.ndim)
+    same_deviation = wide + expand_to_rank(-shift, feature_axes, x.ndim)
+    if jnp.finfo(shift.dtype).bits == 64:
+        # For a GPU, x in float64 would be such an array. The negative is widened by
+        # itself, and has the same square.
+        negative = (-x).astype(shift.dtype)
+        same_deviation = negative + expand_to_rank(shift, feature_axes, x.ndim)
     if unit != 1:
         deviation, same_deviation = deviation * unit * unit, same_deviation * unit
     return _sums(deviation, same_deviation, feature_axes=feature_axes, mask=mask)

@@ -1,5 +1,7 @@
 """Moments as GPUs compute them, in float64 and without a branch."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,6 +81,14 @@ def test_half_precision_is_widened_by_way_of_float32_which_xla_does_not_store(dt
     assert f"(tensor<4x2x{short}>) -> tensor<4x2xf32>" in program
     assert "(tensor<4x2xf32>) -> tensor<4x2xf64>" in program
     assert f"(tensor<4x2x{short}>) -> tensor<4x2xf64>" not in program
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.usefixtures("standard_promotion")
+def test_both_sums_widen_their_own_values_which_xla_does_not_store(dtype):
+    program = lowered("cuda", jnp.zeros((4, 2), dtype))
+    assert program.count("(tensor<4x2xf32>) -> tensor<4x2xf64>") == 2
+    assert re.search(r"stablehlo\.negate %\w+ : tensor<4x2xf32>", program)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
