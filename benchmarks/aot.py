@@ -15,7 +15,9 @@ pass over activations whose mean lies far from the running one, which training t
 its first steps, and later where a feature hardly varies within a batch. So XLA analyses
 the compiled text once more, with that branch replaced by the other one: that is what a
 step costs that takes none. This analysis knows nothing of the tiles of a chip, to which
-it pads arrays; the numbers of bytes compare with one another alone.
+it pads arrays; the numbers of bytes compare with one another alone. Of the same text
+are the cycles that the chip's compiler expects, which it writes beside each operation:
+they depend on where an array lies, which the bytes do not.
 
 Needs libtpu, the compiler: `pip install --target=FOLDER 'libtpu==0.0.42.*'` for jax
 0.10.2, and FOLDER on PYTHONPATH. Writes `results/aot.json`.
@@ -74,8 +76,12 @@ def main() -> None:
             "put FOLDER on PYTHONPATH then."
         )
     device = _devices()[0].device_kind
-    print("unpadded: bytes of arrays without a chip's padding, no branch taken")
-    print(f"{'':36}{'GFLOP':>9}{'GB':>9}{'unpadded':>10}{'GiB peak':>10}  all-reduces")
+    print("unpadded: bytes of arrays without a chip's padding, no branch taken;")
+    print("Mcycles: what the compiler expects, likewise")
+    print(
+        f"{'':36}{'GFLOP':>9}{'GB':>9}{'unpadded':>10}{'Mcycles':>9}{'GiB peak':>10}"
+        "  all-reduces"
+    )
     programs: list[dict[str, Any]] = []
     kinds = list(itertools.product(_SETTINGS, _NORMS))
     with ProcessPoolExecutor(
@@ -130,7 +136,6 @@ def _compile(setting: _Setting, norm: str) -> dict[str, Any]:
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     text = compiled.as_text()
     collectives = count_collectives(text)
-    first_pass = _first_pass_alone(text, norm)
     return {
         **setting._asdict(),
         "mode": parallel.mode,
@@ -141,10 +146,7 @@ def _compile(setting: _Setting, norm: str) -> dict[str, Any]:
         "peak_memory_bytes": memory.peak_memory_in_bytes,
         "all_reduces": collectives.always["all-reduce"],
         "all_reduces_in_branches": collectives.in_branches["all-reduce"],
-        "branches_not_taken": {
-            "flops": first_pass["flops"],
-            "unpadded_bytes_accessed": first_pass["bytes accessed"],
-        },
+        "branches_not_taken": _first_pass_alone(text, norm),
     }
 
 
@@ -155,13 +157,13 @@ def _black_images(config: Any) -> np.ndarray:
 
 
 def _first_pass_alone(text: str, norm: str) -> dict[str, float]:
-    """What XLA counts where no branch of further passes, which are a loop, is taken.
+    """What a step costs where no branch of further passes, which are a loop, is taken.
 
     Args:
         text: The compiled program.
         norm: Its normalization.
     """
-    from conformance.hlo import without_loops_in_branches
+    from conformance.hlo import estimated_cycles, without_loops_in_branches
 
     untaken, number = without_loops_in_branches(text)
     if (number > 0) != (norm == "bn_jax"):
@@ -171,7 +173,12 @@ def _first_pass_alone(text: str, norm: str) -> dict[str, float]:
         )
     # jaxlib has no public name for it.
     module = xla_client.hlo.hlo_module_from_text(untaken)
-    return xla_client._xla.hlo_module_cost_analysis(jax.devices()[0].client, module)
+    cost = xla_client._xla.hlo_module_cost_analysis(jax.devices()[0].client, module)
+    return {
+        "flops": cost["flops"],
+        "unpadded_bytes_accessed": cost["bytes accessed"],
+        "estimated_cycles": estimated_cycles(untaken),
+    }
 
 
 def _shapes(config: Any, parts: Parts) -> tuple[Any, Examples]:
@@ -188,10 +195,12 @@ def _shapes(config: Any, parts: Parts) -> tuple[Any, Examples]:
 
 def _print(row: dict[str, Any]) -> None:
     name = "{arm} {dtype} {mode} {chips}, {norm}".format(**row)
-    unpadded = row["branches_not_taken"]["unpadded_bytes_accessed"]
+    not_taken = row["branches_not_taken"]
     print(
         f"{name:36}{row['flops'] / 1e9:9.1f}{row['bytes_accessed'] / 1e9:9.2f}"
-        f"{unpadded / 1e9:10.2f}{row['peak_memory_bytes'] / 2**30:10.2f}  "
+        f"{not_taken['unpadded_bytes_accessed'] / 1e9:10.2f}"
+        f"{not_taken['estimated_cycles'] / 1e6:9.1f}"
+        f"{row['peak_memory_bytes'] / 2**30:10.2f}  "
         f"{row['all_reduces']} and {row['all_reduces_in_branches']} in branches",
         flush=True,
     )

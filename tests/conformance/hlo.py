@@ -1,4 +1,4 @@
-"""Collectives and branches of compiled programs, in the text of XLA."""
+"""Collectives, branches and costs of compiled programs, in the text of XLA."""
 
 import re
 from collections import Counter
@@ -26,6 +26,9 @@ _BRANCHES = re.compile(
 _CALLED = re.compile(
     r"(?:to_apply|calls|body|condition)=%?([\w.\-]+)|called_computations=\{([^}]*)\}"
 )
+
+_EXECUTED = re.compile(r"(?:body|condition)=%?([\w.\-]+)")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
 class Collectives(NamedTuple):
@@ -84,6 +87,36 @@ def without_loops_in_branches(text: str) -> tuple[str, int]:
         lines[place] = line
         number += len(loops)
     return "".join(lines), number
+
+
+def estimated_cycles(text: str) -> int:
+    """Cycles that XLA expects of a TPU's program, each loop's body run once.
+
+    Of a conditional the longest branch counts. Copies that run beside other operations
+    have no estimate.
+
+    Args:
+        text: As for `count_collectives`.
+
+    Raises:
+        ValueError: If it has no estimates, as those for other devices.
+    """
+    entry, bodies = _computations(text)
+    if _CYCLES.search(text) is None:
+        raise ValueError(
+            "estimated_cycles: expected a text of the compiler for TPUs, which writes "
+            "cycles beside operations, and found none in this one."
+        )
+
+    def cycles_of(name: str) -> int:
+        cycles = 0
+        for line in bodies[name]:
+            cycles += sum(map(int, _CYCLES.findall(line)))
+            cycles += sum(map(cycles_of, _named(_EXECUTED, line)))
+            cycles += max(map(cycles_of, _named(_BRANCHES, line)), default=0)
+        return cycles
+
+    return cycles_of(entry)
 
 
 def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
@@ -146,6 +179,7 @@ def summed_dtypes(lowered: Any, folder: Path) -> Counter[str]:
 
 def _named(pattern: re.Pattern[str], line: str) -> list[str]:
     """Names of the computations that a line names."""
-    found = pattern.findall(line)
-    listed = [name for names in found for part in names for name in part.split(",")]
-    return [name.strip().lstrip("%") for name in listed if name]
+    named = [
+        part for found in pattern.finditer(line) for part in found.groups() if part
+    ]
+    return [name.strip().lstrip("%") for part in named for name in part.split(",")]
