@@ -208,7 +208,8 @@ def _inception(*, decays_faster: int) -> Settings:
     config.evaluation.schedule.early_every_steps = 50_000
     config.evaluation.schedule.early_until_step = 0
     config.evaluation.schedule.every_steps = 50_000
-    # Images at once; it has no influence on the result.
+    # Images at once; it has no influence on the result, but with the statistics of
+    # each batch (`bn-jax evaluate --statistics=batch`).
     config.evaluation.batch_size = 256
     # Training minibatches whose statistics are averaged (Algorithm 2 says "multiple").
     config.evaluation.population_batches = 100

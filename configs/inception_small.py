@@ -17,6 +17,9 @@ Expected, highest validation accuracy in percent, 3 seeds (results/figure2.json)
     bn_x5             98.52 ± 0.18
     bn_x30            62.57 ± 31.14
     bn_x5_sigmoid     97.62 ± 0.45
+
+That of bn_x30 is no steady figure: by a later version it was 82.78 ± 7.23
+(results/figure2-again.json).
 """
 
 from typing import Any
@@ -159,7 +162,8 @@ def _inception(*, halvings: int) -> Settings:
     config.evaluation.schedule.early_every_steps = 20
     config.evaluation.schedule.early_until_step = 120
     config.evaluation.schedule.every_steps = 40
-    # Images at once; it has no influence on the result. More take longer on a CPU.
+    # Images at once; it has no influence on the result, but with the statistics of
+    # each batch (`bn-jax evaluate --statistics=batch`). More take longer on a CPU.
     config.evaluation.batch_size = 25
     # Training minibatches whose statistics are averaged.
     config.evaluation.population_batches = 10

@@ -105,7 +105,8 @@ def get_config(arm: str = "bn") -> ConfigDict:
     config.evaluation.schedule.early_every_steps = 50
     config.evaluation.schedule.early_until_step = 200
     config.evaluation.schedule.every_steps = 200
-    # Images at once; it has no influence on the result.
+    # Images at once; it has no influence on the result, but with the statistics of
+    # each batch (`bn-jax evaluate --statistics=batch`).
     config.evaluation.batch_size = 1_000
     # Training minibatches whose statistics are averaged.
     config.evaluation.population_batches = 20

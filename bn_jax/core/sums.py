@@ -40,16 +40,16 @@ def sums_around(
     # Here and not by the caller: what a branch that is hardly ever taken is given
     # would be a wide copy of x, made in every step.
     wide = x.astype(shift.dtype)
-    # The second difference adds the negative instead of subtracting. Were both the
-    # same expression, XLA would compute it once, store an array of x's size and read
-    # it twice; like this each is part of its sum.
     deviation = wide - expand_to_rank(shift, feature_axes, x.ndim)
-    same_deviation = wide + expand_to_rank(-shift, feature_axes, x.ndim)
+    # Were the second difference the same expression, XLA would compute it once, store
+    # an array of x's size and read it twice; like this each is part of its sum.
     if jnp.finfo(shift.dtype).bits == 64:
-        # For a GPU, x in float64 would be such an array. The negative is widened by
-        # itself, and has the same square.
+        # Nor do both share x in float64, which a GPU's compiler would store: the
+        # negative, of the same square, is widened by itself.
         negative = (-x).astype(shift.dtype)
         same_deviation = negative + expand_to_rank(shift, feature_axes, x.ndim)
+    else:
+        same_deviation = wide + expand_to_rank(-shift, feature_axes, x.ndim)
     if unit != 1:
         deviation, same_deviation = deviation * unit * unit, same_deviation * unit
     return _sums(deviation, same_deviation, feature_axes=feature_axes, mask=mask)

@@ -244,18 +244,21 @@ def _allow_open_files(num_files: int) -> None:
 def _check_settings(name: str, settings: ImageSettings) -> int:
     """The size of images, once all settings are as they must be."""
     size, threads = settings.image_size, settings.num_threads
-    if size is None or size < 1:
+    if not isinstance(size, int) or size < 1:
         raise UserError(
             f"dataset.image_size: the images of {name} vary in size; give the height "
-            f"and width that they are to have in pixels, such as 224, not {size}."
+            f"and width that they are to have in pixels, such as 224, not {size!r}."
         )
     if not 0 <= settings.distortion <= 1:
         raise UserError(
             "dataset.distortion: the strength must lie between 0 (none) and 1, and is "
             f"{settings.distortion}."
         )
-    if threads is not None and threads < 1:
-        raise UserError(f"dataset.read_threads: must be at least 1, and is {threads}.")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise UserError(
+            "dataset.read_threads: must be an integer of at least 1, and is "
+            f"{threads!r}."
+        )
     if settings.seed < 0:
         raise UserError(
             f"dataset.augmentation_seed: must not be negative, and is {settings.seed}."

@@ -102,8 +102,8 @@ def _check_prepared(data_dir: Path, *, is_subset: bool) -> None:
     found = {split: splits[split].num_examples for split in splits}
     if not is_subset and any(found.get(s) != n for s, n in _NUM_IMAGES.items()):
         raise UserError(
-            f"{builder.data_dir}: it is prepared with other images than all, {found}. "
-            "--subset leaves it as it is; remove that folder to prepare all."
+            f"{builder.data_dir}: it does not hold all images, but {found}. With "
+            "--subset it is left as it is; to prepare all, remove that folder."
         )
 
 

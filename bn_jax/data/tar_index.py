@@ -38,7 +38,8 @@ def index_training_tar(path: Path, synsets: Sequence[str]) -> list[TarImage]:
 
     Raises:
         UserError: If it is no tar file, is cut off, or holds anything but
-            `<synset>.tar` of `<synset>_<number>.JPEG`, each once, or one of none.
+            `<synset>.tar` of `<synset>_<number>.JPEG`, each once, or a class without
+            images.
     """
     known, images, seen = set(synsets), [], set[str]()
     classes = progress_bar(

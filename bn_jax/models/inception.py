@@ -223,11 +223,15 @@ class Inception(nn.Module):
                 "Inception: images must have the axes (batch, height, width, channels)"
                 f", and have the shape {tuple(shape)}."
             )
+        if shape[1] in (1, 3) and shape[3] > 4:
+            raise ValueError(
+                "Inception: channels come last, and images of the shape "
+                f"{tuple(shape)} have them first, it seems; transpose them to "
+                "(batch, height, width, channels)."
+            )
         if not all(inception_sizes.is_large_enough(network, n) for n in shape[1:3]):
             smallest = inception_sizes.smallest_size(network)
             hint = "" if self.stem == "small" else "; stem='small' would do from 3 x 3"
-            if shape[1] in (1, 3) and shape[3] > 4:
-                hint = "; channels come last"
             raise ValueError(
                 f"Inception: the stem {self.stem!r} and two modules that halve the "
                 f"image need images of at least {smallest} x {smallest} pixels, and "

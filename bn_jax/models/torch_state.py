@@ -236,7 +236,9 @@ def _entries(
 
 def _check_norm(who: str, model: Inception) -> None:
     """PyTorch's normalization has a scale and a bias; a layer may have neither."""
-    layer: Any = model.norm() if model.norm is not None else None
+    if model.norm is None:
+        return
+    layer: Any = model.norm(use_running_average=True, name=None)
     lacking = [
         field for field in ("use_scale", "use_bias") if not getattr(layer, field, True)
     ]

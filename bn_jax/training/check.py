@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bn_jax.errors import UserError
+from bn_jax.training.schedules import check_decay
 
 
 def check_config(config: Any) -> None:
@@ -29,13 +30,17 @@ def check_config(config: Any) -> None:
         "evaluation.probe_examples": config.evaluation.probe_examples,
         "evaluation.schedule.early_every_steps": schedule.early_every_steps,
         "evaluation.schedule.every_steps": schedule.every_steps,
-        "schedule.decay_every_steps": config.schedule.decay_every_steps,
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "checkpoint.keep": config.checkpoint.keep,
     }
     for name, value in at_least_one.items():
         if value < 1:
             raise UserError(f"config.{name} must be at least 1, and is {value}.")
+    check_decay(
+        config.schedule.name,
+        decay_every_steps=config.schedule.decay_every_steps,
+        decay_factor=config.schedule.decay_factor,
+    )
     if config.seed < 0:
         raise UserError(f"config.seed must not be negative, and is {config.seed}.")
     if config.dtype == "float16":

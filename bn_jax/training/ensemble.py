@@ -63,6 +63,7 @@ def ensemble(
     check_choices(statistics, crops)
     _check_folders(workdirs)
     _check_same_data(configs, workdirs)
+    _check_same_label_spaces(workdirs)
     # One after the other, so that the training images of all are not there at once.
     restored = (
         restore(config, workdir)
@@ -175,6 +176,9 @@ def _check_same_classes(networks: Sequence[_Network], workdirs: Sequence[Path]) 
                 f"{workdirs[0]} has {first} classes, and that of {workdir} "
                 f"{network.num_classes}. Leave one of them out."
             )
+
+
+def _check_same_label_spaces(workdirs: Sequence[Path]) -> None:
     names = [_trained_on(workdir) for workdir in workdirs]
     for workdir, name in zip(workdirs, names, strict=True):
         if name != names[0]:

@@ -107,8 +107,8 @@ def read_test_set(
         config: The run's configuration.
         parts: What it describes.
         statistics: Those of each "batch" leave no room for what fills it up.
-        crops: Each image's; as many images are taken at once as their crops are at
-            most `config.evaluation.batch_size`, and one at least.
+        crops: Each image's; a batch holds as many images as their crops are at most
+            `config.evaluation.batch_size`, and one at least.
 
     Raises:
         UserError: If the images have no crops.

@@ -74,8 +74,7 @@ def make_schedule(
             f"schedule.warmup_steps must lie in 0 to the {num_steps} steps of the run, "
             f"and is {warmup_steps}."
         )
-    if name in ("step", "exponential"):
-        _check_decay(decay_every_steps, decay_factor)
+    check_decay(name, decay_every_steps=decay_every_steps, decay_factor=decay_factor)
     if name == "cosine":
         _check_cosine(num_steps, warmup_steps, final_fraction)
 
@@ -99,7 +98,19 @@ def make_schedule(
     return optax.join_schedules([warmup, decay], [warmup_steps])
 
 
-def _check_decay(decay_every_steps: int, decay_factor: float) -> None:
+def check_decay(name: str, *, decay_every_steps: int, decay_factor: float) -> None:
+    """Makes sure that the rate can decay so, where it decays by these settings at all.
+
+    Args:
+        name: As for `make_schedule`, and so are the others.
+        decay_every_steps: See there.
+        decay_factor: See there.
+
+    Raises:
+        UserError: If the schedule uses them, and one lies outside its range.
+    """
+    if name not in ("step", "exponential"):
+        return
     if decay_every_steps < 1:
         raise UserError(
             f"schedule.decay_every_steps must be at least 1, and is "

@@ -130,7 +130,7 @@ def test_a_folder_that_lacks_files_is_not_taken_for_a_data_set(
 
 
 def test_a_subset_does_not_pass_for_all_images(tars: Path, data_dir: Path) -> None:
-    expected = r"with other images than all, .*'train': 43.* --subset leaves it"
+    expected = r"does not hold all images, .*'train': 43.* --subset it is left"
     with pytest.raises(UserError, match=expected):
         prepare(tars, data_dir)
 

@@ -290,8 +290,9 @@ def test_population_statistics_are_those_of_its_layers():
         (
             {"stem": "imagenet"},
             (2, 3, 224, 224),
-            "these have 3 x 224; channels come last",
+            r"channels come last, and .* shape \(2, 3, 224, 224\) have them first",
         ),
+        ({}, (2, 1, 28, 28), "channels come last"),
     ],
 )
 def test_what_the_network_cannot_take_is_refused(fields, shape, message):

@@ -9,6 +9,7 @@ import numpy as np
 import oracles
 import pytest
 
+import bn_jax
 from bn_jax.models import make_model, make_norm
 from bn_jax.models.inception_names import NAMINGS
 from bn_jax.models.torch_state import from_torch_state_dict, to_torch_state_dict
@@ -263,6 +264,15 @@ def test_a_normalization_without_scale_or_bias_is_refused(field):
     model = make_model("inception", num_classes=5, norm=norm, separable=False)
     with pytest.raises(ValueError, match=f"the model's has {field}=False"):
         to_torch_state_dict({}, model)
+
+
+def test_a_norm_may_be_any_function_that_makes_a_layer():
+    def norm(use_running_average, name):
+        return bn_jax.BatchNorm(use_running_average=use_running_average, name=name)
+
+    variables = variables_for(network(norm=norm))
+    written = to_torch_state_dict(variables, network(norm=norm))
+    assert written.keys() == to_torch_state_dict(variables, network()).keys()
 
 
 def test_an_unknown_naming_is_refused():

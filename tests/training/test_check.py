@@ -21,7 +21,6 @@ AT_LEAST_ONE = [
     "evaluation.probe_examples",
     "evaluation.schedule.early_every_steps",
     "evaluation.schedule.every_steps",
-    "schedule.decay_every_steps",
     "checkpoint.every_steps",
     "checkpoint.keep",
 ]
@@ -44,6 +43,15 @@ def test_a_number_below_one_is_refused(name: str, value: int) -> None:
     expected = rf"^config\.{name} must be at least 1, and is {value}\."
     with pytest.raises(UserError, match=expected):
         check_config(config_with(name, value))
+
+
+def test_a_run_too_short_for_its_decay_is_refused_where_the_rate_decays() -> None:
+    config = config_with("schedule.decay_every_steps", 0)
+    check_config(config)
+    config.schedule.name = "exponential"
+    expected = r"^schedule\.decay_every_steps .* at least 1, and is 0\..* more steps"
+    with pytest.raises(UserError, match=expected):
+        check_config(config)
 
 
 @pytest.mark.parametrize("name", AT_LEAST_ONE)

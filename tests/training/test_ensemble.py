@@ -236,6 +236,7 @@ def test_a_folder_of_data_may_be_spelled_in_several_ways(
 
 
 def test_a_member_without_a_checkpoint_is_refused(bn: Complete, tmp_path: Path) -> None:
+    shutil.copy(bn.workdir / "config.json", tmp_path)
     configs, workdirs = [saved_config(bn)] * 2, [bn.workdir, tmp_path]
     with pytest.raises(UserError, match=rf"{tmp_path}: it holds no checkpoint yet"):
         ensemble(configs, workdirs, statistics="moving")
