@@ -10,11 +10,11 @@ it holds, and its all-reduces. These are a compiler's estimates and no times; th
 versions give the same ones. Bytes accessed are those of the chip's memory and of its
 fast one, with the copies between the two.
 
-XLA counts a branch as if it were always taken. bn_jax's normalization has one, a second
-pass over activations whose mean lies far from the running one, which training takes in
-its first steps, and later where a feature hardly varies within a batch. So XLA analyses
-the compiled text once more, with that branch replaced by the other one: that is what a
-step costs that takes none. This analysis knows nothing of the tiles of a chip, to which
+XLA counts a loop as if it always ran once. bn_jax's normalization has one, of further
+passes over activations whose mean lies far from the running one, which training takes
+in its first steps, and later where a feature hardly varies within a batch. So XLA
+analyses the compiled text once more, without those loops: that is what a step costs
+that takes no further pass. This analysis knows nothing of the tiles of a chip, to which
 it pads arrays; the numbers of bytes compare with one another alone. Of the same text
 are the cycles that the chip's compiler expects, which it writes beside each operation:
 they depend on where an array lies, which the bytes do not.
@@ -76,7 +76,7 @@ def main() -> None:
             "put FOLDER on PYTHONPATH then."
         )
     device = _devices()[0].device_kind
-    print("unpadded: bytes of arrays without a chip's padding, no branch taken;")
+    print("unpadded: bytes of arrays without a chip's padding, no further pass taken;")
     print("Mcycles: what the compiler expects, likewise")
     print(
         f"{'':36}{'GFLOP':>9}{'GB':>9}{'unpadded':>10}{'Mcycles':>9}{'GiB peak':>10}"
@@ -145,8 +145,8 @@ def _compile(setting: _Setting, norm: str) -> dict[str, Any]:
         "bytes_accessed": cost["bytes accessed"],
         "peak_memory_bytes": memory.peak_memory_in_bytes,
         "all_reduces": collectives.always["all-reduce"],
-        "all_reduces_in_branches": collectives.in_branches["all-reduce"],
-        "branches_not_taken": _first_pass_alone(text, norm),
+        "all_reduces_if_needed": collectives.if_needed["all-reduce"],
+        "first_pass_alone": _first_pass_alone(text, norm),
     }
 
 
@@ -157,27 +157,28 @@ def _black_images(config: Any) -> np.ndarray:
 
 
 def _first_pass_alone(text: str, norm: str) -> dict[str, float]:
-    """What a step costs where no branch of further passes, which are a loop, is taken.
+    """What a step costs that takes no further pass: those are in loops.
 
     Args:
         text: The compiled program.
         norm: Its normalization.
     """
-    from conformance.hlo import estimated_cycles, without_loops_in_branches
+    from conformance.hlo import estimated_cycles, without_loops
 
-    untaken, number = without_loops_in_branches(text)
+    alone, number = without_loops(text)
     if (number > 0) != (norm == "bn_jax"):
         raise RuntimeError(
-            f"benchmarks/aot.py: {number} branches with a loop were found in a program "
-            f"with {norm}'s normalization; XLA writes them in another way by now."
+            f"benchmarks/aot.py: {number} loops of further passes were found in a "
+            f"program with {norm}'s normalization; XLA writes them in another way by "
+            "now."
         )
     # jaxlib has no public name for it.
-    module = xla_client.hlo.hlo_module_from_text(untaken)
+    module = xla_client.hlo.hlo_module_from_text(alone)
     cost = xla_client._xla.hlo_module_cost_analysis(jax.devices()[0].client, module)
     return {
         "flops": cost["flops"],
         "unpadded_bytes_accessed": cost["bytes accessed"],
-        "estimated_cycles": estimated_cycles(untaken),
+        "estimated_cycles": estimated_cycles(alone),
     }
 
 
@@ -195,13 +196,13 @@ def _shapes(config: Any, parts: Parts) -> tuple[Any, Examples]:
 
 def _print(row: dict[str, Any]) -> None:
     name = "{arm} {dtype} {mode} {chips}, {norm}".format(**row)
-    not_taken = row["branches_not_taken"]
+    alone = row["first_pass_alone"]
     print(
         f"{name:36}{row['flops'] / 1e9:9.1f}{row['bytes_accessed'] / 1e9:9.2f}"
-        f"{not_taken['unpadded_bytes_accessed'] / 1e9:10.2f}"
-        f"{not_taken['estimated_cycles'] / 1e6:9.1f}"
+        f"{alone['unpadded_bytes_accessed'] / 1e9:10.2f}"
+        f"{alone['estimated_cycles'] / 1e6:9.1f}"
         f"{row['peak_memory_bytes'] / 2**30:10.2f}  "
-        f"{row['all_reduces']} and {row['all_reduces_in_branches']} in branches",
+        f"{row['all_reduces']} and {row['all_reduces_if_needed']} if needed",
         flush=True,
     )
 

@@ -222,7 +222,7 @@ def batch_norm_with_moments(
         settings: dict[str, Any] = given | traced
         by_running: Flag = settings["by_running"]
         if mask is not None:
-            mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
+            mask = jnp.array(mask, bool, ndmin=x.ndim)
             # Before any arithmetic: multiplying by zero would keep a NaN, in the
             # value or in the derivative.
             x = _zero_where_masked(x, mask)

@@ -8,11 +8,11 @@ from jaxtyping import Array
 
 from bn_jax.core.devices import varying_with
 from bn_jax.core.dtypes import wide_dtype
-from bn_jax.core.types import ShiftedMoments
+from bn_jax.core.types import Batch, ShiftedMoments
 
 
 def moments_in_float64(
-    around: Callable[..., ShiftedMoments], x: Array, shift: Array
+    around: Callable[..., ShiftedMoments], batch: Batch, shift: Array
 ) -> ShiftedMoments:
     """Moments by one pass in float64, whose sums need no shift.
 
@@ -24,11 +24,12 @@ def moments_in_float64(
     # JAX makes float32 of float64 where it is not enabled.
     with jax.enable_x64(True):
         wide = wide_dtype(shift.dtype, jnp.float64)
-        if x.dtype != shift.dtype:
+        if batch.x.dtype != shift.dtype:
             # Were half precision widened at once, XLA might store an array of float64
             # of x's size and read it twice.
-            x = _rounded_to_float32(x.astype(shift.dtype))
-        moments = around(x, jnp.zeros_like(shift, wide))
+            x = _rounded_to_float32(batch.x.astype(shift.dtype))
+            batch = batch._replace(x=x)
+        moments = around(batch, jnp.zeros_like(shift, wide))
         num_samples, *_, var = moments
         mean = moments.mean
         near = jnp.where(jnp.isfinite(mean), mean, jnp.zeros((), wide))

@@ -29,7 +29,7 @@ def normalize_by_group(
     scale: Inexact[Array, "*features"] | None,
     bias: Inexact[Array, "*features"] | None,
     guess: Guess,
-    mask: Bool[Array, "batch *shape"] | None,
+    mask: Bool[Array, "#batch *#shape"] | None,
     layout: Layout,
     *,
     group_size: int,
@@ -51,6 +51,9 @@ def normalize_by_group(
     groups = plan_groups(group_size, x.shape[0], layout.devices)
     known_groups = groups.on_device * groups.sharing.num_groups
     features = tuple(axis + 1 for axis in layout.feature_axes)
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (x.shape[0], *mask.shape[1:]))
+        mask = split_groups(mask, groups.on_device)
     y, moments = normalize_by_batch(
         split_groups(x, groups.on_device),
         scale,
@@ -58,7 +61,7 @@ def normalize_by_group(
         guess._replace(
             mean=jnp.broadcast_to(guess.mean, (known_groups, *guess.mean.shape))
         ),
-        None if mask is None else split_groups(mask, groups.on_device),
+        mask,
         Layout((0, *features), features, layout.epsilon, groups.sharing),
     )
     return y.reshape(x.shape), average_group(moments.rounded(), groups.apart)

@@ -21,8 +21,9 @@ from bn_jax.core.devices import (
 from bn_jax.core.dtypes import wide_dtype
 from bn_jax.core.flags import all_hold
 from bn_jax.core.float64_moments import moments_in_float64
+from bn_jax.core.memory_order import in_memory_order
 from bn_jax.core.sums import abs_squared, sums_around, sums_around_guess
-from bn_jax.core.types import Guess, ShiftedMoments
+from bn_jax.core.types import Batch, Guess, ShiftedMoments
 
 # A shift this many variances (squared distance) away from the mean makes the sums five
 # times what they are around the mean. XLA adds up a million float32 values to 1e-6.
@@ -82,7 +83,7 @@ def batch_moments(
         return _batch_moments(x, guess, mask, tuple(feature_axes), epsilon, devices)
 
 
-# Traced once for all layers of one shape, and compiled where nothing else is: a branch
+# Traced once for all layers of one shape, and compiled where nothing else is: a loop
 # that runs op by op would be compiled each time.
 @partial(jax.jit, static_argnums=(3, 4, 5), inline=True)
 def _batch_moments(
@@ -98,36 +99,46 @@ def _batch_moments(
         jnp.isfinite(guess.mean), guess.mean, jnp.zeros((), guess.mean.dtype)
     )
     guess = guess._replace(mean=mean.astype(wide_dtype(x.dtype)))
-    around = partial(
-        _moments_around, feature_axes=feature_axes, mask=mask, devices=devices
-    )
-    in_passes = partial(_moments_in_passes, around, epsilon)
+    batch = Batch(x, feature_axes, mask)
+    around = partial(_moments_around, devices=devices)
+
+    def in_passes() -> ShiftedMoments:
+        return _moments_in_passes(around, batch, guess, epsilon)
+
+    def in_float64() -> ShiftedMoments:
+        return moments_in_float64(around, batch, guess.mean)
+
     if jnp.finfo(guess.mean.dtype).bits == 64:
-        return in_passes(x, guess)
-
-    def in_float64(x: Array, guess: Guess) -> ShiftedMoments:
-        return moments_in_float64(around, x, guess.mean)
-
+        return in_passes()
     return jax.lax.platform_dependent(
-        x, guess, cuda=in_float64, rocm=in_float64, default=in_passes
+        cuda=in_float64, rocm=in_float64, default=in_passes
     )
 
 
 def _moments_in_passes(
-    around: Callable[..., ShiftedMoments], epsilon: float, x: Array, guess: Guess
+    around: Callable[..., ShiftedMoments], batch: Batch, guess: Guess, epsilon: float
 ) -> ShiftedMoments:
-    """Moments by one pass, and by further ones if the guess lay far from the mean."""
-    first = around(x, guess.mean, compares_shifts=True, is_near_zero=guess.is_near_zero)
+    """Moments by one pass, and by further ones if the guess lay far from the mean.
+
+    The further ones are a loop that may end at once, and no branch: XLA sends what a
+    branch is given out of a TPU's fast memory, in every step, whether or not it is
+    taken. A loop leaves it there, but is given arrays in the order of their axes: one
+    that lies in another order XLA copies.
+    """
+    first = around(
+        batch, guess.mean, compares_shifts=True, is_near_zero=guess.is_near_zero
+    )
     first = varying_with(first, guess.mean)
     is_exact = _is_exact(first, epsilon)
-    # The number of values is that of all passes: a branch would but copy it.
+
+    # The number of values is that of all passes: a loop would but carry it.
     found = _Found(*first[1:])
-    # Devices must go the same way, or an all-reduce in one waits for ever: all know
-    # the moments of all groups that are summed together.
-    end = jax.lax.cond(
-        all_hold(is_exact),
-        lambda: found,
-        lambda: _further_passes(partial(around, x), found, is_exact, epsilon),
+
+    def go_on(batch: Batch) -> _Found:
+        return _further_passes(partial(around, batch), found, is_exact, epsilon)
+
+    end = jax.lax.platform_dependent(
+        tpu=lambda: go_on(in_memory_order(batch)), default=lambda: go_on(batch)
     )
     return ShiftedMoments(first.num_samples, *end)
 
@@ -177,6 +188,8 @@ def _further_passes(
         return _Pass(number, is_last, found)
 
     begin = _Pass(jnp.zeros((), jnp.int32), is_exact, found)
+    # Devices must go the same way, or an all-reduce in one waits for ever: all know
+    # the moments of all groups that are summed together.
     end = jax.lax.while_loop(lambda now: ~all_hold(now.is_last), next_pass, begin)
     return _with_overflow(end.found)
 
@@ -193,11 +206,9 @@ def _is_exact(moments: ShiftedMoments, epsilon: float) -> Array:
 
 
 def _moments_around(
-    x: Inexact[Array, "*shape"],
+    batch: Batch,
     shift: Inexact[Array, "*features"],
     *,
-    feature_axes: Sequence[int],
-    mask: Bool[Array, "*#shape"] | None,
     devices: Devices,
     compares_shifts: bool = False,
     is_near_zero: bool | Array = False,
@@ -211,6 +222,7 @@ def _moments_around(
     Sums of many values overflow before their mean does, unless the range is kept, at
     the price of further operations.
     """
+    x, feature_axes, mask = batch
     axes = {"feature_axes": feature_axes, "mask": mask}
     own_shift = own_group(devices, shift)
     positions = x.size // max(own_shift.size, 1) * number_of_devices(devices)

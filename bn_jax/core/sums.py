@@ -37,8 +37,8 @@ def sums_around(
         unit: What differences are multiplied by before they are squared; the first
             two sums are in its square.
     """
-    # Here and not by the caller: what a branch that is hardly ever taken is given
-    # would be a wide copy of x, made in every step.
+    # Here and not by the caller: what a loop that hardly ever runs is given would be a
+    # wide copy of x, made in every step.
     wide = x.astype(shift.dtype)
     deviation = wide - expand_to_rank(shift, feature_axes, x.ndim)
     # Were the second difference the same expression, XLA would compute it once, store

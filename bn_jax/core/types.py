@@ -27,6 +27,20 @@ class Moments(NamedTuple):
     var: Float[Array, "*features"]
 
 
+class Batch(NamedTuple):
+    """Values of which moments are made.
+
+    Attributes:
+        x: Activations.
+        feature_axes: Canonical axes that are not averaged over.
+        mask: True at the positions that count, of x's rank; None for all.
+    """
+
+    x: Inexact[Array, "*shape"]
+    feature_axes: tuple[int, ...]
+    mask: Bool[Array, "*#shape"] | None
+
+
 class Guess(NamedTuple):
     """What is expected of a batch; no result depends on it but for rounding.
 

@@ -1,4 +1,4 @@
-"""Collectives, branches and costs of compiled programs, in the text of XLA."""
+"""Collectives, loops and costs of compiled programs, in the text of XLA."""
 
 import re
 from collections import Counter
@@ -28,6 +28,8 @@ _CALLED = re.compile(
 )
 
 _EXECUTED = re.compile(r"(?:body|condition)=%?([\w.\-]+)")
+_BODY = re.compile(r"body=%?([\w.\-]+)")
+_LOOP = re.compile(r"^\s+(ROOT )?(%?[\w.\-]+) = .* while\((%?[\w.\-]+)\)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
@@ -36,11 +38,12 @@ class Collectives(NamedTuple):
 
     Attributes:
         always: Those that every run executes, whichever branches it takes.
-        in_branches: Those beyond them in the branches of conditionals.
+        if_needed: Those beyond them in the branches of conditionals, and in loops that
+            may end before their first round.
     """
 
     always: Counter[str]
-    in_branches: Counter[str]
+    if_needed: Counter[str]
 
 
 def count_collectives(text: str) -> Collectives:
@@ -53,40 +56,38 @@ def count_collectives(text: str) -> Collectives:
     return _count_in(entry, bodies)
 
 
-def without_loops_in_branches(text: str) -> tuple[str, int]:
-    """The program with the other branch in the place of each that holds a loop.
-
-    It is for XLA's analysis alone: the branches' arguments are left as they are, and no
-    longer fit.
+def without_loops(text: str) -> tuple[str, int]:
+    """The program without the loops that may end before their first round.
 
     Args:
         text: As for `count_collectives`.
 
     Returns:
-        The text, and how many branches were replaced.
+        The text, in which what a loop is given stands for what it gives, and how many
+        loops were left out.
 
     Raises:
-        ValueError: If no branch of a conditional is without a loop, or several are.
+        ValueError: If a loop is all that a computation gives.
     """
-    _, bodies = _computations(text)
-    lines, number = text.splitlines(keepends=True), 0
-    for place, line in enumerate(lines):
-        branches = _named(_BRANCHES, line)
-        loops = [name for name in branches if _has_loop(name, bodies)]
-        if not loops:
+    lines: list[str] = []
+    given: dict[str, str] = {}
+    for line in text.splitlines(keepends=True):
+        loop = _LOOP.match(line) if _may_end_at_once(line) else None
+        if loop is None:
+            lines.append(line)
             continue
-        others = [name for name in branches if name not in loops]
-        if len(others) != 1:
+        if loop[1]:
             raise ValueError(
-                "without_loops_in_branches: expected one branch without a loop beside "
-                f"those with one, and found {len(others)} in {line.strip()[:200]}"
+                "without_loops: expected a loop whose results something is made of, "
+                f"and found one that is a result itself: {line.strip()[:200]}"
             )
-        for loop in loops:
-            named = rf"(?<![\w.\-]){re.escape(loop)}(?![\w.\-])"
-            line = re.sub(named, others[0], line)
-        lines[place] = line
-        number += len(loops)
-    return "".join(lines), number
+        given[loop[2]] = loop[3]
+    text = "".join(lines)
+    # What one loop gives another may be given.
+    for result, operand in reversed(given.items()):
+        named = rf"(?<![\w.\-]){re.escape(result)}(?![\w.\-])"
+        text = re.sub(named, operand, text)
+    return text, len(given)
 
 
 def estimated_cycles(text: str) -> int:
@@ -133,32 +134,32 @@ def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
     return entry, bodies
 
 
-def _has_loop(name: str, bodies: dict[str, list[str]]) -> bool:
-    """Whether a computation holds a loop, or calls one that does."""
-    return any(
-        " while(" in line
-        or any(_has_loop(called, bodies) for called in _named(_CALLED, line))
-        for line in bodies.get(name, [])
-    )
+def _may_end_at_once(line: str) -> bool:
+    """Whether an instruction is a loop of as many rounds as its values ask for."""
+    return " while(" in line and "known_trip_count" not in line
 
 
 def _count_in(name: str, bodies: dict[str, list[str]]) -> Collectives:
     """Counts what a computation executes, with all that it calls."""
     always: Counter[str] = Counter()
-    in_branches: Counter[str] = Counter()
+    if_needed: Counter[str] = Counter()
     for line in bodies.get(name, []):
         if collective := _COLLECTIVE.search(line):
             always[collective[1]] += 1
         for called in _named(_CALLED, line):
             found = _count_in(called, bodies)
-            always += found.always
-            in_branches += found.in_branches
+            # Whether a loop goes on is asked at least once.
+            if _may_end_at_once(line) and called in _named(_BODY, line):
+                if_needed += found.always
+            else:
+                always += found.always
+            if_needed += found.if_needed
         if branches := [_count_in(name, bodies) for name in _named(_BRANCHES, line)]:
             common = reduce(and_, (branch.always for branch in branches))
             always += common
             for branch in branches:
-                in_branches += branch.always - common + branch.in_branches
-    return Collectives(always, in_branches)
+                if_needed += branch.always - common + branch.if_needed
+    return Collectives(always, if_needed)
 
 
 def summed_dtypes(lowered: Any, folder: Path) -> Counter[str]:

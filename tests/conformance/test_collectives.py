@@ -72,7 +72,7 @@ def forward_and_backward(mode, *, masked=False, **settings):
     return collectives_of(mode, pull_back, X)
 
 
-def in_branches(mode, masked):
+def if_needed(mode, masked):
     """Those of further passes: one each, and jit counts the valid values before."""
     return TWO if mode == "jit" and masked else ONE
 
@@ -81,7 +81,7 @@ def in_branches(mode, masked):
 @every_mode
 def test_the_forward_pass_executes_one_all_reduce(mode, masked):
     found = forward(mode, masked=masked)
-    assert found == Collectives(ONE, in_branches=in_branches(mode, masked))
+    assert found == Collectives(ONE, if_needed=if_needed(mode, masked))
 
 
 @pytest.mark.parametrize("group_size", JOINING_SIZES)
@@ -89,7 +89,7 @@ def test_the_forward_pass_executes_one_all_reduce(mode, masked):
 @every_named_mode
 def test_groups_of_devices_execute_one_all_reduce(mode, masked, group_size):
     found = forward(mode, masked=masked, group_size=group_size)
-    assert found == Collectives(ONE, in_branches=ONE)
+    assert found == Collectives(ONE, if_needed=ONE)
 
 
 @pytest.mark.parametrize("group_size", GHOST_SIZES)
@@ -97,42 +97,42 @@ def test_groups_of_devices_execute_one_all_reduce(mode, masked, group_size):
 @every_named_mode
 def test_groups_on_devices_execute_one_for_their_average(mode, masked, group_size):
     found = forward(mode, masked=masked, group_size=group_size)
-    assert found == Collectives(ONE, in_branches=NONE)
+    assert found == Collectives(ONE, if_needed=NONE)
 
 
 @masked_or_not
 @every_mode
 def test_the_gradient_of_the_activations_adds_one_all_reduce(mode, masked):
     found = forward_and_backward(mode, masked=masked)
-    assert found == Collectives(TWO, in_branches=in_branches(mode, masked))
+    assert found == Collectives(TWO, if_needed=if_needed(mode, masked))
 
 
 @pytest.mark.parametrize("group_size", JOINING_SIZES)
 @every_named_mode
 def test_the_gradient_of_groups_of_devices_adds_one_all_reduce(mode, group_size):
     found = forward_and_backward(mode, group_size=group_size)
-    assert found == Collectives(TWO, in_branches=ONE)
+    assert found == Collectives(TWO, if_needed=ONE)
 
 
 @pytest.mark.parametrize("group_size", GHOST_SIZES)
 @every_named_mode
 def test_activations_and_gradient_of_groups_on_devices_cross_none(mode, group_size):
     found = forward_and_backward(mode, group_size=group_size)
-    assert found == Collectives(NONE, in_branches=NONE)
+    assert found == Collectives(NONE, if_needed=NONE)
 
 
 @pytest.mark.parametrize("group_size", [*GHOST_SIZES, *JOINING_SIZES])
 @every_mode
 def test_inference_after_training_in_groups_has_no_collective(mode, group_size):
     found = forward(mode, use_running_average=True, group_size=group_size)
-    assert found == Collectives(NONE, in_branches=NONE)
+    assert found == Collectives(NONE, if_needed=NONE)
 
 
 @masked_or_not
 @every_mode
 def test_inference_has_no_collective(mode, masked):
     found = forward(mode, masked=masked, use_running_average=True)
-    assert found == Collectives(NONE, in_branches=NONE)
+    assert found == Collectives(NONE, if_needed=NONE)
 
 
 @every_mode
@@ -151,7 +151,7 @@ def test_a_vmap_of_networks_over_sharded_examples_executes_one_all_reduce(make_m
 
     compiled = jax.jit(jax.vmap(apply)).lower(jax.device_put(networks, sharding), stats)
     found = count_collectives(compiled.compile().as_text())
-    assert found == Collectives(ONE, in_branches=ONE)
+    assert found == Collectives(ONE, if_needed=ONE)
 
 
 def test_a_mean_of_means_would_be_counted_as_two():

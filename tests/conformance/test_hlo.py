@@ -3,47 +3,93 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from conformance.hlo import estimated_cycles, without_loops_in_branches
+from conformance.hlo import count_collectives, estimated_cycles, without_loops
+from jaxlib import xla_client
+
+_LOOPS = """HloModule loops
+
+%condition (p: (f32[3], f32[])) -> pred[] {
+  %p = (f32[3], f32[]) parameter(0)
+  %size = f32[] get-tuple-element(%p), index=1
+  %limit = f32[] constant(100)
+  ROOT %goes_on = pred[] compare(%size, %limit), direction=LT
+}
+
+%body (p: (f32[3], f32[])) -> (f32[3], f32[]) {
+  %p = (f32[3], f32[]) parameter(0)
+  %x = f32[3] get-tuple-element(%p), index=0
+  %size = f32[] get-tuple-element(%p), index=1
+  %twice = f32[] add(%size, %size)
+  ROOT %next = (f32[3], f32[]) tuple(%x, %twice)
+}
+
+ENTRY %main (x: f32[3], size: f32[]) -> f32[3] {
+  %x = f32[3] parameter(0)
+  %size = f32[] parameter(1)
+  %given = (f32[3], f32[]) tuple(%x, %size)
+  %loop = (f32[3], f32[]) while(%given), condition=%condition, body=%body
+  %loop.1 = (f32[3], f32[]) while(%loop), condition=%condition, body=%body
+  %end = f32[3] get-tuple-element(%loop.1), index=0
+  ROOT %result = f32[3] negate(%end)
+}
+"""
 
 
-def once(x):
-    return x + 1
+def three_times(x):
+    return jax.lax.fori_loop(0, 3, lambda _, x: jnp.sin(x) @ x, x)
 
 
-def until_large(x):
-    return jax.lax.while_loop(lambda x: x.sum() < 100, lambda x: 2 * x, x)
+def compiled_text(function):
+    return jax.jit(function).lower(jnp.ones((3, 3))).compile().as_text()
 
 
-def compiled_text(*branches):
-    def function(number, x):
-        return jax.lax.switch(number, branches, x)
-
-    return jax.jit(function).lower(0, jnp.ones(3)).compile().as_text()
-
-
-@pytest.mark.parametrize("branches", [(once, until_large), (until_large, once)])
-def test_a_branch_with_a_loop_gives_way_to_the_other(branches):
-    text = compiled_text(*branches)
-    untaken, number = without_loops_in_branches(text)
-    assert number == 1
-    assert untaken.count(" conditional(") == text.count(" conditional(") == 1
-    assert without_loops_in_branches(untaken) == (untaken, 0)
+def test_what_a_loop_is_given_stands_for_what_it_gives():
+    alone, number = without_loops(_LOOPS)
+    assert number == 2
+    assert " while(" not in alone
+    assert "%end = f32[3] get-tuple-element(%given), index=0" in alone
+    # It is a program still, and without loops that is told again.
+    assert xla_client.hlo.hlo_module_from_text(alone).name == "loops"
+    assert without_loops(alone) == (alone, 0)
 
 
-def test_a_program_without_loops_in_branches_stays():
-    text = compiled_text(once, lambda x: jnp.sort(-x))
-    assert without_loops_in_branches(text) == (text, 0)
+def test_a_loop_of_a_known_number_of_rounds_stays():
+    text = compiled_text(lambda x: jnp.sin(three_times(x)))
+    assert " while(" in text
+    assert without_loops(text) == (text, 0)
 
 
-@pytest.mark.parametrize(
-    ("others", "found"),
-    [((lambda x: until_large(-x) + 1,), 0), ((once, lambda x: jnp.sort(-x)), 2)],
-)
-def test_a_loop_beside_no_other_branch_or_several_is_refused(others, found):
-    text = compiled_text(until_large, *others)
-    message = rf"one branch without a loop .* found {found} in"
-    with pytest.raises(ValueError, match=message):
-        without_loops_in_branches(text)
+def test_a_loop_that_is_a_result_itself_is_refused():
+    text = _LOOPS.replace("  %loop.1", "  ROOT %loop.1")
+    with pytest.raises(ValueError, match=r"one that is a result itself: ROOT %loop\.1"):
+        without_loops(text)
+
+
+def test_collectives_of_a_loop_count_as_always_where_its_rounds_are_known(make_mesh):
+    mesh = make_mesh(devices=2)
+    add_up = jax.shard_map(
+        lambda x: jax.lax.psum(x, "devices"),
+        mesh=mesh,
+        in_specs=jax.P("devices"),
+        out_specs=jax.P(),
+    )
+
+    def counts(loop):
+        text = jax.jit(loop).lower(jnp.ones(2)).compile().as_text()
+        found = count_collectives(text)
+        return found.always["all-reduce"], found.if_needed["all-reduce"]
+
+    def rounds(x):
+        return jax.lax.fori_loop(0, 5, lambda _, x: jnp.tile(add_up(x), 2), x)
+
+    def until(x):
+        return jax.lax.while_loop(
+            lambda x: x.sum() < 100, lambda x: jnp.tile(add_up(x), 2), x
+        )
+
+    assert counts(rounds) == (1, 0)
+    # Whether it goes on is asked once at least, of all devices.
+    assert counts(until) == (1, 1)
 
 
 def with_cycles(operation, cycles):
@@ -74,4 +120,4 @@ def test_cycles_are_those_of_what_is_executed_with_the_longest_branch():
 
 def test_a_text_without_cycles_is_refused():
     with pytest.raises(ValueError, match="a text of the compiler for TPUs"):
-        estimated_cycles(compiled_text(once, until_large))
+        estimated_cycles(compiled_text(jnp.sin))
