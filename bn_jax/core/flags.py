@@ -78,7 +78,7 @@ def differentiable_if(flag: Flag, values: PyTree) -> PyTree:
 
 
 # `lax.cond` with an answer for each of what is mapped becomes a select, which computes
-# both branches in every step.
+# both branches in every step; and a loop would select all that it carries.
 @jax.custom_batching.custom_vmap
 def all_hold(claims: Bool[Array, "*shape"]) -> Bool[Array, ""]:
     """Whether all claims hold; under vmap one answer, for all that is mapped.

@@ -11,12 +11,13 @@ _ROW = 128
 def in_memory_order(batch: Batch) -> Batch:
     """The same with its axes as a TPU's memory has them, the fastest one last.
 
-    What a convolution gives lies with examples and features before all other axes, and
-    of the two the features fastest, but where the examples fill rows and they do not.
-    So it was in programs for TPU v5e, for nearly all layers, and it is no promise.
+    Examples and features run faster than all other axes of what a convolution gives,
+    and of the two the features, but where the examples fill rows and they do not. So it
+    was in programs for TPU v5e, for nearly all layers, and it is no promise. Under jit
+    the examples are those of all devices, which is not what a chip's memory holds.
 
     Args:
-        batch: Images or volumes; others stay as they are.
+        batch: Images or volumes; others, as those in groups, stay as they are.
     """
     x, feature_axes, mask = batch
     if x.ndim < 4 or len(feature_axes) != 1 or 0 in feature_axes:

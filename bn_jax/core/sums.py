@@ -43,7 +43,7 @@ def sums_around(
     deviation = wide - expand_to_rank(shift, feature_axes, x.ndim)
     # Were the second difference the same expression, XLA would compute it once, store
     # an array of x's size and read it twice; like this each is part of its sum.
-    if jnp.finfo(shift.dtype).bits == 64:
+    if jnp.finfo(shift.dtype).bits == 64 and x.dtype != shift.dtype:
         # Nor do both share x in float64, which a GPU's compiler would store: the
         # negative, of the same square, is widened by itself.
         negative = (-x).astype(shift.dtype)

@@ -28,10 +28,10 @@ class Moments(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Values of which moments are made.
+    """Values of which moments are made; closed over, for its axes are no arrays.
 
     Attributes:
-        x: Activations.
+        x: Activations, zero where the mask is False.
         feature_axes: Canonical axes that are not averaged over.
         mask: True at the positions that count, of x's rank; None for all.
     """

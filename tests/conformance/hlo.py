@@ -29,7 +29,7 @@ _CALLED = re.compile(
 
 _EXECUTED = re.compile(r"(?:body|condition)=%?([\w.\-]+)")
 _BODY = re.compile(r"body=%?([\w.\-]+)")
-_LOOP = re.compile(r"^\s+(ROOT )?(%?[\w.\-]+) = .* while\((%?[\w.\-]+)\)")
+_LOOP = re.compile(r"^\s+(%?[\w.\-]+) = .* while\((%?[\w.\-]+)\)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
@@ -37,7 +37,8 @@ class Collectives(NamedTuple):
     """Numbers of collectives by kind.
 
     Attributes:
-        always: Those that every run executes, whichever branches it takes.
+        always: Those that every run executes, whichever branches it takes and however
+            often its loops go round.
         if_needed: Those beyond them in the branches of conditionals, and in loops that
             may end before their first round.
     """
@@ -67,21 +68,21 @@ def without_loops(text: str) -> tuple[str, int]:
         loops were left out.
 
     Raises:
-        ValueError: If a loop is all that a computation gives.
+        ValueError: If a loop is all that a computation gives, or is written otherwise.
     """
     lines: list[str] = []
     given: dict[str, str] = {}
     for line in text.splitlines(keepends=True):
-        loop = _LOOP.match(line) if _may_end_at_once(line) else None
-        if loop is None:
+        if not _may_end_at_once(line):
             lines.append(line)
             continue
-        if loop[1]:
+        loop = _LOOP.match(line)
+        if loop is None:
             raise ValueError(
-                "without_loops: expected a loop whose results something is made of, "
-                f"and found one that is a result itself: {line.strip()[:200]}"
+                "without_loops: expected a loop, made of one array or tuple by name, "
+                f"whose results something is made of, and found {line.strip()[:200]}"
             )
-        given[loop[2]] = loop[3]
+        given[loop[1]] = loop[2]
     text = "".join(lines)
     # What one loop gives another may be given.
     for result, operand in reversed(given.items()):

@@ -1,8 +1,8 @@
 """What crosses devices: one sum forward, one backward, nothing in inference.
 
-The forward pass holds a second all-reduce, in the branch that a shift takes which
-lies far from the mean. A running mean that has followed the batches does not take it:
-in a steady state one is executed.
+The forward pass holds a second all-reduce, in the loop that a shift asks for which lies
+far from the mean. A running mean that has followed the batches does not ask for it: in
+a steady state one is executed.
 """
 
 from collections import Counter

@@ -50,8 +50,7 @@ def train(axis_name, params, x, mask=None, momentum=0.0):
 def lowered(platform, x):
     """The operator's program for a platform that need not be here.
 
-    The passes that a branch may take are a loop; the choice of a platform is a branch
-    by a constant.
+    Further passes are a loop; the choice of a platform is a branch by a constant.
     """
     traced = jax.jit(lambda x: train(None, {}, x)).trace(x)
     return traced.lower(lowering_platforms=(platform,)).as_text()
@@ -125,7 +124,7 @@ def test_a_large_mean_does_not_cancel_in_the_first_step(mode, masked):
 
 @pytest.mark.parametrize("mode", ["jit", "pmap", "shard_map", "shard_map_unchecked"])
 @pytest.mark.usefixtures("chosen", "standard_promotion")
-def test_devices_sum_once_and_never_in_a_branch(mode):
+def test_devices_sum_once_and_never_again(mode):
     program = over_devices(mode, 8, lambda name, _, x: train(name, {}, x))
     arguments = place(mode, 8, {}, normal(*SHAPE))
     compiled = jax.jit(program).lower(*arguments).compile().as_text()
