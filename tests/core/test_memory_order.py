@@ -34,28 +34,31 @@ def far_from_zero(shape):
 
 
 @pytest.mark.parametrize(
-    ("shape", "ordered"),
+    ("shape", "axis", "ordered", "new_axis"),
     [
-        ((32, 28, 14, 64), (28, 14, 32, 64)),
+        ((32, 28, 14, 64), 3, (28, 14, 32, 64), 3),
         # Examples fill rows of 128.
-        ((128, 28, 14, 64), (28, 14, 64, 128)),
-        ((256, 28, 14, 192), (28, 14, 192, 256)),
+        ((128, 28, 14, 64), 3, (28, 14, 64, 128), 2),
+        ((256, 28, 14, 192), 3, (28, 14, 192, 256), 2),
         # And so do features.
-        ((128, 28, 14, 128), (28, 14, 128, 128)),
-        ((8, 2, 3, 4, 64), (2, 3, 4, 8, 64)),
-        ((0, 2, 3, 64), (2, 3, 64, 0)),
+        ((128, 28, 14, 256), 3, (28, 14, 128, 256), 3),
+        ((8, 2, 3, 4, 64), 4, (2, 3, 4, 8, 64), 4),
+        # With features first the memory is the same.
+        ((32, 64, 28, 14), 1, (28, 14, 32, 64), 3),
+        ((128, 64, 28, 14), 1, (28, 14, 64, 128), 2),
+        ((0, 2, 3, 64), 3, (2, 3, 64, 0), 2),
     ],
 )
-def test_images_and_volumes_lie_with_examples_and_features_fastest(shape, ordered):
-    x = jnp.zeros(shape)
-    mask = jnp.ones((shape[0], *shape[1:-1], 1), bool)
-    batch = in_memory_order(Batch(x, (len(shape) - 1,), mask))
-    assert batch.x.shape == ordered
-    (features,) = batch.feature_axes
-    assert batch.x.shape[features] == shape[-1]
-    of_mask = list(ordered)
-    of_mask[features] = 1
-    assert batch.mask.shape == tuple(of_mask)
+def test_examples_and_features_of_images_and_volumes_run_fastest(
+    shape, axis, ordered, new_axis
+):
+    of_mask = [1 if place == axis else size for place, size in enumerate(shape)]
+    batch = Batch(jnp.zeros(shape), (axis,), jnp.ones(of_mask, bool))
+    x, feature_axes, mask = in_memory_order(batch)
+    assert x.shape == ordered
+    assert feature_axes == (new_axis,)
+    masked = [1 if place == new_axis else size for place, size in enumerate(ordered)]
+    assert mask.shape == tuple(masked)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +66,7 @@ def test_images_and_volumes_lie_with_examples_and_features_fastest(shape, ordere
     [
         ((8, 3), (1,)),
         ((8, 5, 3), (2,)),
-        ((8, 3, 5, 5), (1,)),
+        ((3, 8, 5, 5), (0,)),
         ((2, 4, 5, 5, 3), (0, 4)),
     ],
 )
@@ -74,22 +77,30 @@ def test_all_others_stay_as_they_are(shape, axes):
 
 @pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
 @pytest.mark.parametrize(
-    "shape", [(8, 3, 5, 2), (128, 2, 3, 2), (4, 2, 3, 2, 3), (32, 3)], ids=str
+    ("shape", "axis"),
+    [
+        ((8, 3, 5, 2), 3),
+        ((8, 2, 3, 5), 1),
+        ((128, 2, 3, 2), 3),
+        ((4, 2, 3, 2, 3), 4),
+        ((32, 3), 1),
+    ],
 )
 @pytest.mark.usefixtures("chosen")
-def test_moments_of_further_passes_are_those_of_float64(shape, masked):
-    x, axis = far_from_zero(shape), len(shape) - 1
-    mask = np.random.default_rng(1).random((*shape[:-1], 1)) < 0.7 if masked else None
+def test_moments_of_further_passes_are_those_of_float64(shape, axis, masked):
+    x = far_from_zero(shape)
+    of_mask = [1 if place == axis else size for place, size in enumerate(shape)]
+    mask = np.random.default_rng(1).random(of_mask) < 0.7 if masked else None
     moments = jax.jit(
         lambda x: batch_moments(
             x,
-            Guess(jnp.zeros(shape[-1])),
+            Guess(jnp.zeros(shape[axis])),
             feature_axes=(axis,),
             mask=None if mask is None else jnp.asarray(mask),
             devices=Devices(),
         ).rounded()
     )(x)
-    flat = x.reshape(-1, shape[-1])
+    flat = np.moveaxis(x, axis, -1).reshape(-1, shape[axis])
     flat_mask = None if mask is None else mask.reshape(-1, 1)
     num_samples, mean, var = oracles.moments(flat, mask=flat_mask)
     np.testing.assert_array_equal(moments.num_samples, num_samples)
