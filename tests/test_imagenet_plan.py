@@ -108,16 +108,17 @@ def test_hours_and_cost_follow_from_the_programs(arm: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arm", "dtype", "moved"),
-    [("bn_x30", "bfloat16", 1), ("bn_x30", "float32", 1), ("modern", "bfloat16", 1.03)],
+    ("arm", "dtype"),
+    [("bn_x30", "bfloat16"), ("bn_x30", "float32"), ("modern", "bfloat16")],
 )
 def test_a_step_without_further_passes_costs_about_what_flax_costs(
-    arm: str, dtype: str, moved: float
+    arm: str, dtype: str
 ) -> None:
     ours, flax = _both(arm, dtype)
     assert ours["all_reduces"] <= flax["all_reduces"]
-    assert _moved_by_the_first_pass(ours) <= moved * _moved_by_the_first_pass(flax)
-    assert ours["peak_memory_bytes"] <= 1.025 * flax["peak_memory_bytes"]
+    assert _moved_by_the_first_pass(ours) <= 1.04 * _moved_by_the_first_pass(flax)
+    assert _cycles_of_the_first_pass(ours) <= 1.08 * _cycles_of_the_first_pass(flax)
+    assert ours["peak_memory_bytes"] <= 1.08 * flax["peak_memory_bytes"]
 
 
 def test_the_page_compares_with_flax_as_the_compiler_does() -> None:
