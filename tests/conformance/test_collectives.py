@@ -72,16 +72,11 @@ def forward_and_backward(mode, *, masked=False, **settings):
     return collectives_of(mode, pull_back, X)
 
 
-def if_needed(mode, masked):
-    """Those of further passes: one each, and jit counts the valid values before."""
-    return TWO if mode == "jit" and masked else ONE
-
-
 @masked_or_not
 @every_mode
 def test_the_forward_pass_executes_one_all_reduce(mode, masked):
     found = forward(mode, masked=masked)
-    assert found == Collectives(ONE, if_needed=if_needed(mode, masked))
+    assert found == Collectives(ONE, if_needed=ONE)
 
 
 @pytest.mark.parametrize("group_size", JOINING_SIZES)
@@ -104,7 +99,7 @@ def test_groups_on_devices_execute_one_for_their_average(mode, masked, group_siz
 @every_mode
 def test_the_gradient_of_the_activations_adds_one_all_reduce(mode, masked):
     found = forward_and_backward(mode, masked=masked)
-    assert found == Collectives(TWO, if_needed=if_needed(mode, masked))
+    assert found == Collectives(TWO, if_needed=ONE)
 
 
 @pytest.mark.parametrize("group_size", JOINING_SIZES)
