@@ -122,7 +122,7 @@ def _tangent(
     # other in one of its transpose. Sharing them would store an array of x's size.
     shift, offset = moments.shift, moments.offset
     deviation = x.astype(wide) - expand(shift) - expand(offset)
-    same_deviation = x.astype(wide) + expand(-shift) + expand(-offset)
+    from_shift = _made_where_used(x).astype(wide) + expand(-shift)
     dx = dx.astype(wide)
     axes = other_axes(rank, moment_axes)
     total, product = sum_across(
@@ -146,10 +146,25 @@ def _tangent(
         multiple = multiple + expand_features(dscale) * inv_std
     if dbias is not None:
         constant = constant + expand_features(dbias)
-    dy = expand(slope) * dx + same_deviation * expand(multiple) + expand(constant)
+    # The offset, a standard deviation or two, is no subtraction of its own.
+    constant = constant - moments.offset * multiple
+    dy = expand(slope) * dx + from_shift * expand(multiple) + expand(constant)
     no_change = jnp.zeros_like(moments.num_samples)
     no_shift = jnp.zeros_like(moments.shift)
     return dy.astype(x.dtype), ShiftedMoments(no_change, no_shift, dmean, dvar)
+
+
+def _made_where_used(x: Array) -> Array:
+    """X, from which a TPU makes the gradient in each convolution that reads it.
+
+    A gradient of bfloat16 that is one expression, from the first widening on, XLA
+    stores for them instead, and they read it back. The rounding that parts it here
+    leaves a bfloat16 as it is.
+    """
+    if x.dtype != jnp.bfloat16:
+        return x
+    rounded = partial(jax.lax.reduce_precision, exponent_bits=8, mantissa_bits=7)
+    return jax.lax.platform_dependent(x, tpu=rounded, default=lambda x: x)
 
 
 def _real_product(a: Array, b: Array) -> Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
 from bn_jax.core.agreement import are_equal, marks
+from bn_jax.core.chunks import Chunks, in_chunks, shift_of_chunks, sums_of_chunks
 from bn_jax.core.devices import (
     Devices,
     number_of_devices,
@@ -103,7 +104,14 @@ def _batch_moments(
     around = partial(_moments_around, devices=devices)
 
     def in_passes() -> ShiftedMoments:
-        return _moments_in_passes(around, batch, guess, epsilon)
+        return _moments_in_passes(around, batch, batch, guess, epsilon)
+
+    def on_tpus() -> ShiftedMoments:
+        chunks = in_chunks(batch)
+        if chunks is not None:
+            return _moments_in_passes(around, chunks, chunks, guess, epsilon)
+        ordered = in_memory_order(batch)
+        return _moments_in_passes(around, batch, ordered, guess, epsilon)
 
     def in_float64() -> ShiftedMoments:
         return moments_in_float64(around, batch, guess.mean)
@@ -111,12 +119,16 @@ def _batch_moments(
     if jnp.finfo(guess.mean.dtype).bits == 64:
         return in_passes()
     return jax.lax.platform_dependent(
-        cuda=in_float64, rocm=in_float64, default=in_passes
+        cuda=in_float64, rocm=in_float64, tpu=on_tpus, default=in_passes
     )
 
 
 def _moments_in_passes(
-    around: Callable[..., ShiftedMoments], batch: Batch, guess: Guess, epsilon: float
+    around: Callable[..., ShiftedMoments],
+    batch: Batch | Chunks,
+    batch_of_loop: Batch | Chunks,
+    guess: Guess,
+    epsilon: float,
 ) -> ShiftedMoments:
     """Moments by one pass, and by further ones if the guess lay far from the mean.
 
@@ -133,13 +145,7 @@ def _moments_in_passes(
 
     # The number of values is that of all passes: a loop would but carry it.
     found = _Found(*first[1:])
-
-    def go_on(batch: Batch) -> _Found:
-        return _further_passes(partial(around, batch), found, is_exact, epsilon)
-
-    end = jax.lax.platform_dependent(
-        tpu=lambda: go_on(in_memory_order(batch)), default=lambda: go_on(batch)
-    )
+    end = _further_passes(partial(around, batch_of_loop), found, is_exact, epsilon)
     return ShiftedMoments(first.num_samples, *end)
 
 
@@ -181,9 +187,8 @@ def _further_passes(
         moments = around(shift, keeps_range=True)
         is_last = _is_exact(moments, epsilon) | ~jnp.isfinite(moments.offset)
         # What is exact stays: keeping the range loses the smallest squares.
-        found = jax.tree.map(
-            partial(jnp.where, before.is_last), before.found, _Found(*moments[1:])
-        )
+        new = _with_overflow(_Found(*moments[1:]))
+        found = jax.tree.map(partial(jnp.where, before.is_last), before.found, new)
         is_last |= before.is_last | (number >= _MAX_FURTHER_PASSES)
         return _Pass(number, is_last, found)
 
@@ -191,7 +196,7 @@ def _further_passes(
     # Devices must go the same way, or an all-reduce in one waits for ever: all know
     # the moments of all groups that are summed together.
     end = jax.lax.while_loop(lambda now: ~all_hold(now.is_last), next_pass, begin)
-    return _with_overflow(end.found)
+    return end.found
 
 
 def _is_exact(moments: ShiftedMoments, epsilon: float) -> Array:
@@ -206,7 +211,7 @@ def _is_exact(moments: ShiftedMoments, epsilon: float) -> Array:
 
 
 def _moments_around(
-    batch: Batch,
+    batch: Batch | Chunks,
     shift: Inexact[Array, "*features"],
     *,
     devices: Devices,
@@ -222,24 +227,31 @@ def _moments_around(
     Sums of many values overflow before their mean does, unless the range is kept, at
     the price of further operations.
     """
-    x, feature_axes, mask = batch
-    axes = {"feature_axes": feature_axes, "mask": mask}
+    if isinstance(batch, Chunks):
+        shift = shift_of_chunks(shift)
     own_shift = own_group(devices, shift)
-    positions = x.size // max(own_shift.size, 1) * number_of_devices(devices)
+    positions = batch.size // max(own_shift.size, 1) * number_of_devices(devices)
     unit = 1.0
     if keeps_range:
         # A power of two near one over the root of their number costs no bit.
         # A size that `jax.export` leaves open is no integer: one for many values.
         count = max(positions, 1) if isinstance(positions, int) else 2**40
         unit = 2.0 ** -math.ceil(math.log2(count) / 2)
-    if is_near_zero is False:
-        values = sums_around(x, own_shift, **axes, unit=unit)
+    if isinstance(batch, Chunks):
+        values = sums_of_chunks(batch, own_shift, unit)
     else:
-        values = sums_around_guess(x, own_shift, is_near_zero, **axes)
+        x, feature_axes, mask = batch
+        axes = {"feature_axes": feature_axes, "mask": mask}
+        if is_near_zero is False:
+            values = sums_around(x, own_shift, **axes, unit=unit)
+        else:
+            values = sums_around_guess(x, own_shift, is_near_zero, **axes)
     if compares_shifts and devices.axis_sizes:
         values += marks(own_shift)
     deviations, squares, *others = sum_across(devices, values)
-    num_samples = jnp.full_like(squares, positions) if mask is None else others.pop(0)
+    num_samples = jnp.full_like(squares, positions)
+    if batch.is_masked:
+        num_samples = others.pop(0)
     divisor = jnp.maximum(num_samples, 1) * unit**2
     offset = deviations / divisor
     var = jnp.maximum(squares / divisor - abs_squared(offset), 0)

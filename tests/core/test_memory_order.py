@@ -7,26 +7,11 @@ import oracles
 import pytest
 from conformance.modes import MODES, over_devices, place
 
-import bn_jax.core.moments as moments_module
 from bn_jax.core.batch_norm import batch_norm
 from bn_jax.core.devices import Devices
 from bn_jax.core.memory_order import in_memory_order
 from bn_jax.core.moments import batch_moments
 from bn_jax.core.types import Batch, Guess
-
-
-@pytest.fixture
-def chosen(monkeypatch):
-    """What is chosen for TPUs is computed by the devices that there are."""
-    choose = jax.lax.platform_dependent
-
-    def choose_for_tpus(*arguments, default, tpu=None, **others):
-        return choose(*arguments, default=tpu or default)
-
-    monkeypatch.setattr(jax.lax, "platform_dependent", choose_for_tpus)
-    # What has been traced does not hear of that.
-    untraced = moments_module._batch_moments.__wrapped__
-    monkeypatch.setattr(moments_module, "_batch_moments", untraced)
 
 
 def far_from_zero(shape):
@@ -86,7 +71,7 @@ def test_all_others_stay_as_they_are(shape, axes):
         ((32, 3), 1),
     ],
 )
-@pytest.mark.usefixtures("chosen")
+@pytest.mark.usefixtures("as_on_tpus")
 def test_moments_of_further_passes_are_those_of_float64(shape, axis, masked):
     x = far_from_zero(shape)
     of_mask = [1 if place == axis else size for place, size in enumerate(shape)]
@@ -109,7 +94,7 @@ def test_moments_of_further_passes_are_those_of_float64(shape, axis, masked):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.usefixtures("chosen")
+@pytest.mark.usefixtures("as_on_tpus")
 def test_devices_that_share_images_normalize_them_by_those_of_all(mode):
     x = far_from_zero((32, 3, 2, 3))
     stats = {"mean": jnp.zeros(3), "var": jnp.ones(3)}

@@ -10,7 +10,6 @@ import pytest
 from conformance.hlo import count_collectives
 from conformance.modes import MODES, over_devices, place
 
-import bn_jax.core.moments as moments_module
 from bn_jax.core.batch_norm import batch_norm
 from bn_jax.core.devices import Devices
 from bn_jax.core.moments import batch_moments
@@ -21,7 +20,7 @@ FOR_GPUS = ("cuda", "rocm")
 
 
 @pytest.fixture
-def chosen(monkeypatch):
+def chosen(monkeypatch, untraced):
     """What is chosen for GPUs is computed by the devices that there are."""
     choose = jax.lax.platform_dependent
 
@@ -30,9 +29,6 @@ def chosen(monkeypatch):
         return choose(*arguments, tpu=default, default=cuda or default)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", choose_for_gpus)
-    # What has been traced does not hear of that.
-    untraced = moments_module._batch_moments.__wrapped__
-    monkeypatch.setattr(moments_module, "_batch_moments", untraced)
 
 
 def normal(*shape, mean=0.0, dtype=np.float32):

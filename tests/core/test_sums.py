@@ -7,7 +7,6 @@ import oracles
 import pytest
 from conformance.hlo import count_collectives
 
-import bn_jax.core.moments as moments_module
 import bn_jax.core.sums as sums_module
 from bn_jax.core.batch_norm import batch_norm
 from bn_jax.core.sums import abs_squared, sums_around, sums_around_guess
@@ -18,12 +17,9 @@ AXES = {"feature_axes": (1,)}
 
 
 @pytest.fixture
-def always_worth_a_branch(monkeypatch):
+def always_worth_a_branch(monkeypatch, untraced):
     monkeypatch.setattr(sums_module, "_WORTH_A_BRANCH", 0)
     monkeypatch.setattr(sums_module, "_ENOUGH_OF_A_FEATURE", 0)
-    # What has been traced does not hear of that.
-    untraced = moments_module._batch_moments.__wrapped__
-    monkeypatch.setattr(moments_module, "_batch_moments", untraced)
 
 
 def expected_sums(x, shift, mask):

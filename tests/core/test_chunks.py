@@ -1,0 +1,215 @@
+"""On TPUs moments of bfloat16 are made from sums over each example that are exact."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from conformance.modes import MODES, over_devices, place
+
+from bn_jax.core.batch_norm import batch_norm
+from bn_jax.core.chunks import in_chunks
+from bn_jax.core.devices import Devices
+from bn_jax.core.moments import batch_moments
+from bn_jax.core.types import Batch, Guess
+
+
+def normal(shape, mean=0.0):
+    values = np.random.default_rng(0).normal(mean, 1, shape)
+    return np.asarray(values).astype(jnp.bfloat16)
+
+
+def moments_of(x, axes, *, mask=None, guess=0.0, epsilon=0.0):
+    x = jnp.asarray(x)
+    if mask is not None:
+        mask = jnp.asarray(mask)
+        x = jnp.where(mask, x, jnp.zeros((), x.dtype))
+    features = [x.shape[axis] for axis in axes]
+    moments = jax.jit(
+        lambda x, guess: batch_moments(
+            x,
+            Guess(guess),
+            feature_axes=axes,
+            mask=mask,
+            epsilon=epsilon,
+            devices=Devices(),
+        ).rounded()
+    )
+    return moments(x, jnp.full(features, guess, jnp.float32))
+
+
+def in_rows(x, axes):
+    """Values in rows, features flat and last, in float64."""
+    x = np.moveaxis(np.asarray(x, np.float64), axes, range(-len(axes), 0))
+    return x.reshape(-1, np.prod(x.shape[-len(axes) :]))
+
+
+def rough_steps(x):
+    """Few values one step of bfloat16 above all others."""
+    return jnp.where(jnp.arange(x.size).reshape(x.shape) % 97 == 0, x * 1.01, x)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "of_chunks"),
+    [
+        ((4, 14, 14, 3), (3,), (4, 3)),
+        ((4, 128, 128, 3), (3,), (4, 3)),
+        # Larger ones come in parts that divide them.
+        ((2, 224, 224, 3), (3,), (2, 4, 3)),
+        ((2, 40000, 3), (2,), (2, 4, 3)),
+        ((2, 8, 8, 8, 3), (4,), (2, 3)),
+        ((4, 3, 8, 8), (1,), (4, 3)),
+        ((3, 4, 8, 8), (0,), (3, 4)),
+        # Groups, and features of more than one axis.
+        ((2, 4, 8, 8, 3), (0, 4), (2, 4, 3)),
+        ((4, 8, 5, 8, 3), (2, 4), (4, 5, 3)),
+        ((0, 8, 8, 3), (3,), (0, 3)),
+    ],
+)
+def test_the_positions_of_an_example_are_summed_together(shape, axes, of_chunks):
+    chunks = in_chunks(Batch(jnp.zeros(shape, jnp.bfloat16), axes, None))
+    assert chunks.total.shape == of_chunks
+    assert chunks.total.dtype == jnp.float32
+    features = [shape[axis] for axis in axes]
+    assert [of_chunks[axis] for axis in chunks.feature_axes] == features
+    assert chunks.num_samples * chunks.total.size == chunks.size == np.prod(shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "dtype"),
+    [
+        ((4, 8, 8, 3), (3,), jnp.float32),
+        ((4, 8, 8, 3), (3,), jnp.float16),
+        # Too few positions, or none that part into enough.
+        ((256, 3), (1,), jnp.bfloat16),
+        ((8, 4, 4, 3), (3,), jnp.bfloat16),
+        ((2, 16411, 3), (2,), jnp.bfloat16),
+        ((8, 8), (0, 1), jnp.bfloat16),
+    ],
+)
+def test_others_have_no_chunks(shape, axes, dtype):
+    assert in_chunks(Batch(jnp.zeros(shape, dtype), axes, None)) is None
+
+
+@pytest.mark.parametrize("mean", [100.0, -3000.0, 1e6, 1e-6, 1e15])
+@pytest.mark.parametrize("side", [7, 14, 28, 112])
+def test_sums_of_nearly_equal_values_lose_no_digit(side, mean):
+    x = rough_steps(jnp.full((4, side, side, 3), mean, jnp.bfloat16))
+    chunks = in_chunks(Batch(x, (3,), None))
+    exact = np.asarray(x, np.float64)
+    np.testing.assert_array_equal(chunks.total, exact.sum((1, 2)))
+    squares = sum(np.asarray(part, np.float64) for part in chunks.squares)
+    np.testing.assert_array_equal(squares, np.square(exact).sum((1, 2)))
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
+@pytest.mark.parametrize("guess", [0.0, 1.0, 1.003])
+@pytest.mark.parametrize("mean", [0.0, 3.0, 100.0, 1e4])
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((8, 7, 7, 3), (3,)),
+        ((4, 28, 28, 3), (3,)),
+        ((2, 224, 112, 2), (3,)),
+        ((4, 3, 12, 12), (1,)),
+        ((2, 4, 8, 8, 3), (0, 4)),
+    ],
+)
+@pytest.mark.usefixtures("as_on_tpus")
+def test_moments_are_those_of_float64(shape, axes, mean, guess, masked):
+    x = normal(shape, mean)
+    mask = None
+    if masked:
+        of_mask = [size if axis == 0 else 1 for axis, size in enumerate(shape)]
+        of_mask[2] = shape[2]
+        mask = np.random.default_rng(1).random(of_mask) < 0.7
+    found = moments_of(x, axes, mask=mask, guess=mean * guess)
+    rows = None if mask is None else in_rows(np.broadcast_to(mask, shape), axes) > 0
+    num_samples, expected, var = oracles.moments(in_rows(x, axes), mask=rows)
+    np.testing.assert_array_equal(found.num_samples.ravel(), num_samples)
+    np.testing.assert_allclose(found.mean.ravel(), expected, rtol=2e-7, atol=1e-6)
+    np.testing.assert_allclose(found.var.ravel(), var, rtol=5e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.7, -1e5, 1e15])
+@pytest.mark.usefixtures("as_on_tpus")
+def test_a_constant_has_no_variance_and_normalizes_to_zero(value):
+    x = jnp.full((4, 14, 14, 2), value, jnp.bfloat16)
+    found = moments_of(x, (3,), epsilon=1e-5)
+    np.testing.assert_array_equal(found.mean, x[0, 0, 0])
+    np.testing.assert_array_equal(found.var, 0)
+    stats = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
+    y, _ = batch_norm(x, None, None, stats)
+    np.testing.assert_array_equal(y, 0)
+
+
+@pytest.mark.usefixtures("as_on_tpus")
+def test_features_that_are_not_finite_leave_the_others_alone():
+    x = normal((4, 8, 8, 4), 5.0).copy()
+    x[1, 2, 3, 0], x[2, 3, 4, 1] = np.nan, np.inf
+    x[..., 2] = 1e19
+    found = moments_of(x, (3,))
+    _, mean, var = oracles.moments(in_rows(x[..., 3:], (3,)))
+    np.testing.assert_array_equal(np.isfinite(found.mean), [False, False, True, True])
+    assert not np.isfinite(found.var[:2]).any()
+    # The square is beyond a float32.
+    np.testing.assert_allclose(found.mean[2], 1e19, rtol=1e-2)
+    assert found.var[2] == np.inf
+    np.testing.assert_allclose(found.mean[3], mean[0], rtol=1e-6)
+    np.testing.assert_allclose(found.var[3], var[0], rtol=5e-6)
+
+
+@pytest.mark.parametrize("mask", [None, np.zeros((4, 1, 1, 1), bool)])
+@pytest.mark.usefixtures("as_on_tpus")
+def test_without_a_value_there_are_moments_of_zero(mask):
+    x = normal((0 if mask is None else 4, 8, 8, 3))
+    found = moments_of(x, (3,), mask=mask, guess=2.0)
+    for leaf in found:
+        np.testing.assert_array_equal(leaf, np.zeros(3))
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.usefixtures("as_on_tpus")
+def test_devices_that_share_images_normalize_them_by_those_of_all(mode, masked):
+    x = normal((16, 8, 8, 3), 100.0)
+    mask = np.ones((16, 8, 8, 1), bool)
+    if masked:
+        mask = np.random.default_rng(1).random(mask.shape) < 0.7
+        mask[:4] = False
+    stats = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+
+    def body(axis_name, _, x, mask):
+        given = mask if masked else None
+        return batch_norm(
+            x, None, None, stats, mask=given, axis_name=axis_name, momentum=0.0
+        )
+
+    program = over_devices(mode, 8, body)
+    y, running = jax.jit(program)(*place(mode, 8, {}, x, mask))
+    rows = in_rows(np.broadcast_to(mask, x.shape), (3,)) > 0
+    _, mean, var = oracles.moments(in_rows(x, (3,)), mask=rows)
+    np.testing.assert_allclose(np.unique(running["mean"], axis=0), [mean], rtol=1e-6)
+    np.testing.assert_allclose(np.unique(running["var"], axis=0), [var], rtol=1e-5)
+    expected = (np.asarray(x, np.float64) - mean) / np.sqrt(var + 1e-5) * mask
+    np.testing.assert_allclose(
+        np.asarray(y, np.float64).reshape(x.shape), expected, rtol=2**-8, atol=1e-6
+    )
+
+
+def test_images_of_any_number_are_exported_for_tpus():
+    (size,) = jax.export.symbolic_shape("size")
+    shape = jax.ShapeDtypeStruct((size, 8, 8, 3), jnp.bfloat16)
+
+    def moments(x):
+        layout = {"feature_axes": (3,), "devices": Devices()}
+        return batch_moments(x, Guess(jnp.zeros(3)), **layout).rounded()
+
+    exported = jax.export.export(jax.jit(moments), platforms=["tpu", "cpu"])(shape)
+    x = normal((10, 8, 8, 3), 100.0)
+    _, mean, var = oracles.moments(in_rows(x, (3,)))
+    found = exported.call(x)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-7)
+    np.testing.assert_allclose(found.var, var, rtol=1e-5)
+    # Sums over all positions, which are the TPU's alone.
+    assert "tensor<?x3xf32>" in exported.mlir_module()
