@@ -1,4 +1,4 @@
-"""Sums of bfloat16 values that lose no digit, from which any pass can be made."""
+"""Moments of bfloat16 values from sums that lose no digit, in one pass."""
 
 import math
 from typing import Any, NamedTuple
@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bn_jax.core.axes import expand_to_rank, other_axes
-from bn_jax.core.types import Batch
+from bn_jax.core.axes import other_axes
+from bn_jax.core.devices import Devices, number_of_devices, sum_across
+from bn_jax.core.types import Batch, ShiftedMoments
 
 # A bfloat16 has 8 bits and its square 16, a float32 24. So many squares add up
 # exactly, and so many halves of squares.
@@ -16,10 +17,12 @@ _SQUARES = 2**8
 _HALVES = 2**14
 # Sums of fewer values take up too much beside these.
 _FEWEST = 32
+# Parts of 8 bits that a float32 has.
+_PARTS = 3
 
 
 class Chunks(NamedTuple):
-    """A batch as sums over neighbours in an example; closed over, as that is.
+    """A batch as sums over neighbours.
 
     Attributes:
         total: Sum of each chunk.
@@ -42,7 +45,7 @@ class Chunks(NamedTuple):
 
 
 def in_chunks(batch: Batch) -> Chunks | None:
-    """The sums of bfloat16 values over the positions of each example.
+    """The sums of bfloat16 values over the positions of each example, or of all.
 
     They need no shift. Values whose mean is many standard deviations from 0 have
     nearly the same exponent, and their sums are exact. Where values differ by more,
@@ -50,24 +53,23 @@ def in_chunks(batch: Batch) -> Chunks | None:
 
     Args:
         batch: Activations, with examples along the first axis that is averaged over.
-            These stay apart, for devices share them out.
+            These stay together or all apart, for devices share them out.
 
     Returns:
-        None where the dtype is another, or an example has too few positions.
+        None where the dtype is another, or there are too few values for a sum.
     """
     x, feature_axes, mask = batch
-    positions = other_axes(x.ndim, feature_axes)[1:]
+    averaged = other_axes(x.ndim, feature_axes)
     chunk = dict.fromkeys(range(x.ndim), 1)
-    for axis in reversed(positions):
-        size = x.shape[axis]
+    for axis in reversed(averaged):
+        size, most = x.shape[axis], _HALVES // math.prod(chunk.values())
         # A size that `jax.export` leaves open is no integer.
-        if isinstance(size, int):
-            most = _HALVES // math.prod(chunk.values())
+        if isinstance(size, int) and (size <= most or axis != averaged[0]):
             chunk[axis] = max(part for part in range(1, most + 1) if size % part == 0)
     num_samples = math.prod(chunk.values())
     if x.dtype != jnp.bfloat16 or num_samples < _FEWEST:
         return None
-    whole = [axis for axis in positions if x.shape[axis] == chunk[axis]]
+    whole = [axis for axis in averaged if x.shape[axis] == chunk[axis]]
     kept = [axis for axis in chunk if axis not in whole]
 
     def sums(values: Array) -> Array:
@@ -79,7 +81,7 @@ def in_chunks(batch: Batch) -> Chunks | None:
     wide = x.astype(jnp.float32)
     squares = [jnp.square(wide)]
     if num_samples > _SQUARES:
-        half = jax.lax.reduce_precision(squares[0], exponent_bits=8, mantissa_bits=7)
+        half = _rounded(squares[0], bits=8)
         squares = [half, squares[0] - half]
     counts: int | Array = num_samples
     if mask is not None:
@@ -97,38 +99,61 @@ def in_chunks(batch: Batch) -> Chunks | None:
     )
 
 
-def shift_of_chunks(shift: Float[Array, "*features"]) -> Float[Array, "*features"]:
-    """The nearest bfloat16: no farther from the mean of such than they deviate.
+def moments_of_chunks(chunks: Chunks, devices: Devices) -> ShiftedMoments:
+    """Mean and variance by one all-reduce, whatever the mean is.
+
+    The sums are added up in parts of 8 bits, exactly again, over all examples and
+    devices; what cancels is subtracted with all its digits thereafter.
 
     Args:
-        shift: Of which dtype the result is.
+        chunks: Sums of the values on this device.
+        devices: Devices that share the moments.
     """
-    return jax.lax.reduce_precision(shift, exponent_bits=8, mantissa_bits=7)
-
-
-def sums_of_chunks(
-    chunks: Chunks, shift: Float[Array, "*features"], unit: float = 1.0
-) -> list[Float[Array, "*features"]]:
-    """What `sums_around` gives of the values themselves.
-
-    Args:
-        chunks: Sums of the values.
-        shift: With the digits of a bfloat16, so that each product has all of its own.
-        unit: See there.
-    """
-    total, squares, num_samples, feature_axes, _ = chunks
-    shift = expand_to_rank(shift, feature_axes, total.ndim)
-    deviation = total - num_samples * shift
-    twice = total + deviation
-    half = jax.lax.reduce_precision(twice, exponent_bits=8, mantissa_bits=11)
-    # Largest first: what is left of each difference is small, and exact.
-    around = squares[0] - shift * half
-    for part in squares[1:]:
-        around += part
-    around -= shift * (twice - half)
-    axes = other_axes(total.ndim, feature_axes)
-    sums = [jnp.sum(values * unit**2, axis=axes) for values in (deviation, around)]
+    axes = other_axes(chunks.total.ndim, chunks.feature_axes)
+    sums = [
+        jnp.sum(part, axis=axes)
+        for values in (chunks.total, *chunks.squares)
+        for part in _parts(values)
+    ]
     if chunks.is_masked:
-        counts = jnp.broadcast_to(num_samples, total.shape)
+        counts = jnp.broadcast_to(chunks.num_samples, chunks.total.shape)
         sums.append(jnp.sum(counts, axis=axes))
-    return sums
+    values_of_each = chunks.size // max(sums[0].size, 1)
+    sums = sum_across(devices, sums)
+    if chunks.is_masked:
+        num_samples = sums.pop()
+    else:
+        everywhere = values_of_each * number_of_devices(devices)
+        num_samples = jnp.full_like(sums[0], everywhere)
+    divisor = jnp.maximum(num_samples, 1)
+    shift = _rounded(sum(sums[:_PARTS]) / divisor, bits=8)
+    shift = jnp.where(jnp.isfinite(shift), shift, jnp.zeros_like(shift))
+    # TPUs have float64 as pairs of float32, which hold each of these products.
+    with jax.enable_x64(True):
+        wide = [part.astype(jnp.float64) for part in sums]
+        total, squares = sum(wide[:_PARTS]), sum(wide[_PARTS:])
+        around = shift.astype(jnp.float64)
+        deviation = total - num_samples.astype(jnp.float64) * around
+        squares = squares - around * (total + deviation)
+        deviation, squares = (
+            value.astype(shift.dtype) for value in (deviation, squares)
+        )
+    offset = deviation / divisor
+    var = jnp.maximum(squares / divisor - jnp.square(offset), 0)
+    # The squares have overflowed; a NaN in x would be in the mean too.
+    overflows = jnp.isnan(var) & jnp.isfinite(offset)
+    var = jnp.where(overflows, jnp.full_like(var, jnp.inf), var)
+    return ShiftedMoments(num_samples, shift, offset, var)
+
+
+def _parts(values: Array) -> list[Array]:
+    """Numbers of 8 bits, the largest first, whose sum the values are."""
+    parts = []
+    for _ in range(_PARTS):
+        parts.append(_rounded(values, bits=8))
+        values = values - parts[-1]
+    return parts
+
+
+def _rounded(values: Array, *, bits: int) -> Array:
+    return jax.lax.reduce_precision(values, exponent_bits=8, mantissa_bits=bits - 1)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
 from bn_jax.core.agreement import are_equal, marks
-from bn_jax.core.chunks import Chunks, in_chunks, shift_of_chunks, sums_of_chunks
+from bn_jax.core.chunks import in_chunks, moments_of_chunks
 from bn_jax.core.devices import (
     Devices,
     number_of_devices,
@@ -103,15 +103,14 @@ def _batch_moments(
     batch = Batch(x, feature_axes, mask)
     around = partial(_moments_around, devices=devices)
 
-    def in_passes() -> ShiftedMoments:
-        return _moments_in_passes(around, batch, batch, guess, epsilon)
+    def in_passes(batch_of_loop: Batch = batch) -> ShiftedMoments:
+        return _moments_in_passes(around, batch, batch_of_loop, guess, epsilon)
 
     def on_tpus() -> ShiftedMoments:
         chunks = in_chunks(batch)
-        if chunks is not None:
-            return _moments_in_passes(around, chunks, chunks, guess, epsilon)
-        ordered = in_memory_order(batch)
-        return _moments_in_passes(around, batch, ordered, guess, epsilon)
+        if chunks is None:
+            return in_passes(in_memory_order(batch))
+        return varying_with(moments_of_chunks(chunks, devices), guess.mean)
 
     def in_float64() -> ShiftedMoments:
         return moments_in_float64(around, batch, guess.mean)
@@ -125,8 +124,8 @@ def _batch_moments(
 
 def _moments_in_passes(
     around: Callable[..., ShiftedMoments],
-    batch: Batch | Chunks,
-    batch_of_loop: Batch | Chunks,
+    batch: Batch,
+    batch_of_loop: Batch,
     guess: Guess,
     epsilon: float,
 ) -> ShiftedMoments:
@@ -211,7 +210,7 @@ def _is_exact(moments: ShiftedMoments, epsilon: float) -> Array:
 
 
 def _moments_around(
-    batch: Batch | Chunks,
+    batch: Batch,
     shift: Inexact[Array, "*features"],
     *,
     devices: Devices,
@@ -227,31 +226,24 @@ def _moments_around(
     Sums of many values overflow before their mean does, unless the range is kept, at
     the price of further operations.
     """
-    if isinstance(batch, Chunks):
-        shift = shift_of_chunks(shift)
+    x, feature_axes, mask = batch
+    axes = {"feature_axes": feature_axes, "mask": mask}
     own_shift = own_group(devices, shift)
-    positions = batch.size // max(own_shift.size, 1) * number_of_devices(devices)
+    positions = x.size // max(own_shift.size, 1) * number_of_devices(devices)
     unit = 1.0
     if keeps_range:
         # A power of two near one over the root of their number costs no bit.
         # A size that `jax.export` leaves open is no integer: one for many values.
         count = max(positions, 1) if isinstance(positions, int) else 2**40
         unit = 2.0 ** -math.ceil(math.log2(count) / 2)
-    if isinstance(batch, Chunks):
-        values = sums_of_chunks(batch, own_shift, unit)
+    if is_near_zero is False:
+        values = sums_around(x, own_shift, **axes, unit=unit)
     else:
-        x, feature_axes, mask = batch
-        axes = {"feature_axes": feature_axes, "mask": mask}
-        if is_near_zero is False:
-            values = sums_around(x, own_shift, **axes, unit=unit)
-        else:
-            values = sums_around_guess(x, own_shift, is_near_zero, **axes)
+        values = sums_around_guess(x, own_shift, is_near_zero, **axes)
     if compares_shifts and devices.axis_sizes:
         values += marks(own_shift)
     deviations, squares, *others = sum_across(devices, values)
-    num_samples = jnp.full_like(squares, positions)
-    if batch.is_masked:
-        num_samples = others.pop(0)
+    num_samples = jnp.full_like(squares, positions) if mask is None else others.pop(0)
     divisor = jnp.maximum(num_samples, 1) * unit**2
     offset = deviations / divisor
     var = jnp.maximum(squares / divisor - abs_squared(offset), 0)

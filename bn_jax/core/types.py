@@ -1,6 +1,6 @@
 """The records that the functions of the core exchange."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Array, Bool, Float, Inexact
 
@@ -39,16 +39,6 @@ class Batch(NamedTuple):
     x: Inexact[Array, "*shape"]
     feature_axes: tuple[int, ...]
     mask: Bool[Array, "*#shape"] | None
-
-    @property
-    def size(self) -> Any:
-        """Number of all values; no integer where `jax.export` leaves it open."""
-        return self.x.size
-
-    @property
-    def is_masked(self) -> bool:
-        """Whether there is a mask."""
-        return self.mask is not None
 
 
 class Guess(NamedTuple):

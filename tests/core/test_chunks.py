@@ -52,17 +52,21 @@ def rough_steps(x):
 @pytest.mark.parametrize(
     ("shape", "axes", "of_chunks"),
     [
-        ((4, 14, 14, 3), (3,), (4, 3)),
+        ((128, 14, 14, 3), (3,), (128, 3)),
         ((4, 128, 128, 3), (3,), (4, 3)),
+        # Few values are one sum.
+        ((32, 14, 14, 3), (3,), (3,)),
+        ((4096, 3), (1,), (3,)),
         # Larger ones come in parts that divide them.
         ((2, 224, 224, 3), (3,), (2, 4, 3)),
         ((2, 40000, 3), (2,), (2, 4, 3)),
-        ((2, 8, 8, 8, 3), (4,), (2, 3)),
-        ((4, 3, 8, 8), (1,), (4, 3)),
-        ((3, 4, 8, 8), (0,), (3, 4)),
+        ((8, 16, 16, 16, 3), (4,), (8, 3)),
+        ((4, 3, 128, 64), (1,), (4, 3)),
+        ((3, 4, 128, 64), (0,), (3, 4)),
         # Groups, and features of more than one axis.
-        ((2, 4, 8, 8, 3), (0, 4), (2, 4, 3)),
-        ((4, 8, 5, 8, 3), (2, 4), (4, 5, 3)),
+        ((2, 4, 128, 64, 3), (0, 4), (2, 4, 3)),
+        ((2, 4, 8, 8, 3), (0, 4), (2, 3)),
+        ((4, 128, 5, 64, 3), (2, 4), (4, 5, 3)),
         ((0, 8, 8, 3), (3,), (0, 3)),
     ],
 )
@@ -80,9 +84,9 @@ def test_the_positions_of_an_example_are_summed_together(shape, axes, of_chunks)
     [
         ((4, 8, 8, 3), (3,), jnp.float32),
         ((4, 8, 8, 3), (3,), jnp.float16),
-        # Too few positions, or none that part into enough.
-        ((256, 3), (1,), jnp.bfloat16),
-        ((8, 4, 4, 3), (3,), jnp.bfloat16),
+        # Too few values, or positions that do not part into enough.
+        ((16, 3), (1,), jnp.bfloat16),
+        ((1024, 4, 4, 3), (3,), jnp.bfloat16),
         ((2, 16411, 3), (2,), jnp.bfloat16),
         ((8, 8), (0, 1), jnp.bfloat16),
     ],
@@ -97,9 +101,10 @@ def test_sums_of_nearly_equal_values_lose_no_digit(side, mean):
     x = rough_steps(jnp.full((4, side, side, 3), mean, jnp.bfloat16))
     chunks = in_chunks(Batch(x, (3,), None))
     exact = np.asarray(x, np.float64)
-    np.testing.assert_array_equal(chunks.total, exact.sum((1, 2)))
+    axes = (0, 1, 2) if chunks.total.ndim == 1 else (1, 2)
+    np.testing.assert_array_equal(chunks.total, exact.sum(axes))
     squares = sum(np.asarray(part, np.float64) for part in chunks.squares)
-    np.testing.assert_array_equal(squares, np.square(exact).sum((1, 2)))
+    np.testing.assert_array_equal(squares, np.square(exact).sum(axes))
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
@@ -109,7 +114,7 @@ def test_sums_of_nearly_equal_values_lose_no_digit(side, mean):
     ("shape", "axes"),
     [
         ((8, 7, 7, 3), (3,)),
-        ((4, 28, 28, 3), (3,)),
+        ((32, 28, 28, 3), (3,)),
         ((2, 224, 112, 2), (3,)),
         ((4, 3, 12, 12), (1,)),
         ((2, 4, 8, 8, 3), (0, 4)),
@@ -213,3 +218,18 @@ def test_images_of_any_number_are_exported_for_tpus():
     np.testing.assert_allclose(found.var, var, rtol=1e-5)
     # Sums over all positions, which are the TPU's alone.
     assert "tensor<?x3xf32>" in exported.mlir_module()
+
+
+def lowered(platform, dtype):
+    """The operator's program for a platform that need not be here."""
+    stats = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+    traced = jax.jit(lambda x: batch_norm(x, None, None, stats)).trace(
+        jnp.zeros((128, 14, 14, 3), dtype)
+    )
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_a_tpu_has_no_further_passes_over_bfloat16():
+    assert "stablehlo.while" not in lowered("tpu", jnp.bfloat16)
+    assert "stablehlo.while" in lowered("tpu", jnp.float32)
+    assert "stablehlo.while" in lowered("cpu", jnp.bfloat16)
