@@ -107,18 +107,21 @@ def test_hours_and_cost_follow_from_the_programs(arm: str) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("arm", "dtype"),
-    [("bn_x30", "bfloat16"), ("bn_x30", "float32"), ("modern", "bfloat16")],
-)
-def test_a_step_without_further_passes_costs_about_what_flax_costs(
-    arm: str, dtype: str
-) -> None:
-    ours, flax = _both(arm, dtype)
-    assert ours["all_reduces"] <= flax["all_reduces"]
+@pytest.mark.parametrize("arm", ["bn_x30", "modern"])
+def test_a_step_of_bfloat16_costs_what_flax_costs(arm: str) -> None:
+    ours, flax = _both(arm, "bfloat16")
+    assert ours["all_reduces"] == flax["all_reduces"]
+    assert ours["all_reduces_if_needed"] == 0
+    assert ours["bytes_accessed"] <= 1.005 * flax["bytes_accessed"]
+    assert ours["peak_memory_bytes"] <= 1.001 * flax["peak_memory_bytes"]
+    assert _cycles_of_the_first_pass(ours) <= 1.03 * _cycles_of_the_first_pass(flax)
+
+
+def test_a_step_of_float32_without_further_passes_costs_about_what_flax_costs() -> None:
+    ours, flax = _both("bn_x30", "float32")
     assert _moved_by_the_first_pass(ours) <= 1.04 * _moved_by_the_first_pass(flax)
-    assert _cycles_of_the_first_pass(ours) <= 1.08 * _cycles_of_the_first_pass(flax)
-    assert ours["peak_memory_bytes"] <= 1.08 * flax["peak_memory_bytes"]
+    assert _cycles_of_the_first_pass(ours) <= 1.04 * _cycles_of_the_first_pass(flax)
+    assert ours["peak_memory_bytes"] <= 1.02 * flax["peak_memory_bytes"]
 
 
 def test_the_page_compares_with_flax_as_the_compiler_does() -> None:
@@ -143,8 +146,8 @@ def test_the_page_compares_with_flax_as_the_compiler_does() -> None:
     )
     first, second, modern = told(lambda program: program["bytes_accessed"])
     assert (
-        f"As counted, with one further pass in each layer, it is {first}, {second} and "
-        f"{modern}." in text
+        f"As counted, with a further pass in each layer of float32, it is {first}, "
+        f"{second} and {modern}." in text
     )
     first, second, modern = told(lambda program: program["peak_memory_bytes"])
     assert (
@@ -157,8 +160,8 @@ def test_the_page_compares_with_flax_as_the_compiler_does() -> None:
         f"in float32, and {modern} in `modern`" in text
     )
     ours, flax = pairs[-1]
-    most = ours["all_reduces"] + ours["all_reduces_if_needed"]
-    assert f"takes one in each layer, {most} instead of {flax['all_reduces']}." in text
+    assert ours["all_reduces"] == flax["all_reduces"]
+    assert f"`modern` has {ours['all_reduces']}, as Flax's step has." in text
 
 
 def _both(arm: str, dtype: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -12,7 +12,7 @@ from bn_jax.core.devices import Devices, number_of_devices, sum_across
 from bn_jax.core.types import Batch, ShiftedMoments
 
 # A bfloat16 has 8 bits and its square 16, a float32 24. So many squares add up
-# exactly, and so many halves of squares.
+# exactly, and so many halves of squares, with two bits to spare.
 _SQUARES = 2**8
 _HALVES = 2**14
 # Sums of fewer values take up too much beside these.
@@ -81,7 +81,7 @@ def in_chunks(batch: Batch) -> Chunks | None:
     wide = x.astype(jnp.float32)
     squares = [jnp.square(wide)]
     if num_samples > _SQUARES:
-        half = _rounded(squares[0], bits=8)
+        half = _rounded(squares[0])
         squares = [half, squares[0] - half]
     counts: int | Array = num_samples
     if mask is not None:
@@ -102,8 +102,8 @@ def in_chunks(batch: Batch) -> Chunks | None:
 def moments_of_chunks(chunks: Chunks, devices: Devices) -> ShiftedMoments:
     """Mean and variance by one all-reduce, whatever the mean is.
 
-    The sums are added up in parts of 8 bits, exactly again, over all examples and
-    devices; what cancels is subtracted with all its digits thereafter.
+    The sums are added up in parts of 8 bits, again exactly for 65,536 of them, over all
+    examples and devices; what cancels is subtracted with all its digits thereafter.
 
     Args:
         chunks: Sums of the values on this device.
@@ -126,7 +126,7 @@ def moments_of_chunks(chunks: Chunks, devices: Devices) -> ShiftedMoments:
         everywhere = values_of_each * number_of_devices(devices)
         num_samples = jnp.full_like(sums[0], everywhere)
     divisor = jnp.maximum(num_samples, 1)
-    shift = _rounded(sum(sums[:_PARTS]) / divisor, bits=8)
+    shift = _rounded(sum(sums[:_PARTS]) / divisor)
     shift = jnp.where(jnp.isfinite(shift), shift, jnp.zeros_like(shift))
     # TPUs have float64 as pairs of float32, which hold each of these products.
     with jax.enable_x64(True):
@@ -150,10 +150,11 @@ def _parts(values: Array) -> list[Array]:
     """Numbers of 8 bits, the largest first, whose sum the values are."""
     parts = []
     for _ in range(_PARTS):
-        parts.append(_rounded(values, bits=8))
+        parts.append(_rounded(values))
         values = values - parts[-1]
     return parts
 
 
-def _rounded(values: Array, *, bits: int) -> Array:
-    return jax.lax.reduce_precision(values, exponent_bits=8, mantissa_bits=bits - 1)
+def _rounded(values: Array) -> Array:
+    """To the 8 bits of a bfloat16, of which one is not written down."""
+    return jax.lax.reduce_precision(values, exponent_bits=8, mantissa_bits=7)

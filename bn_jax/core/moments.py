@@ -54,7 +54,8 @@ def batch_moments(
     from the mean; then, and only then, a second pass shifts by the mean that the first
     one found, and so on while that mean was but a rough one. A running mean is a good
     shift after a few steps of training. GPUs, which cannot branch without the host,
-    add up in float64 instead what is of float32 or narrower.
+    add up in float64 instead what is of float32 or narrower; TPUs have sums of bfloat16
+    that are exact without a shift.
     Source: Ioffe & Szegedy (2015), Algorithm 1; Chan, Golub & LeVeque (1983), shifted
     sums.
 
@@ -74,7 +75,8 @@ def batch_moments(
         form groups, with all groups along the first. With no value to average (an
         empty batch, or a mask that leaves nothing) all three are 0. A variance beyond
         the range of the dtype is infinite; so may be that of a constant whose last
-        digit has a square beyond it (from 1e27 on in float32).
+        digit has a square beyond it (from 1e27 on in float32), and on TPUs that of
+        bfloat16 values beyond 1e17.
 
     >>> x = jnp.array([[1.0, 2.0], [3.0, 6.0]])
     >>> batch_moments(x, Guess(jnp.zeros(2)), feature_axes=(1,), devices=Devices()).var

@@ -86,7 +86,7 @@ def test_the_positions_of_an_example_are_summed_together(shape, axes, of_chunks)
         ((4, 8, 8, 3), (3,), jnp.float16),
         # Too few values, or positions that do not part into enough.
         ((16, 3), (1,), jnp.bfloat16),
-        ((1024, 4, 4, 3), (3,), jnp.bfloat16),
+        ((2048, 4, 4, 3), (3,), jnp.bfloat16),
         ((2, 16411, 3), (2,), jnp.bfloat16),
         ((8, 8), (0, 1), jnp.bfloat16),
     ],
@@ -199,6 +199,24 @@ def test_devices_that_share_images_normalize_them_by_those_of_all(mode, masked):
     expected = (np.asarray(x, np.float64) - mean) / np.sqrt(var + 1e-5) * mask
     np.testing.assert_allclose(
         np.asarray(y, np.float64).reshape(x.shape), expected, rtol=2**-8, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("group_size", [1, 2, 4, 8])
+@pytest.mark.usefixtures("as_on_tpus")
+def test_groups_of_examples_have_their_own_moments(group_size):
+    x = normal((16, 8, 8, 3), 100.0)
+    stats = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+
+    def body(axis_name, _, x):
+        settings = {"axis_name": axis_name, "group_size": group_size}
+        return batch_norm(x, None, None, stats, **settings)[0]
+
+    y = jax.jit(over_devices("shard_map", 8, body))(*place("shard_map", 8, {}, x))
+    groups = np.asarray(x, np.float64).reshape(-1, group_size * 64, 3)
+    expected = [oracles.batch_norm(group) for group in groups]
+    np.testing.assert_allclose(
+        np.asarray(y, np.float64).reshape(groups.shape), expected, rtol=2**-8, atol=1e-6
     )
 
 
