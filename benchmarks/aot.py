@@ -14,10 +14,10 @@ XLA counts a loop as if it always ran once. bn_jax's normalization of float32 ha
 of further passes over activations whose mean lies far from the running one, which
 training takes in its first steps, and later where a feature hardly varies within a
 batch. So XLA analyses the compiled text once more, without those loops: that is what a
-step costs that takes no further pass. This analysis knows nothing of the tiles of a chip, to which
-it pads arrays; the numbers of bytes compare with one another alone. Of the same text
-are the cycles that the chip's compiler expects, which it writes beside each operation:
-they depend on where an array lies, which the bytes do not.
+step costs that takes no further pass. This analysis knows nothing of the tiles of a
+chip, to which it pads arrays; the numbers of bytes compare with one another alone. Of
+the same text are the cycles that the chip's compiler expects, which it writes beside
+each operation: they depend on where an array lies, which the bytes do not.
 
 Needs libtpu, the compiler: `pip install --target=FOLDER 'libtpu==0.0.42.*'` for jax
 0.10.2, and FOLDER on PYTHONPATH. Writes `results/aot.json`.
