@@ -147,3 +147,17 @@ def test_half_precision_gradients_are_rounded_once():
     # dx is a bfloat16 (8 bits), dscale a float32.
     np.testing.assert_allclose(np.float64(dx), expected[0], rtol=2**-8, atol=1e-4)
     np.testing.assert_allclose(dscale, expected[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("platform", "is_parted"), [("tpu", True), ("cpu", False)])
+def test_a_rounding_of_bfloat16_parts_the_gradient_on_tpus(platform, is_parted):
+    stats = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+
+    def loss(x):
+        y, _ = batch_norm(x, None, None, stats)
+        return jnp.sum(jnp.sin(y.astype(jnp.float32)))
+
+    traced = jax.jit(jax.grad(loss)).trace(jnp.zeros((8, 8, 8, 3), jnp.bfloat16))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    rounded = [line for line in text.splitlines() if "reduce_precision" in line]
+    assert any("tensor<8x8x8x3xbf16>" in line for line in rounded) == is_parted
