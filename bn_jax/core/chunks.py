@@ -1,7 +1,7 @@
-"""Moments of bfloat16 values from sums that lose no digit, in one pass."""
+"""Moments of bfloat16 values in one pass, from sums exact where any could cancel."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +29,12 @@ class Chunks(NamedTuple):
         squares: Sum of its squares; where two, their sum is.
         num_samples: Values of each chunk, an array where there is a mask.
         feature_axes: Axes of these that are not averaged over.
-        size: Number of all values; no integer where `jax.export` leaves it open.
     """
 
     total: Float[Array, "*chunks"]
     squares: list[Float[Array, "*chunks"]]
     num_samples: int | Float[Array, "*#chunks"]
     feature_axes: tuple[int, ...]
-    size: Any
 
     @property
     def is_masked(self) -> bool:
@@ -95,7 +93,6 @@ def in_chunks(batch: Batch) -> Chunks | None:
         [sums(part) for part in squares],
         counts,
         tuple(kept.index(axis) for axis in feature_axes),
-        x.size,
     )
 
 
@@ -118,13 +115,13 @@ def moments_of_chunks(chunks: Chunks, devices: Devices) -> ShiftedMoments:
     if chunks.is_masked:
         counts = jnp.broadcast_to(chunks.num_samples, chunks.total.shape)
         sums.append(jnp.sum(counts, axis=axes))
-    values_of_each = chunks.size // max(sums[0].size, 1)
+    chunks_of_each = chunks.total.size // max(sums[0].size, 1)
     sums = sum_across(devices, sums)
     if chunks.is_masked:
         num_samples = sums.pop()
     else:
-        everywhere = values_of_each * number_of_devices(devices)
-        num_samples = jnp.full_like(sums[0], everywhere)
+        here = chunks.num_samples * chunks_of_each
+        num_samples = jnp.full_like(sums[0], here * number_of_devices(devices))
     divisor = jnp.maximum(num_samples, 1)
     shift = _rounded(sum(sums[:_PARTS]) / divisor)
     shift = jnp.where(jnp.isfinite(shift), shift, jnp.zeros_like(shift))

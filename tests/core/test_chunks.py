@@ -76,7 +76,7 @@ def test_the_positions_of_an_example_are_summed_together(shape, axes, of_chunks)
     assert chunks.total.dtype == jnp.float32
     features = [shape[axis] for axis in axes]
     assert [of_chunks[axis] for axis in chunks.feature_axes] == features
-    assert chunks.num_samples * chunks.total.size == chunks.size == np.prod(shape)
+    assert chunks.num_samples * chunks.total.size == np.prod(shape)
 
 
 @pytest.mark.parametrize(
