@@ -16,6 +16,7 @@ from bn_jax.core.arguments import (
 from bn_jax.core.axes import canonical_axes
 from bn_jax.core.derivative import Layout, normalize_by_batch
 from bn_jax.core.devices import Devices, make_devices
+from bn_jax.core.dtypes import as_stored
 from bn_jax.core.flags import Flag, as_flag, differentiable_if, negate, select
 from bn_jax.core.groups import normalize_by_group
 from bn_jax.core.guess import guess_from
@@ -73,8 +74,8 @@ def batch_norm(
         batch_stats: Running statistics `{"mean", "var"}`, one value a feature each,
             as Flax keeps them in its `batch_stats` collection; with `debias` or
             `momentum=None` also `count`, the number of batches behind them, a float
-            for all features together. Devices that share statistics but hold
-            different ones get the right result by a further pass in every step.
+            for all features together. Devices that share statistics may hold
+            different ones, which costs some platforms a further pass in every step.
         use_running_average: Normalize by `batch_stats` (inference), not by the
             batch's own statistics (training). May be traced.
         update_running_average: Whether the batch moves `batch_stats`; by default
@@ -238,6 +239,7 @@ def batch_norm_with_moments(
             def normalize_batch(
                 x: Array, scale: Array | None, bias: Array | None
             ) -> tuple[Array, Moments]:
+                x = as_stored(x)
                 batch = (x, scale, bias, guess_from(batch_stats), mask, layout)
                 if group_size is not None:
                     return normalize_by_group(*batch, group_size=group_size)

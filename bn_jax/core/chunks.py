@@ -1,6 +1,7 @@
 """Moments of bfloat16 values in one pass, from sums exact where any could cancel."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,12 +10,14 @@ from jaxtyping import Array, Float
 
 from bn_jax.core.axes import other_axes
 from bn_jax.core.devices import Devices, number_of_devices, sum_across
+from bn_jax.core.dtypes import rounded_to_bfloat16
 from bn_jax.core.types import Batch, ShiftedMoments
 
 # A bfloat16 has 8 bits and its square 16, a float32 24. So many squares add up
-# exactly, and so many halves of squares, with two bits to spare.
-_SQUARES = 2**8
-_HALVES = 2**14
+# exactly, and so many of their halves or of the values themselves, with a bit to spare
+# for values on both sides of a power of two.
+_SQUARES = 2**7
+_HALVES = 2**15
 # Sums of fewer values take up too much beside these.
 _FEWEST = 32
 # Parts of 8 bits that a float32 has.
@@ -26,7 +29,7 @@ class Chunks(NamedTuple):
 
     Attributes:
         total: Sum of each chunk.
-        squares: Sum of its squares; where two, their sum is.
+        squares: Sum of its squares, in one array or in two, to be added up.
         num_samples: Values of each chunk, an array where there is a mask.
         feature_axes: Axes of these that are not averaged over.
     """
@@ -57,29 +60,27 @@ def in_chunks(batch: Batch) -> Chunks | None:
         None where the dtype is another, or there are too few values for a sum.
     """
     x, feature_axes, mask = batch
-    averaged = other_axes(x.ndim, feature_axes)
-    chunk = dict.fromkeys(range(x.ndim), 1)
-    for axis in reversed(averaged):
-        size, most = x.shape[axis], _HALVES // math.prod(chunk.values())
-        # A size that `jax.export` leaves open is no integer.
-        if isinstance(size, int) and (size <= most or axis != averaged[0]):
-            chunk[axis] = max(part for part in range(1, most + 1) if size % part == 0)
-    num_samples = math.prod(chunk.values())
-    if x.dtype != jnp.bfloat16 or num_samples < _FEWEST:
+    if x.dtype != jnp.bfloat16:
         return None
-    whole = [axis for axis in averaged if x.shape[axis] == chunk[axis]]
-    kept = [axis for axis in chunk if axis not in whole]
+    averaged = other_axes(x.ndim, feature_axes)
+    sizes = _sizes_of_chunks(x, averaged)
+    num_samples = math.prod(sizes)
+    if num_samples < _FEWEST:
+        return None
+    whole = [axis for axis in averaged if x.shape[axis] == sizes[axis]]
+    kept = [axis for axis in range(x.ndim) if axis not in whole]
 
     def sums(values: Array) -> Array:
-        parts = zip(values.shape, chunk.values(), strict=True)
+        parts = zip(values.shape, sizes, strict=True)
         split = [length for size, part in parts for length in (size // part, part)]
-        within = [2 * axis + 1 for axis in chunk] + [2 * axis for axis in whole]
+        within = [2 * axis + 1 for axis in range(x.ndim)]
+        within += [2 * axis for axis in whole]
         return jnp.sum(values.reshape(split), axis=within)
 
     wide = x.astype(jnp.float32)
     squares = [jnp.square(wide)]
     if num_samples > _SQUARES:
-        half = _rounded(squares[0])
+        half = rounded_to_bfloat16(squares[0])
         squares = [half, squares[0] - half]
     counts: int | Array = num_samples
     if mask is not None:
@@ -96,50 +97,72 @@ def in_chunks(batch: Batch) -> Chunks | None:
     )
 
 
+def _sizes_of_chunks(x: Array, averaged: Sequence[int]) -> list[int]:
+    """How many values along each axis a sum has, of at most `_HALVES` in all."""
+    sizes = [1] * x.ndim
+    for axis in reversed(averaged):
+        size, most = x.shape[axis], _HALVES // math.prod(sizes)
+        # A size that `jax.export` leaves open is no integer.
+        if not isinstance(size, int):
+            continue
+        if axis != averaged[0]:
+            sizes[axis] = max(part for part in range(1, most + 1) if size % part == 0)
+        elif 0 < size <= most and all(x.shape[i] == sizes[i] for i in averaged[1:]):
+            sizes[axis] = size
+    return sizes
+
+
 def moments_of_chunks(chunks: Chunks, devices: Devices) -> ShiftedMoments:
     """Mean and variance by one all-reduce, whatever the mean is.
 
-    The sums are added up in parts of 8 bits, again exactly for 65,536 of them, over all
-    examples and devices; what cancels is subtracted with all its digits thereafter.
+    The sums are added up over all examples and devices in parts of 8 bits, which leaves
+    each total room for 16 more; what cancels is subtracted with all digits thereafter.
 
     Args:
         chunks: Sums of the values on this device.
         devices: Devices that share the moments.
+
+    Returns:
+        Moments of the shape of the feature axes, all 0 without a value. The variance
+        is infinite where a sum of squares overflows, and so is the mean where a sum
+        of values does.
     """
     axes = other_axes(chunks.total.ndim, chunks.feature_axes)
-    sums = [
-        jnp.sum(part, axis=axes)
-        for values in (chunks.total, *chunks.squares)
-        for part in _parts(values)
+    features = math.prod(chunks.total.shape[axis] for axis in chunks.feature_axes)
+    number = chunks.total.size // max(features, 1) * number_of_devices(devices)
+    # A power of two costs no bit, and their total overflows where one of them does.
+    # A number that `jax.export` leaves open is no integer: one for many of them.
+    many = max(number, 1) if isinstance(number, int) else 2**20
+    unit = 2.0 ** -math.ceil(math.log2(many))
+    added = [chunks.total, *chunks.squares]
+    if chunks.is_masked:
+        added.append(jnp.broadcast_to(chunks.num_samples, chunks.total.shape))
+    parts = [
+        jnp.sum(unit * part, axis=axes) for values in added for part in _parts(values)
     ]
-    if chunks.is_masked:
-        counts = jnp.broadcast_to(chunks.num_samples, chunks.total.shape)
-        sums.append(jnp.sum(counts, axis=axes))
-    chunks_of_each = chunks.total.size // max(sums[0].size, 1)
-    sums = sum_across(devices, sums)
-    if chunks.is_masked:
-        num_samples = sums.pop()
-    else:
-        here = chunks.num_samples * chunks_of_each
-        num_samples = jnp.full_like(sums[0], here * number_of_devices(devices))
-    divisor = jnp.maximum(num_samples, 1)
-    shift = _rounded(sum(sums[:_PARTS]) / divisor)
-    shift = jnp.where(jnp.isfinite(shift), shift, jnp.zeros_like(shift))
+    sums = sum_across(devices, parts)
     # TPUs have float64 as pairs of float32, which hold each of these products.
     with jax.enable_x64(True):
-        wide = [part.astype(jnp.float64) for part in sums]
-        total, squares = sum(wide[:_PARTS]), sum(wide[_PARTS:])
-        around = shift.astype(jnp.float64)
-        deviation = total - num_samples.astype(jnp.float64) * around
-        squares = squares - around * (total + deviation)
-        deviation, squares = (
-            value.astype(shift.dtype) for value in (deviation, squares)
+        total, *squares = (
+            _in_float64(sums[first : first + _PARTS])
+            for first in range(0, len(sums), _PARTS)
         )
-    offset = deviation / divisor
-    var = jnp.maximum(squares / divisor - jnp.square(offset), 0)
+        if chunks.is_masked:
+            count = squares.pop()
+        else:
+            count = unit * jnp.full_like(total, chunks.num_samples * number)
+        num_samples = (count / unit).astype(chunks.total.dtype)
+        divisor = unit * jnp.maximum(num_samples, 1)
+        shift = rounded_to_bfloat16(total.astype(divisor.dtype) / divisor)
+        shift = jnp.where(jnp.isfinite(shift), shift, jnp.zeros_like(shift))
+        around = shift.astype(jnp.float64)
+        deviation = total - count * around
+        square = sum(squares) - around * (total + deviation)
+        offset = deviation.astype(divisor.dtype) / divisor
+        var = square.astype(divisor.dtype) / divisor - jnp.square(offset)
     # The squares have overflowed; a NaN in x would be in the mean too.
     overflows = jnp.isnan(var) & jnp.isfinite(offset)
-    var = jnp.where(overflows, jnp.full_like(var, jnp.inf), var)
+    var = jnp.where(overflows, jnp.full_like(var, jnp.inf), jnp.maximum(var, 0))
     return ShiftedMoments(num_samples, shift, offset, var)
 
 
@@ -147,11 +170,12 @@ def _parts(values: Array) -> list[Array]:
     """Numbers of 8 bits, the largest first, whose sum the values are."""
     parts = []
     for _ in range(_PARTS):
-        parts.append(_rounded(values))
+        parts.append(rounded_to_bfloat16(values))
         values = values - parts[-1]
     return parts
 
 
-def _rounded(values: Array) -> Array:
-    """To the 8 bits of a bfloat16, of which one is not written down."""
-    return jax.lax.reduce_precision(values, exponent_bits=8, mantissa_bits=7)
+def _in_float64(parts: list[Array]) -> Array:
+    """The sum of parts, with all their digits."""
+    first, *others = (part.astype(jnp.float64) for part in parts)
+    return sum(others, first)

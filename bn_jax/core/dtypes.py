@@ -1,8 +1,10 @@
 """The precision that statistics and arithmetic are kept in."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Inexact
 
 
 def wide_dtype(*dtypes: DTypeLike) -> np.dtype:
@@ -24,3 +26,33 @@ def _at_least_float32(dtype: DTypeLike) -> np.dtype:
     dtype = jnp.dtype(dtype)
     is_wide = jnp.issubdtype(dtype, jnp.inexact) and dtype.itemsize >= 4
     return dtype if is_wide else np.dtype(np.float32)
+
+
+def rounded_to_bfloat16(x: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
+    """X with the 8 bits that a bfloat16 has, of which one is not written down.
+
+    Args:
+        x: Of bfloat16 or float32, and so is the result.
+
+    >>> rounded_to_bfloat16(jnp.array(257.0))
+    Array(256., dtype=float32)
+    """
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+
+@jax.custom_jvp
+def as_stored(x: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
+    """X as memory holds it, to all that read it.
+
+    Within one program XLA leaves a sum or product of bfloat16 in float32 on its way
+    to some readers, and to others not: what is computed from both, such as moments and
+    what they normalize, would be of different values.
+
+    Args:
+        x: Of any dtype; all but bfloat16 are left alone, as XLA does.
+    """
+    return rounded_to_bfloat16(x) if x.dtype == jnp.bfloat16 else x
+
+
+# A rounding of x, and none of its gradient.
+as_stored.defjvps(lambda tangent, _, x: tangent)

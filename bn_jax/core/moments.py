@@ -76,7 +76,8 @@ def batch_moments(
         empty batch, or a mask that leaves nothing) all three are 0. A variance beyond
         the range of the dtype is infinite; so may be that of a constant whose last
         digit has a square beyond it (from 1e27 on in float32), and on TPUs that of
-        bfloat16 values beyond 1e17.
+        bfloat16 values beyond some 1e17, whose mean is infinite beyond 1e34. There
+        squares of values below 1e-17 vanish.
 
     >>> x = jnp.array([[1.0, 2.0], [3.0, 6.0]])
     >>> batch_moments(x, Guess(jnp.zeros(2)), feature_axes=(1,), devices=Devices()).var
@@ -105,6 +106,7 @@ def _batch_moments(
     batch = Batch(x, feature_axes, mask)
     around = partial(_moments_around, devices=devices)
 
+    # A loop may be given x in another order of axes.
     def in_passes(batch_of_loop: Batch = batch) -> ShiftedMoments:
         return _moments_in_passes(around, batch, batch_of_loop, guess, epsilon)
 

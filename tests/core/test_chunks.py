@@ -8,7 +8,7 @@ import pytest
 from conformance.modes import MODES, over_devices, place
 
 from bn_jax.core.batch_norm import batch_norm
-from bn_jax.core.chunks import in_chunks
+from bn_jax.core.chunks import Chunks, in_chunks, moments_of_chunks
 from bn_jax.core.devices import Devices
 from bn_jax.core.moments import batch_moments
 from bn_jax.core.types import Batch, Guess
@@ -44,29 +44,35 @@ def in_rows(x, axes):
     return x.reshape(-1, np.prod(x.shape[-len(axes) :]))
 
 
-def rough_steps(x):
-    """Few values one step of bfloat16 above all others."""
-    return jnp.where(jnp.arange(x.size).reshape(x.shape) % 97 == 0, x * 1.01, x)
+def steps_around(value, shape):
+    """Values of which few are a step of bfloat16 above or below all others."""
+    values = np.full(shape, value).astype(jnp.bfloat16)
+    where = np.arange(values.size).reshape(shape)
+    # A sign, an exponent and the digits make up a number that grows as they do.
+    digits = values.view(np.uint16)
+    digits[where % 97 == 0] += 1
+    digits[where % 89 == 0] -= 1
+    return values
 
 
 @pytest.mark.parametrize(
     ("shape", "axes", "of_chunks"),
     [
-        ((128, 14, 14, 3), (3,), (128, 3)),
+        ((256, 14, 14, 3), (3,), (256, 3)),
         ((4, 128, 128, 3), (3,), (4, 3)),
         # Few values are one sum.
-        ((32, 14, 14, 3), (3,), (3,)),
+        ((128, 14, 14, 3), (3,), (3,)),
         ((4096, 3), (1,), (3,)),
         # Larger ones come in parts that divide them.
-        ((2, 224, 224, 3), (3,), (2, 4, 3)),
-        ((2, 40000, 3), (2,), (2, 4, 3)),
-        ((8, 16, 16, 16, 3), (4,), (8, 3)),
-        ((4, 3, 128, 64), (1,), (4, 3)),
-        ((3, 4, 128, 64), (0,), (3, 4)),
+        ((2, 224, 224, 3), (3,), (2, 2, 3)),
+        ((2, 40000, 3), (2,), (2, 2, 3)),
+        ((16, 16, 16, 16, 3), (4,), (16, 3)),
+        ((8, 3, 128, 64), (1,), (8, 3)),
+        ((3, 8, 128, 64), (0,), (3, 8)),
         # Groups, and features of more than one axis.
-        ((2, 4, 128, 64, 3), (0, 4), (2, 4, 3)),
+        ((2, 8, 128, 64, 3), (0, 4), (2, 8, 3)),
         ((2, 4, 8, 8, 3), (0, 4), (2, 3)),
-        ((4, 128, 5, 64, 3), (2, 4), (4, 5, 3)),
+        ((8, 128, 5, 64, 3), (2, 4), (8, 5, 3)),
         ((0, 8, 8, 3), (3,), (0, 3)),
     ],
 )
@@ -86,8 +92,10 @@ def test_the_positions_of_an_example_are_summed_together(shape, axes, of_chunks)
         ((4, 8, 8, 3), (3,), jnp.float16),
         # Too few values, or positions that do not part into enough.
         ((16, 3), (1,), jnp.bfloat16),
-        ((2048, 4, 4, 3), (3,), jnp.bfloat16),
-        ((2, 16411, 3), (2,), jnp.bfloat16),
+        ((4096, 4, 4, 3), (3,), jnp.bfloat16),
+        ((2, 32771, 3), (2,), jnp.bfloat16),
+        # Nor are examples added up position by position.
+        ((64, 32771, 3), (2,), jnp.bfloat16),
         ((8, 8), (0, 1), jnp.bfloat16),
     ],
 )
@@ -95,12 +103,15 @@ def test_others_have_no_chunks(shape, axes, dtype):
     assert in_chunks(Batch(jnp.zeros(shape, dtype), axes, None)) is None
 
 
-@pytest.mark.parametrize("mean", [100.0, -3000.0, 1e6, 1e-6, 1e15])
-@pytest.mark.parametrize("side", [7, 14, 28, 112])
-def test_sums_of_nearly_equal_values_lose_no_digit(side, mean):
-    x = rough_steps(jnp.full((4, side, side, 3), mean, jnp.bfloat16))
-    chunks = in_chunks(Batch(x, (3,), None))
-    exact = np.asarray(x, np.float64)
+@pytest.mark.parametrize("value", [100.0, -3000.0, 128.0, 1e6, 1e-6, 1e15])
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 8, 8, 3), (4, 8, 8, 3), (4, 14, 14, 3), (4, 112, 112, 3), (2, 256, 128, 3)],
+)
+def test_sums_of_nearly_equal_values_lose_no_digit(shape, value):
+    x = steps_around(value, shape)
+    chunks = in_chunks(Batch(jnp.asarray(x), (3,), None))
+    exact = np.float64(x)
     axes = (0, 1, 2) if chunks.total.ndim == 1 else (1, 2)
     np.testing.assert_array_equal(chunks.total, exact.sum(axes))
     squares = sum(np.asarray(part, np.float64) for part in chunks.squares)
@@ -108,12 +119,27 @@ def test_sums_of_nearly_equal_values_lose_no_digit(side, mean):
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
+@pytest.mark.usefixtures("as_on_tpus")
+def test_more_values_than_a_float32_counts_are_counted(masked):
+    x = steps_around(128.0, (24929, 26, 26, 1))
+    mask = None
+    if masked:
+        mask = np.random.default_rng(1).random((24929, 26, 26, 1)) < 0.999
+    found = moments_of(x, (3,), mask=mask)
+    num_samples, mean, var = oracles.moments(x, mask=mask)
+    assert num_samples > 2**24
+    np.testing.assert_allclose(found.num_samples, num_samples, rtol=1e-7)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-7)
+    np.testing.assert_allclose(found.var, var, rtol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
 @pytest.mark.parametrize("guess", [0.0, 1.0, 1.003])
-@pytest.mark.parametrize("mean", [0.0, 3.0, 100.0, 1e4])
+@pytest.mark.parametrize("mean", [0.0, 3.0, 100.0, 128.0, 1e4])
 @pytest.mark.parametrize(
     ("shape", "axes"),
     [
-        ((8, 7, 7, 3), (3,)),
+        ((2, 7, 7, 3), (3,)),
         ((32, 28, 28, 3), (3,)),
         ((2, 224, 112, 2), (3,)),
         ((4, 3, 12, 12), (1,)),
@@ -146,6 +172,22 @@ def test_a_constant_has_no_variance_and_normalizes_to_zero(value):
     stats = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
     y, _ = batch_norm(x, None, None, stats)
     np.testing.assert_array_equal(y, 0)
+
+
+@pytest.mark.parametrize(("value", "var"), [(3e16, 0), (3e33, np.inf)])
+@pytest.mark.usefixtures("as_on_tpus")
+def test_a_sum_over_all_examples_overflows_no_sooner_than_one_of_them(value, var):
+    x = jnp.full((300, 112, 112, 1), value, jnp.bfloat16)
+    found = moments_of(x, (3,))
+    np.testing.assert_array_equal(found.mean, x[0, 0, 0])
+    np.testing.assert_array_equal(found.var, var)
+
+
+def test_squares_that_were_rounded_leave_no_variance_below_zero():
+    chunks = Chunks(jnp.full((2, 1), 300.0), [jnp.full((2, 1), 899.0)], 100, (1,))
+    found = moments_of_chunks(chunks, Devices())
+    np.testing.assert_array_equal(found.mean, 3)
+    np.testing.assert_array_equal(found.var, 0)
 
 
 @pytest.mark.usefixtures("as_on_tpus")

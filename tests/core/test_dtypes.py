@@ -1,0 +1,80 @@
+"""Values of bfloat16 are those of memory, whatever XLA keeps on the way to it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from bn_jax.core.batch_norm import batch_norm
+from bn_jax.core.dtypes import as_stored
+
+
+def normal(*shape, dtype=jnp.bfloat16):
+    values = np.random.default_rng(0).normal(size=shape)
+    return jnp.asarray(values).astype(dtype)
+
+
+@pytest.fixture(params=["here", "as_on_tpus"])
+def moments_of_platforms(request):
+    """Moments as they are made here, and as on TPUs."""
+    if request.param == "as_on_tpus":
+        request.getfixturevalue("as_on_tpus")
+
+
+@pytest.mark.parametrize("bias", [30.0, 1e3, 1e5])
+@pytest.mark.usefixtures("moments_of_platforms", "standard_promotion")
+def test_a_sum_made_in_the_same_program_is_normalized_as_it_is_stored(bias):
+    x, bias = normal(8, 16, 16, 3), jnp.full((1, 1, 1, 3), bias, jnp.bfloat16)
+    stats = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+
+    def of_sum(x, bias):
+        return batch_norm(x + bias, None, None, stats, momentum=0.0)
+
+    y, running = jax.jit(of_sum)(x, bias)
+    stored = np.float64(x + bias)
+    _, mean, var = oracles.moments(stored)
+    np.testing.assert_allclose(running["mean"], mean, rtol=1e-6)
+    np.testing.assert_allclose(running["var"], var, rtol=2e-5)
+    expected = oracles.batch_norm(stored)
+    np.testing.assert_allclose(np.float64(y), expected, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.usefixtures("moments_of_platforms", "standard_promotion")
+def test_its_gradient_is_that_of_what_is_stored():
+    x, bias = normal(8, 16, 16, 3), jnp.full((1, 1, 1, 3), 300, jnp.bfloat16)
+    dy = normal(8, 16, 16, 3)[::-1]
+    stats = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+
+    @jax.jit
+    def gradients(x, bias, scale):
+        def forward(x, scale):
+            return batch_norm(x + bias, scale, None, stats)[0]
+
+        return jax.vjp(forward, x, scale)[1](dy)
+
+    dx, dscale = gradients(x, bias, jnp.ones(3))
+    stored = np.float64(x + bias)
+    expected = oracles.batch_norm_gradients(stored, np.float64(dy))
+    np.testing.assert_allclose(np.float64(dx), expected[0], rtol=2**-8, atol=1e-5)
+    np.testing.assert_allclose(dscale, expected[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.complex64]
+)
+def test_what_is_stored_already_stays_as_it_is(dtype):
+    real = jnp.real(jnp.zeros((), dtype)).dtype
+    ends = jnp.finfo(real).max, jnp.finfo(real).tiny, jnp.inf, jnp.nan, -0.0
+    x = jnp.asarray([*ends, 1.0, -3.0], dtype)
+    found, given = (np.asarray(values, np.complex128) for values in (as_stored(x), x))
+    np.testing.assert_array_equal(found, given)
+
+
+def test_a_change_of_it_is_not_rounded():
+    x, change = normal(4), normal(4) * jnp.bfloat16(1e-3)
+    stored, changed = jax.jvp(as_stored, (x,), (change,))
+    np.testing.assert_array_equal(stored, x)
+    np.testing.assert_array_equal(changed, change)
+    jaxpr = jax.make_jaxpr(lambda x: jax.vjp(as_stored, x)[1](x))(x)
+    assert str(jaxpr).count("reduce_precision") == 1
