@@ -71,11 +71,10 @@ def batch_norm(
             averaged over: one mean and variance a feature map.
         scale: Learned factor of each feature, gamma in the paper; None for 1.
         bias: Learned offset of each feature, beta in the paper; None for 0.
-        batch_stats: Running statistics `{"mean", "var"}`, one value a feature each,
-            as Flax keeps them in its `batch_stats` collection; with `debias` or
-            `momentum=None` also `count`, the number of batches behind them, a float
-            for all features together. Devices that share statistics may hold
-            different ones, which costs some platforms a further pass in every step.
+        batch_stats: Running statistics `{"mean", "var"}`, one value a feature each, as
+            Flax's collection has them; with `debias` or `momentum=None` also `count`,
+            the number of batches behind them, one float. Devices that share statistics
+            may hold different ones: some platforms then take a further pass each step.
         use_running_average: Normalize by `batch_stats` (inference), not by the
             batch's own statistics (training). May be traced.
         update_running_average: Whether the batch moves `batch_stats`; by default
@@ -99,8 +98,7 @@ def batch_norm(
             the result is the same on any number of devices.
         variance_correction: 0 for running averages of the biased variance (Flax), 1
             of the unbiased one, m / (m - 1) times it (Algorithm 2, PyTorch).
-        debias: Whether the running statistics forget their initial values at the
-            first batch.
+        debias: Whether running statistics leave out their initial values.
         skip_nonfinite: Whether a batch whose mean or variance is not finite leaves
             the running statistics alone.
 
@@ -239,8 +237,8 @@ def batch_norm_with_moments(
             def normalize_batch(
                 x: Array, scale: Array | None, bias: Array | None
             ) -> tuple[Array, Moments]:
-                x = as_stored(x)
-                batch = (x, scale, bias, guess_from(batch_stats), mask, layout)
+                x, guess = as_stored(x), guess_from(batch_stats)
+                batch = (x, scale, bias, guess, mask, layout)
                 if group_size is not None:
                     return normalize_by_group(*batch, group_size=group_size)
                 y, shifted = normalize_by_batch(*batch)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Inexact
 
 from bn_jax.core.axes import expand_to_rank, other_axes
 from bn_jax.core.devices import Devices, bound, own_group, sum_across
-from bn_jax.core.dtypes import rounded_to_bfloat16, wide_dtype
+from bn_jax.core.dtypes import wide_dtype
 from bn_jax.core.moments import batch_moments
 from bn_jax.core.normalize import normalize
 from bn_jax.core.types import Guess, ShiftedMoments
@@ -118,14 +118,12 @@ def _tangent(
         # Features as the moments have them, with 1 for axes of moments alone.
         return jnp.squeeze(values, other_axes(rank, moment_axes))
 
-    # What one number has no room for.
-    mean = moments.mean
-    rest = moments.shift - mean + moments.offset
-
     # The same twice, written differently: one is used in a sum of this function, the
-    # other in one of its transpose. Sharing them would store an array of x's size.
-    deviation = x.astype(wide) - expand(mean) - expand(rest)
-    from_mean = _made_where_used(x).astype(wide) + expand(-mean)
+    # other in one of its transpose. Sharing them, or x in float32, would store an array
+    # of x's size.
+    shift, offset = moments.shift, moments.offset
+    deviation = x.astype(wide) + expand(-shift) - expand(offset)
+    to_shift = (-x).astype(wide) + expand(shift)
     dx = dx.astype(wide)
     axes = other_axes(rank, moment_axes)
     total, product = sum_across(
@@ -149,24 +147,12 @@ def _tangent(
         multiple = multiple + expand_features(dscale) * inv_std
     if dbias is not None:
         constant = constant + expand_features(dbias)
-    # So little that it needs no subtraction of its own.
-    constant = constant - rest * multiple
-    dy = expand(slope) * dx + from_mean * expand(multiple) + expand(constant)
+    # No more than a deviation, the offset needs no subtraction of its own.
+    constant = constant - offset * multiple
+    dy = expand(slope) * dx + to_shift * expand(-multiple) + expand(constant)
     no_change = jnp.zeros_like(moments.num_samples)
     no_shift = jnp.zeros_like(moments.shift)
     return dy.astype(x.dtype), ShiftedMoments(no_change, no_shift, dmean, dvar)
-
-
-def _made_where_used(x: Array) -> Array:
-    """X, from which a TPU makes the gradient in each convolution that reads it.
-
-    A gradient of bfloat16 that is one expression, from the first widening on, XLA
-    stores for them instead, and they read it back. The rounding that parts it here
-    leaves a bfloat16 as it is.
-    """
-    if x.dtype != jnp.bfloat16:
-        return x
-    return jax.lax.platform_dependent(x, tpu=rounded_to_bfloat16, default=lambda x: x)
 
 
 def _real_product(a: Array, b: Array) -> Array:
