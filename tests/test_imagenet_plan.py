@@ -107,14 +107,20 @@ def test_hours_and_cost_follow_from_the_programs(arm: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("arm", ["bn_x30", "modern"])
-def test_a_step_of_bfloat16_costs_what_flax_costs(arm: str) -> None:
-    ours, flax = _both(arm, "bfloat16")
-    assert ours["all_reduces"] == flax["all_reduces"]
+def test_a_step_of_eight_chips_moves_holds_and_reduces_no_more_than_with_flax() -> None:
+    ours, flax = _both("modern", "bfloat16")
+    assert ours["chips"] == flax["chips"] == 8
+    for measure in ("bytes_accessed", "peak_memory_bytes", "all_reduces"):
+        assert ours[measure] <= flax[measure]
     assert ours["all_reduces_if_needed"] == 0
-    assert ours["bytes_accessed"] <= 1.005 * flax["bytes_accessed"]
-    assert ours["peak_memory_bytes"] <= 1.001 * flax["peak_memory_bytes"]
-    assert _cycles_of_the_first_pass(ours) <= 1.03 * _cycles_of_the_first_pass(flax)
+    assert _cycles_of_the_first_pass(ours) <= 1.01 * _cycles_of_the_first_pass(flax)
+
+
+def test_a_step_of_bfloat16_on_one_chip_costs_what_it_costs_with_flax() -> None:
+    ours, flax = _both("bn_x30", "bfloat16")
+    assert ours["bytes_accessed"] <= 1.0005 * flax["bytes_accessed"]
+    assert ours["peak_memory_bytes"] <= 1.0005 * flax["peak_memory_bytes"]
+    assert _cycles_of_the_first_pass(ours) <= 1.01 * _cycles_of_the_first_pass(flax)
 
 
 def test_a_step_of_float32_without_further_passes_costs_about_what_flax_costs() -> None:

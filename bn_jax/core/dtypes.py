@@ -34,8 +34,8 @@ def rounded_to_bfloat16(x: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]
     Args:
         x: Of bfloat16 or float32, and so is the result.
 
-    >>> rounded_to_bfloat16(jnp.array(257.0))
-    Array(256., dtype=float32)
+    >>> rounded_to_bfloat16(jnp.array([257.0]))
+    Array([256.], dtype=float32)
     """
     return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
 
