@@ -13,9 +13,9 @@ from bn_jax.core.devices import Devices, number_of_devices, sum_across
 from bn_jax.core.dtypes import rounded_to_bfloat16
 from bn_jax.core.types import Batch, ShiftedMoments
 
-# A bfloat16 has 8 bits and its square 16, a float32 24. So many squares add up
-# exactly, and so many of their halves or of the values themselves, with a bit to spare
-# for values on both sides of a power of two.
+# A bfloat16 has 8 bits and its square 16, a float32 24. 2**7 squares add up exactly,
+# and 2**15 halves of them, or values, with a bit to spare for values on both sides of a
+# power of two.
 _SQUARES = 2**7
 _HALVES = 2**15
 # Sums of fewer values take up too much beside these.
@@ -115,8 +115,9 @@ def _sizes_of_chunks(x: Array, averaged: Sequence[int]) -> list[int]:
 def moments_of_chunks(chunks: Chunks, devices: Devices) -> ShiftedMoments:
     """Mean and variance by one all-reduce, whatever the mean is.
 
-    The sums are added up over all examples and devices in parts of 8 bits, which leaves
-    each total room for 16 more; what cancels is subtracted with all digits thereafter.
+    The sums are added up over all examples and devices in parts of 8 bits, which is
+    exact for some 2**24 values and leaves 2**-32 of the total beyond; what cancels is
+    subtracted with all these digits.
 
     Args:
         chunks: Sums of the values on this device.
@@ -124,13 +125,13 @@ def moments_of_chunks(chunks: Chunks, devices: Devices) -> ShiftedMoments:
 
     Returns:
         Moments of the shape of the feature axes, all 0 without a value. The variance
-        is infinite where a sum of squares overflows, and so is the mean where a sum
-        of values does.
+        is infinite where a sum of squares overflows; where a sum of values does, both
+        are not finite.
     """
     axes = other_axes(chunks.total.ndim, chunks.feature_axes)
-    features = math.prod(chunks.total.shape[axis] for axis in chunks.feature_axes)
-    number = chunks.total.size // max(features, 1) * number_of_devices(devices)
-    # A power of two costs no bit, and their total overflows where one of them does.
+    chunks_here = math.prod(chunks.total.shape[axis] for axis in axes)
+    number = chunks_here * number_of_devices(devices)
+    # A power of two costs no bit, and their total overflows no sooner than one of them.
     # A number that `jax.export` leaves open is no integer: one for many of them.
     many = max(number, 1) if isinstance(number, int) else 2**20
     unit = 2.0 ** -math.ceil(math.log2(many))

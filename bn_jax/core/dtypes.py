@@ -1,4 +1,4 @@
-"""The precision that statistics and arithmetic are kept in."""
+"""The precision that values, statistics and arithmetic are kept in."""
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,12 @@ def as_stored(x: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
     Args:
         x: Of any dtype; all but bfloat16 are left alone, as XLA does.
     """
-    return rounded_to_bfloat16(x) if x.dtype == jnp.bfloat16 else x
+    if x.dtype != jnp.bfloat16:
+        return x
+    # A CPU would write the rounded values down once more.
+    return jax.lax.platform_dependent(
+        x, cpu=jax.lax.optimization_barrier, default=rounded_to_bfloat16
+    )
 
 
 # A rounding of x, and none of its gradient.

@@ -76,8 +76,8 @@ def batch_moments(
         empty batch, or a mask that leaves nothing) all three are 0. A variance beyond
         the range of the dtype is infinite; so may be that of a constant whose last
         digit has a square beyond it (from 1e27 on in float32), and on TPUs that of
-        bfloat16 values beyond some 1e17, whose mean is infinite beyond 1e34. There
-        squares of values below 1e-17 vanish.
+        bfloat16 values beyond some 1e17. There their mean is not finite beyond some
+        1e34, and squares of values below some 1e-16 may vanish.
 
     >>> x = jnp.array([[1.0, 2.0], [3.0, 6.0]])
     >>> batch_moments(x, Guess(jnp.zeros(2)), feature_axes=(1,), devices=Devices()).var
@@ -149,7 +149,7 @@ def _moments_in_passes(
     # The number of values is that of all passes: a loop would but carry it.
     found = _Found(*first[1:])
     end = _further_passes(partial(around, batch_of_loop), found, is_exact, epsilon)
-    # Where the shift was exact enough for the variance, it may still lie ten deviations
+    # Where the shift was near enough for the variance, it may still lie many deviations
     # from the mean, which the gradient would feel.
     mean = end.shift + end.offset
     rest = jnp.where(jnp.isfinite(mean), end.shift - mean + end.offset, 0)

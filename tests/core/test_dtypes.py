@@ -60,15 +60,13 @@ def test_its_gradient_is_that_of_what_is_stored():
     np.testing.assert_allclose(dscale, expected[1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.complex64]
-)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "complex64"])
+@pytest.mark.usefixtures("moments_of_platforms")
 def test_what_is_stored_already_stays_as_it_is(dtype):
     real = jnp.real(jnp.zeros((), dtype)).dtype
     ends = jnp.finfo(real).max, jnp.finfo(real).tiny, jnp.inf, jnp.nan, -0.0
     x = jnp.asarray([*ends, 1.0, -3.0], dtype)
-    found, given = (np.asarray(values, np.complex128) for values in (as_stored(x), x))
-    np.testing.assert_array_equal(found, given)
+    assert np.asarray(as_stored(x)).tobytes() == np.asarray(x).tobytes()
 
 
 def test_a_change_of_it_is_not_rounded():

@@ -163,7 +163,7 @@ def test_half_precision_gradients_are_rounded_once():
     np.testing.assert_allclose(dscale, expected[1], rtol=1e-5, atol=1e-5)
 
 
-def test_the_gradient_of_bfloat16_shares_no_float32_with_its_sums():
+def test_the_sums_of_the_gradient_read_minus_x_before_it_is_widened():
     stats = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
 
     def loss(x):
