@@ -10,6 +10,7 @@ from bn_jax.experiments.runs import Job, run_jobs
 from bn_jax.reporting.figure1 import draw_figure1, figure1_record, figure1_table
 from bn_jax.reporting.load import load_run
 from bn_jax.reporting.machine import describe_machine
+from bn_jax.workdir_lock import locked
 
 _ARMS = ("baseline", "bn")
 
@@ -29,7 +30,8 @@ def figure1(
         Where the picture lies, and a small table of the arms.
 
     Raises:
-        UserError: If there is no seed, or as for training.
+        UserError: If there is no seed, another command is using the folder, or as for
+            training.
     """
     if seeds < 1:
         raise UserError(f"figure1: --seeds must be at least 1, and is {seeds}.")
@@ -44,11 +46,11 @@ def figure1(
             config = load_config("mnist_mlp.py", arm, overrides=overrides)
             config.seed = seed
             jobs[arm].append(Job(config, workdir / arm / f"seed{seed}"))
-    run_jobs([job for pair in zip(*jobs.values(), strict=True) for job in pair])
-
-    arms = {arm: [load_run(job.workdir) for job in jobs[arm]] for arm in _ARMS}
-    record = {"machine": describe_machine(), **figure1_record(arms)}
-    picture = workdir / "figure1.png"
-    draw_figure1(arms, [picture, workdir / "figure1.svg"])
-    (workdir / "figure1.json").write_text(json.dumps(record) + "\n")
+    with locked(workdir):
+        run_jobs([job for pair in zip(*jobs.values(), strict=True) for job in pair])
+        arms = {arm: [load_run(job.workdir) for job in jobs[arm]] for arm in _ARMS}
+        record = {"machine": describe_machine(), **figure1_record(arms)}
+        picture = workdir / "figure1.png"
+        draw_figure1(arms, [picture, workdir / "figure1.svg"])
+        (workdir / "figure1.json").write_text(json.dumps(record) + "\n")
     return f"{figure1_table(record)}\n\nThe figure: {picture}"

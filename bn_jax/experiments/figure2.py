@@ -23,7 +23,9 @@ from bn_jax.reporting.figure2 import (
 from bn_jax.reporting.load import Run, load_run
 from bn_jax.reporting.machine import describe_machine
 from bn_jax.reporting.spread import spread
+from bn_jax.training.build import Settings
 from bn_jax.training.check import check_config
+from bn_jax.workdir_lock import locked
 
 _CONFIG = "inception_small.py"
 # Those that the paper tells in words stand behind those of its figure.
@@ -31,6 +33,8 @@ _ARMS = (*PUBLISHED["arms"], "inception_x5", "inception_sigmoid")
 # Each twice the one before. No seed is one that the arms are compared with.
 _RATES = (0.005, 0.01, 0.02, 0.04, 0.08)
 _SEARCH_SEEDS = (100, 101, 102)
+# Images, of which ImageNet has 50,000 to validate on.
+_READ_AT_ONCE = 1000
 
 
 def figure2(
@@ -57,41 +61,39 @@ def figure2(
         Where the picture lies, and the table of Figure 3.
 
     Raises:
-        UserError: If there is no seed, or as for training.
+        UserError: If there is no seed, another command is using the folder, or as for
+            training.
     """
     if seeds < 1:
         raise UserError(f"figure2: --seeds must be at least 1, and is {seeds}.")
     # Before hours of training.
-    configs = [load_config(_CONFIG, arm, overrides=overrides) for arm in _ARMS]
+    configs = {arm: load_config(_CONFIG, arm, overrides=overrides) for arm in _ARMS}
     _check_overrides(overrides or {})
-    for config in configs:
+    for config in configs.values():
         check_config(config)
-    data = load_dataset(**configs[0].dataset)
-    found = _search(workdir / "search", overrides) if search else None
-    jobs: dict[str, list[Job]] = {}
-    for arm in _ARMS:
-        jobs[arm] = []
-        for seed in range(seeds):
-            config = load_config(_CONFIG, arm, overrides=overrides)
-            if found is not None:
-                config.optimizer.learning_rate *= found["learning_rate"] / _own_rate()
-            config.seed = seed
-            job = Job(config, workdir / arm / f"seed{seed}", may_diverge=True)
-            jobs[arm].append(job)
-    diverged_after = _run(jobs)
-    arms = {arm: _load(jobs[arm], diverged_after[arm]) for arm in _ARMS}
-    record = {
-        "machine": describe_machine(),
-        "search": found,
-        **figure2_record(
-            arms,
-            diverged_after=diverged_after,
-            data=_size(data),
-        ),
-    }
-    picture = workdir / "figure2.png"
-    draw_figure2(record, [picture, workdir / "figure2.svg"])
-    (workdir / "figure2.json").write_text(json.dumps(record) + "\n")
+    data = load_dataset(**configs["inception"].dataset)
+    with locked(workdir):
+        found = None
+        if search:
+            inception = configs["inception"]
+            found = _search(workdir / "search", inception)
+            factor = found["learning_rate"] / inception.optimizer.learning_rate
+            for config in configs.values():
+                config.optimizer.learning_rate *= factor
+        jobs = {
+            arm: [_job(config, seed, workdir / arm) for seed in range(seeds)]
+            for arm, config in configs.items()
+        }
+        diverged_after = _run(jobs)
+        arms = {arm: _load(jobs[arm], diverged_after[arm]) for arm in _ARMS}
+        record = {
+            "machine": describe_machine(),
+            "search": found,
+            **figure2_record(arms, diverged_after=diverged_after, data=_size(data)),
+        }
+        picture = workdir / "figure2.png"
+        draw_figure2(record, [picture, workdir / "figure2.svg"])
+        (workdir / "figure2.json").write_text(json.dumps(record) + "\n")
     return f"{figure2_table(record)}\n\nThe figure: {picture}"
 
 
@@ -110,19 +112,22 @@ def _check_overrides(overrides: Mapping[str, str]) -> None:
 
 def _size(data: Dataset) -> DataSize:
     image, _ = data.test.read(np.zeros((), int), np.zeros((), int))
-    return DataSize(data.name, image.shape, data.num_classes, len(data.test))
+    num_held_out, present = len(data.test), set()
+    # Images of varying size are read with their labels.
+    for start in range(0, num_held_out, _READ_AT_ONCE):
+        part = np.arange(start, min(start + _READ_AT_ONCE, num_held_out))
+        present.update(data.test.read(part, part)[1].tolist())
+    return DataSize(data.name, image.shape, len(present), num_held_out)
 
 
-def _search(workdir: Path, overrides: Mapping[str, str] | None) -> dict[str, Any]:
+def _search(workdir: Path, config: Settings) -> dict[str, Any]:
     """The rates that Inception was trained with, and the best of them."""
-    jobs: dict[float, list[Job]] = {rate: [] for rate in _RATES}
-    for seed in _SEARCH_SEEDS:
-        for rate in _RATES:
-            config = load_config(_CONFIG, "inception", overrides=overrides)
-            config.optimizer.learning_rate = rate
-            config.seed = seed
-            folder = workdir / f"rate{rate:g}" / f"seed{seed}"
-            jobs[rate].append(Job(config, folder, may_diverge=True))
+    jobs: dict[float, list[Job]] = {}
+    for rate in _RATES:
+        one = config.copy_and_resolve_references()
+        one.optimizer.learning_rate = rate
+        folder = workdir / f"rate{rate:g}"
+        jobs[rate] = [_job(one, seed, folder) for seed in _SEARCH_SEEDS]
     ends = _run(jobs)
     tried = [
         {
@@ -147,6 +152,12 @@ def _search(workdir: Path, overrides: Mapping[str, str] | None) -> dict[str, Any
     }
 
 
+def _job(config: Settings, seed: int, folder: Path) -> Job:
+    config = config.copy_and_resolve_references()
+    config.seed = seed
+    return Job(config, folder / f"seed{seed}", may_diverge=True)
+
+
 def _run(jobs: Mapping[Any, Sequence[Job]]) -> dict[Any, list[int | None]]:
     """Trains groups of as many jobs, and gives what `run_jobs` does of each.
 
@@ -164,8 +175,3 @@ def _load(jobs: Sequence[Job], ends: Sequence[int | None]) -> list[Run]:
         load_run(job.workdir, has_diverged=end is not None)
         for job, end in zip(jobs, ends, strict=True)
     ]
-
-
-def _own_rate() -> float:
-    """The rate of Inception where none is searched for."""
-    return load_config(_CONFIG, "inception").optimizer.learning_rate

@@ -114,9 +114,7 @@ def figure1_table(record: Mapping[str, Any]) -> str:
     if ratio is not None:
         lines.append(f"Without BN it takes {ratio:.1f} times the steps to 90 %.")
     seeds = len(record["arms"]["bn"]["seeds"])
-    lines.append(
-        f"Mean ± standard deviation over {seeds} seeds; - where never reached."
-    )
+    lines.append(f"Mean ± standard deviation; seeds: {seeds}; - where never reached.")
     return "\n".join(lines)
 
 

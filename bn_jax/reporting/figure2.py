@@ -50,8 +50,9 @@ class DataSize(NamedTuple):
     Attributes:
         name: Its name.
         image_shape: Height, width and channels of an image.
-        num_classes: How many are told apart.
-        num_held_out: Images that accuracy is measured on.
+        num_classes: Classes of the images that accuracy is measured on; of a set of
+            many there may be images of a few.
+        num_held_out: How many images these are.
     """
 
     name: str
@@ -134,6 +135,7 @@ def figure2_table(record: Mapping[str, Any]) -> str:
         record: As `figure2_record` returns it.
     """
     target = mean_and_deviation(record["target_accuracy"], "{:.2f}", unit=0.01)
+    num_seeds = len(record["target_accuracy"]["seeds"])
     published = record["published"]
     lines = [
         f"ours:  {record['source']}",
@@ -159,8 +161,7 @@ def figure2_table(record: Mapping[str, Any]) -> str:
         "",
         f"steps: to what Inception reaches at its best, ours {target} %, the paper's "
         "72.2 %.",
-        f"Mean ± standard deviation over {len(record['target_accuracy']['seeds'])} "
-        "seeds; - where not every seed has one.",
+        f"Mean ± standard deviation; seeds: {num_seeds}; - where not all have one.",
         "",
     ]
     lines += [

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from bn_jax.analysis.trained import EnsembleEvaluation, Member
+from bn_jax.data.idx import load_idx_folder
 from bn_jax.errors import UserError
 from bn_jax.training.build import Parts, Settings, settings_to_blame
 from bn_jax.training.evaluate import (
@@ -179,21 +181,32 @@ def _check_same_classes(networks: Sequence[_Network], workdirs: Sequence[Path]) 
 
 
 def _check_same_label_spaces(workdirs: Sequence[Path]) -> None:
-    names = [_trained_on(workdir) for workdir in workdirs]
-    for workdir, name in zip(workdirs, names, strict=True):
-        if name != names[0]:
+    first, *others = [_trained_on(workdir) for workdir in workdirs]
+    for workdir, other in zip(workdirs[1:], others, strict=True):
+        if not _is_same_set(first, other):
             raise UserError(
                 "the networks of an ensemble must tell the same classes apart; that of "
-                f"{workdirs[0]} was trained on {names[0]}, and that of {workdir} on "
-                f"{name}. Leave one of them out."
+                f"{workdirs[0]} was trained on {first}, and that of {workdir} on "
+                f"{other}. Leave one of them out."
             )
 
 
-def _trained_on(workdir: Path) -> str:
-    """The data that a run was trained on, whatever it is tested on now.
-
-    A folder of IDX files may have been copied since: it is known by its own name.
-    """
+def _trained_on(workdir: Path) -> str | Path:
+    """Name or folder of the data of a run, whatever it is tested on now."""
     data = read_config(workdir)["dataset"]
     folder = data.get("idx_dir")
-    return Path(folder).resolve().name if folder else data["name"].split(":")[0]
+    return Path(folder).expanduser().resolve() if folder else data["name"].split(":")[0]
+
+
+def _is_same_set(first: str | Path, other: str | Path) -> bool:
+    """Whether data have one name and, where that can still be seen, the same labels.
+
+    A folder of IDX files is known by its own name: it may have been copied since.
+    """
+    if Path(first).name != Path(other).name:
+        return False
+    folders = [data for data in (first, other) if isinstance(data, Path)]
+    if first == other or len(folders) < 2 or not all(map(Path.is_dir, folders)):
+        return True
+    labels = [load_idx_folder(folder).train_labels for folder in folders]
+    return np.array_equal(labels[0], labels[1])

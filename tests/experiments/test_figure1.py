@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from reporting.runs import synthetic_run, write_run
@@ -16,6 +17,7 @@ from bn_jax.experiments import figure1 as module
 from bn_jax.experiments.figure1 import figure1
 from bn_jax.experiments.runs import Job
 from bn_jax.reporting.load import load_run
+from bn_jax.workdir_lock import locked
 
 
 @pytest.fixture
@@ -80,6 +82,29 @@ def test_the_record_says_what_machine_it_was_made_on(
     record = json.loads((tmp_path / "figure1.json").read_text())
     assert record["machine"].keys() == {"cpu", "cores", "python"}
     assert record["steps_to_90_percent_baseline_over_bn"] == 2.0
+
+
+def test_a_folder_that_another_command_is_using_is_refused_before_any_run(
+    tmp_path: Path, jobs: list[Job]
+) -> None:
+    expected = f"workdir {tmp_path}: another run is using it"
+    with locked(tmp_path), pytest.raises(UserError, match=expected):
+        figure1(tmp_path, seeds=1)
+    assert jobs == []
+
+
+def test_the_folder_is_locked_until_the_figure_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: list[Job]
+) -> None:
+    is_locked = []
+
+    def draw(arms: Any, paths: Sequence[Path]) -> None:
+        is_locked.append((tmp_path / "lock").exists())
+
+    monkeypatch.setattr(module, "draw_figure1", draw)
+    figure1(tmp_path, seeds=1)
+    assert is_locked == [True]
+    assert not (tmp_path / "lock").exists()
 
 
 @pytest.mark.slow

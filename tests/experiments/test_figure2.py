@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from reporting.runs import synthetic_run, write_run
 from reporting.small_arms import ACCURACIES, small_arms
 
+from bn_jax.data.dataset import ArrayDataset
 from bn_jax.errors import UserError
 from bn_jax.experiments import figure2 as module
 from bn_jax.experiments.configs import load_config
@@ -18,6 +20,7 @@ from bn_jax.experiments.figure2 import figure2
 from bn_jax.experiments.runs import Job, run_on_devices
 from bn_jax.models import inception_table
 from bn_jax.reporting.load import load_run
+from bn_jax.workdir_lock import locked
 
 # Two evaluations of few images.
 SHORT = {
@@ -197,6 +200,30 @@ def test_a_figure_without_seeds_is_refused(
     with pytest.raises(UserError, match=f"figure2: --seeds .* is {seeds}"):
         figure2(tmp_path, seeds=seeds)
     assert jobs == []
+
+
+def test_a_folder_that_another_command_is_using_is_refused_before_any_run(
+    tmp_path: Path, jobs: list[Job]
+) -> None:
+    expected = f"workdir {tmp_path}: another run is using it"
+    with locked(tmp_path), pytest.raises(UserError, match=expected):
+        figure2(tmp_path, seeds=1, search=True)
+    assert jobs == []
+
+
+def test_chance_is_that_of_the_classes_that_there_are_images_of(
+    tmp_path: Path, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = np.array([3, 7, 7, 3, 9], np.int32)
+    images = np.zeros((5, 28, 28, 1), np.uint8)
+    few = ArrayDataset("few", images, labels, images, labels, num_classes=1000)
+    monkeypatch.setattr(module, "load_dataset", lambda **settings: few)
+    # In parts, of which the last is a smaller one.
+    monkeypatch.setattr(module, "_READ_AT_ONCE", 2)
+    figure2(tmp_path, seeds=2)
+    record = record_of(tmp_path)
+    assert record["num_classes"] == 3
+    assert "few, 28x28 pixels, accuracy on 5 images" in record["source"]
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def test_the_table_has_mean_and_deviation_of_both_arms() -> None:
         "without BN            35 ± 7               -    92.00 ± 1.41 %",
         "with BN               15 ± 7          25 ± 7    97.10 ± 0.14 %",
         "Without BN it takes 2.3 times the steps to 90 %.",
-        "Mean ± standard deviation over 2 seeds; - where never reached.",
+        "Mean ± standard deviation; seeds: 2; - where never reached.",
     ]
 
 

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from bn_jax.analysis.trained import EnsembleEvaluation
 from bn_jax.data.dataset import ArraySplit
 from bn_jax.data.idx import load_idx_folder
 from bn_jax.errors import UserError
+from bn_jax.training import ensemble as module
 from bn_jax.training.ensemble import ensemble
 from bn_jax.training.evaluate import STATISTICS, evaluate
 
@@ -126,6 +128,22 @@ def test_test_images_are_read_once_for_all(
     assert sizes == [120]
 
 
+def test_a_run_is_restored_when_the_one_before_it_is_ready(
+    bn: Complete, baseline: Complete, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else the training images of all would lie in memory at once.
+    order = []
+
+    def spy(called: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        order.append(called.__name__)
+        return called(*args, **options)
+
+    for name in ("restore", "_network"):
+        monkeypatch.setattr(module, name, partial(spy, getattr(module, name)))
+    together(bn, baseline)
+    assert order == ["restore", "_network"] * 2
+
+
 @pytest.mark.slow
 def test_crops_are_averaged_over_crops_and_networks(
     imagenet: Complete, imagenet_dir: str, tmp_path: Path
@@ -213,15 +231,47 @@ def test_networks_trained_on_other_data_are_refused_whatever_they_are_tested_on(
     for workdir in workdirs:
         shutil.rmtree(workdir / "checkpoints")
     configs = [saved_config(run) for run in (bn, baseline)]
-    expected = rf"{workdirs[0]} was trained on mnist, .* {workdirs[1]} on fashion_mnist"
+    expected = rf"{workdirs[0]} was trained on .*mnist, .* {workdirs[1]} on .*fashion"
     with pytest.raises(UserError, match=expected):
         ensemble(configs, workdirs, statistics="moving")
 
 
-def test_one_set_may_lie_in_several_places(
+def test_folders_of_one_name_with_other_labels_are_other_data(
+    bn: Complete, baseline: Complete, idx_dir: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other" / idx_dir.name
+    shutil.copytree(idx_dir, other)
+    labels = other / "train-labels-idx1-ubyte"
+    content = bytearray(labels.read_bytes())
+    content[8:11] = bytes((label + 1) % 10 for label in content[8:11])
+    labels.write_bytes(content)
+    datasets = {"idx_dir": str(idx_dir)}, {"idx_dir": str(other)}
+    workdirs = trained_on(datasets, (bn, baseline), tmp_path)
+    configs = [saved_config(run) for run in (bn, baseline)]
+    expected = (
+        rf"was trained on {idx_dir}, and that of {workdirs[1]} on {other}\. Leave"
+    )
+    with pytest.raises(UserError, match=expected):
+        ensemble(configs, workdirs, statistics="moving")
+
+
+@pytest.mark.parametrize("folder", ["as it was", "gone"])
+def test_copies_of_a_folder_are_one_set(
+    bn: Complete, baseline: Complete, idx_dir: Path, tmp_path: Path, folder: str
+) -> None:
+    copied = tmp_path / "copied" / idx_dir.name
+    if folder == "as it was":
+        shutil.copytree(idx_dir, copied)
+    datasets = {"idx_dir": str(idx_dir)}, {"idx_dir": str(copied)}
+    workdirs = trained_on(datasets, (bn, baseline), tmp_path)
+    configs = [saved_config(run) for run in (bn, baseline)]
+    assert len(ensemble(configs, workdirs, statistics="moving").members) == 2
+
+
+def test_a_set_of_tfds_may_be_trained_on_in_another_version_or_a_folder_of_its_name(
     bn: Complete, baseline: Complete, tmp_path: Path
 ) -> None:
-    datasets = {"name": "mnist"}, {"name": "mnist", "idx_dir": "/copied/mnist"}
+    datasets = {"name": "mnist:3.0.1"}, {"name": "mnist", "idx_dir": "/copied/mnist"}
     workdirs = trained_on(datasets, (bn, baseline), tmp_path)
     configs = [saved_config(run) for run in (bn, baseline)]
     assert len(ensemble(configs, workdirs, statistics="moving").members) == 2
