@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bn_jax.data.crops import NUM_CROPS
 from bn_jax.experiments.configs import load_config
 
 _ROOT = Path(__file__).parents[1]
@@ -107,6 +108,14 @@ def test_hours_and_cost_follow_from_the_programs(arm: str) -> None:
     ]
 
 
+def test_the_hours_of_an_ensemble_follow_from_the_programs() -> None:
+    ours, _ = _both("bn_x30", "float32")
+    forward = _seconds(ours) / ours["batch_size"] / 3
+    hours = 6 * 50_000 * NUM_CROPS * forward / 3600
+    text = " ".join(_PAGE.read_text().split())
+    assert f"the paper's ensemble of six takes it {hours:.1f} hours" in text
+
+
 def test_a_step_of_eight_chips_moves_holds_and_reduces_no_more_than_with_flax() -> None:
     ours, flax = _both("modern", "bfloat16")
     assert ours["chips"] == flax["chips"] == 8
@@ -192,3 +201,8 @@ def test_what_one_gpu_does_is_what_the_committed_benchmark_has_measured() -> Non
     assert record["device"] in " ".join(_PAGE.read_text().split())
     hours = 90 * 1_281_167 / record["libraries"]["bn_jax"]["images_per_second"] / 3600
     assert 4.4 < hours < 4.6
+    crop = _read("input.json")["arms"]["crop"]["images_per_second"]["bn_jax"]
+    per_core = crop["median"] / 2
+    cores = record["libraries"]["bn_jax"]["images_per_second"] / per_core
+    text = " ".join(_PAGE.read_text().split())
+    assert f"{math.ceil(cores)} cores decode them, at {per_core:.0f} a second" in text

@@ -186,6 +186,17 @@ def test_the_longer_runs_of_the_small_arms_came_to_what_is_said_of_them():
     ]
 
 
+@pytest.mark.parametrize("name", ["figure2.json", "figure2-400steps.json"])
+def test_what_is_said_to_hold_at_either_length_holds_with_every_seed(name: str):
+    arms = json.loads((_README.parent / "results" / name).read_text())["arms"]
+    inception = arms["inception"]["steps_to_target"]["seeds"]
+    for arm in ("bn_baseline", "bn_x5"):
+        steps = arms[arm]["steps_to_target"]["seeds"]
+        assert all(own < base / 2 for own, base in zip(steps, inception, strict=True))
+    assert min(arms["bn_x5_sigmoid"]["max_accuracy"]["seeds"]) > 0.8
+    assert max(arms["inception_sigmoid"]["max_accuracy"]["seeds"]) < 0.13
+
+
 def test_the_same_runs_again_came_to_the_same_verdicts():
     first, again = (
         json.loads((_README.parent / "results" / name).read_text())

@@ -11,6 +11,7 @@ from bn_jax.analysis.trained import Evaluation
 from bn_jax.data.crops import NUM_CROPS
 from bn_jax.data.imagenet import number_of_cores
 from bn_jax.errors import UserError
+from bn_jax.progress import progress_bar
 from bn_jax.training.build import Parts, Settings, read_batches, settings_to_blame
 from bn_jax.training.held_out import add_up, make_test_reader
 from bn_jax.training.metrics import PredictionSums, mean_metrics
@@ -103,6 +104,8 @@ def read_test_set(
 ) -> Callable[[], Iterable[PaddedBatches]]:
     """A function that gives all test examples, in parts to be evaluated in turn.
 
+    What is read from the disk meanwhile may take hours, and shows a progress bar.
+
     Args:
         config: The run's configuration.
         parts: What it describes.
@@ -125,9 +128,14 @@ def read_test_set(
         batch_size=batch_size,
         batches_at_once=batches_at_once,
     )
-    if statistics == "batch":
-        return lambda: _without_filling(read_test())
-    return read_test
+
+    def read() -> Iterable[PaddedBatches]:
+        parts = read_test()
+        if not split.is_in_memory:
+            parts = _shown(parts, len(split))
+        return _without_filling(parts) if statistics == "batch" else parts
+
+    return read
 
 
 def normalized(
@@ -170,6 +178,16 @@ def choose_predict(parts: Parts, *, statistics: str, crops: int) -> Predict:
         parts.model, preprocess=parts.preprocess, by_batch=statistics == "batch"
     )
     return over_crops(predict) if crops > 1 else predict
+
+
+def _shown(
+    parts: Iterable[PaddedBatches], num_examples: int
+) -> Iterator[PaddedBatches]:
+    """The parts, on a progress bar once the next is asked for."""
+    with progress_bar(total=num_examples, unit="image", desc="evaluated") as bar:
+        for part in parts:
+            yield part
+            bar.update(int(np.sum(part.is_example)))
 
 
 def _without_filling(parts: Iterable[PaddedBatches]) -> Iterator[PaddedBatches]:

@@ -163,3 +163,21 @@ def test_as_many_images_are_cropped_at_once_as_fit_into_a_batch(
     # The last batch is filled up. One for each thread is read at once.
     batches = -(-12 // images)
     assert asked == [2 * images] * (batches // 2) + [images] * (batches % 2)
+
+
+@pytest.mark.parametrize("statistics", ["moving", "batch"])
+def test_an_evaluation_that_reads_the_disk_shows_how_far_it_is(
+    imagenet: Complete, statistics: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = saved_config(imagenet)
+    config.evaluation.batch_size = 5
+    evaluate(config, imagenet.workdir, statistics=statistics)
+    assert "evaluated: 100%" in (shown := capfd.readouterr().err)
+    assert "| 12/12 [" in shown
+
+
+def test_an_evaluation_in_memory_shows_none(
+    bn: Complete, capfd: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(saved_config(bn), bn.workdir, statistics="moving")
+    assert "evaluated" not in capfd.readouterr().err
