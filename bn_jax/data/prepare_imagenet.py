@@ -73,12 +73,13 @@ def prepare_imagenet(
         return folder
     builder = tfds.builder(_NAME, data_dir=str(data_dir))
     builder.info.set_file_format("array_record", override=True)
-    for tar in _TARS.values():
-        if not (manual_dir / tar).is_file():
-            raise UserError(
-                f"manual_dir: there is no {tar} in {manual_dir}. It can be downloaded "
-                "from https://image-net.org/download-images, once one has registered."
-            )
+    missing = [tar for tar in _TARS.values() if not (manual_dir / tar).is_file()]
+    if missing:
+        raise UserError(
+            f"manual_dir: there is no {' and no '.join(missing)} in {manual_dir}. "
+            "Download what is missing from https://image-net.org/download-images, once "
+            "registered there."
+        )
     shards = _plan(builder, manual_dir, is_subset=is_subset)
     # TFDS ignores folders with such a name, and so does whoever looks for a version.
     unfinished = folder.with_name(f"incomplete.bn_jax_{folder.name}")
@@ -124,10 +125,11 @@ def _plan(builder: Any, manual_dir: Path, *, is_subset: bool) -> list[_Shard]:
     for split, images in _images(builder, manual_dir).items():
         expected = _NUM_IMAGES[split]
         if not images or (len(images) != expected and not is_subset):
+            wanted = "images" if is_subset else f"{expected} images"
+            advice = "" if is_subset else " --subset takes fewer."
             raise UserError(
-                f"{manual_dir / _TARS[split]}: expected {expected} images, and found "
-                f"{len(images)}; is it the official file, and whole? --subset takes "
-                "fewer."
+                f"{manual_dir / _TARS[split]}: expected {wanted}, and found "
+                f"{len(images) or 'none'}; is it the official file, and whole?{advice}"
             )
         # The split salts the hash, as in TFDS.
         hasher = Hasher(split)

@@ -9,6 +9,10 @@ from typing import BinaryIO, NamedTuple
 from bn_jax.errors import UserError
 from bn_jax.progress import progress_bar
 
+# Zeros behind the last member: tar writes less than 10 KiB unless it is told to write
+# more, and what is larger may have been content.
+_MOST_PADDING = 2**20
+
 
 class TarImage(NamedTuple):
     """A file in a tar file, or in a tar file inside it.
@@ -37,7 +41,7 @@ def index_training_tar(path: Path, synsets: Sequence[str]) -> list[TarImage]:
         synsets: Names of all classes.
 
     Raises:
-        UserError: If it is no tar file, is cut off, or holds anything but
+        UserError: If it is no tar file, is cut off or damaged, or holds anything but
             `<synset>.tar` of `<synset>_<number>.JPEG`, each once, or a class without
             images.
     """
@@ -76,13 +80,17 @@ def index_validation_tar(path: Path, labels: Sequence[str]) -> list[TarImage]:
         labels: The class of each image, counted from `ILSVRC2012_val_00000001.JPEG`.
 
     Raises:
-        UserError: If it is no tar file, is cut off, or does not hold exactly the
-            first images: labels are told by their place, and a gap would shift them.
+        UserError: If it is no tar file, is cut off or damaged, or does not hold
+            exactly the first images: labels are told by their place, and a gap would
+            shift them.
     """
     members = sorted(_members(path))
     for number, member in enumerate(members, 1):
         name = f"ILSVRC2012_val_{number:08d}.JPEG"
-        if member.name != name or number > len(labels):
+        if number > len(labels):
+            wanted = f"{len(labels)} validation images at most"
+            raise _unexpected(path, member.name, wanted)
+        if member.name != name:
             wanted = f"the validation images from 1 on without a gap (here: {name})"
             raise _unexpected(path, member.name, wanted)
     pairs = zip(members, labels, strict=False)
@@ -114,8 +122,12 @@ def _members(path: Path, inside: _Member | None = None) -> Iterator[_Member]:
 
 
 def _checked_members(file: BinaryIO, end: int, where: str) -> Iterator[_Member]:
+    start = file.tell()
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
+            if member.offset_data > end:
+                # It is the outer file's: the inner one ends before, and without zeros.
+                raise _no_end(where, member.offset - start, "nothing")
             if not member.isfile():
                 raise UserError(
                     f"{where}: expected files only; {member.name} is none. Use the tar "
@@ -127,6 +139,23 @@ def _checked_members(file: BinaryIO, end: int, where: str) -> Iterator[_Member]:
                     "Download it again."
                 )
             yield _Member(member.name, member.offset_data, member.size)
+        # tarfile takes whatever is no header for the end, damage as well.
+        file.seek(tar.offset)
+        rest = file.read(max(0, min(end - tar.offset, _MOST_PADDING + 1)))
+        place = tar.offset - start
+    if len(rest) < tarfile.BLOCKSIZE:
+        raise _no_end(where, place, "nothing")
+    if any(rest):
+        raise _no_end(where, place, "neither")
+    if len(rest) > _MOST_PADDING:
+        raise _no_end(where, place, f"more than {_MOST_PADDING} of them")
+
+
+def _no_end(where: str, place: int, found: str) -> UserError:
+    return UserError(
+        f"{where}: expected a file or some last zeros at byte {place}, and found "
+        f"{found}; it is damaged, or not whole. Download it again."
+    )
 
 
 def _unexpected(path: Path, name: str, wanted: str) -> UserError:
