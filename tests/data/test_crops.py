@@ -119,6 +119,12 @@ def test_the_center_crop_is_the_middle_of_a_resized_image(
     assert_alike(center_crop(image, 224), resized[top : top + 224, left : left + 224])
 
 
+def test_the_side_that_is_cut_from_is_rounded_to_the_nearest_pixel() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (15, 15, 3), dtype=np.uint8)
+    # 13 * 256 / 224 is 14.86: an image of 15 pixels stays as it is.
+    np.testing.assert_array_equal(center_crop(image, 13), image[1:14, 1:14])
+
+
 def test_shrinking_by_more_than_two_averages_all_pixels() -> None:
     image = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     expected = image.reshape(3, 4, 4, 4, 3).mean((1, 3))

@@ -57,6 +57,19 @@ def test_a_preparation_goes_on_where_it_was_interrupted(
         assert in_order(tmp_path / "twice", split) == in_order(tmp_path / "once", split)
 
 
+@pytest.mark.usefixtures("many_files")
+def test_progress_goes_on_from_what_is_finished(
+    monkeypatch: pytest.MonkeyPatch,
+    tars: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    interrupted(monkeypatch, tars, tmp_path, after=30)
+    capfd.readouterr()
+    prepare(tars, tmp_path, is_subset=True)
+    assert "prepare imagenet2012: 100%|" in capfd.readouterr().err
+
+
 _KILLED = """
 import os, sys
 from pathlib import Path

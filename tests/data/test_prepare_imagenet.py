@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
-from array_record.python.array_record_module import ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from data.imagenet_files import CMYK, GREY, PNG, training_files, validation_files
 from data.imagenet_records import in_order, records
 from data.tfds_files import prepare_by_tfds
@@ -61,6 +61,12 @@ def test_a_batch_job_is_told_how_far_it_is(
     told = capfd.readouterr().err
     assert "find images in ILSVRC2012_img_train.tar: " in told
     assert "prepare imagenet2012: 100%" in told
+
+
+def test_every_record_can_be_read_by_itself(data_dir: Path) -> None:
+    for path in data_dir.glob("imagenet2012/5.1.0/*array_record*"):
+        options = ArrayRecordReader(str(path)).writer_options_string()
+        assert "group_size:1," in options
 
 
 def test_every_training_image_is_there_with_its_class(data_dir: Path) -> None:
