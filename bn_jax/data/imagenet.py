@@ -7,7 +7,6 @@ step already, so a run that goes on needs no saved position, and each process as
 the examples of its own devices.
 """
 
-import os
 import resource
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from bn_jax.cores import number_of_cores
 from bn_jax.data.crops import NUM_CROPS, all_crops, center_crop, random_crop
 from bn_jax.data.distortion import distort
 from bn_jax.data.opencv import decode_rgb, opencv
@@ -210,13 +210,6 @@ class RecordSplit:
             f"{self._where} cannot be read ({cause}). Remove that folder and prepare "
             f"it again: {self._recipe}"
         )
-
-
-def number_of_cores() -> int:
-    """Cores that this process may use, which may be fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _allow_open_files(num_files: int) -> None:

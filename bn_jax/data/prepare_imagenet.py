@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from bn_jax.data.imagenet import number_of_cores
+from bn_jax.cores import number_of_cores
 from bn_jax.data.rgb_jpeg import rgb_jpeg
 from bn_jax.data.tar_index import TarImage, index_training_tar, index_validation_tar
 from bn_jax.data.tfds import prepared_builder

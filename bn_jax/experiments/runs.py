@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from bn_jax.cores import number_of_cores, own_cores
 from bn_jax.errors import DivergedError
 from bn_jax.progress import progress_bar
 from bn_jax.training.compilation import keep_compiled_code
@@ -57,10 +58,9 @@ def run_jobs(jobs: Sequence[Job]) -> list[int | None]:
             completed first.
     """
     context = multiprocessing.get_context("spawn")
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    workers = min(len(cores) or os.cpu_count() or 1, len(jobs))
+    workers = min(number_of_cores(), len(jobs))
     free_cores = context.Queue()
-    for core in cores:
+    for core in own_cores():
         free_cores.put(core)
     with ProcessPoolExecutor(
         workers, context, initializer=_prepare, initargs=(free_cores,)

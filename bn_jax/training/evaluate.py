@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from bn_jax.analysis.trained import Evaluation
+from bn_jax.cores import number_of_cores
 from bn_jax.data.crops import NUM_CROPS
-from bn_jax.data.imagenet import number_of_cores
 from bn_jax.errors import UserError
 from bn_jax.progress import progress_bar
 from bn_jax.training.build import Parts, Settings, read_batches, settings_to_blame

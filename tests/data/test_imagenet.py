@@ -1,6 +1,5 @@
 """Images of varying size, read when they are asked for."""
 
-import os
 import resource
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from bn_jax.data import load_dataset, opencv, prepare_imagenet
 from bn_jax.data.crops import all_crops, center_crop, random_crop
 from bn_jax.data.dataset import Split
 from bn_jax.data.distortion import distort
-from bn_jax.data.imagenet import number_of_cores
 from bn_jax.errors import UserError
 
 SIZE = 16
@@ -288,12 +286,3 @@ def test_a_damaged_image_is_named(
     prepare_imagenet.prepare_imagenet(folder, tmp_path, is_subset=True)
     with pytest.raises(UserError, match=rf"the image {name} cannot be decoded"):
         read(load(tmp_path).train, np.arange(2))
-
-
-def test_threads_are_as_many_as_the_cores_that_this_process_may_use(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 6}, raising=False)
-    assert number_of_cores() == 3
-    monkeypatch.delattr(os, "sched_getaffinity")
-    assert number_of_cores() == os.cpu_count()
