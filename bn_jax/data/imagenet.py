@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from functools import cached_property
+from numbers import Integral, Real
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -97,7 +98,8 @@ class RecordSplit:
         import tensorflow_datasets as tfds
         from tensorflow_datasets.proto import tf_example_pb2
 
-        self._size = _check_settings(builder.info.name, settings)
+        self._size = _checked_size(builder.info.name, settings.image_size)
+        _check_settings(settings)
         self._num_threads = settings.num_threads or number_of_cores()
         opencv()
         features = builder.info.features
@@ -234,26 +236,37 @@ def _allow_open_files(num_files: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _check_settings(name: str, settings: ImageSettings) -> int:
-    """The size of images, once all settings are as they must be."""
-    size, threads = settings.image_size, settings.num_threads
-    if not isinstance(size, int) or size < 1:
+def _checked_size(name: str, size: int | None) -> int:
+    """The size of images, once it is known to be one."""
+    if size is None or not _is_integer(size, least=1):
         raise UserError(
             f"dataset.image_size: the images of {name} vary in size; give the height "
             f"and width that they are to have in pixels, such as 224, not {size!r}."
         )
-    if not 0 <= settings.distortion <= 1:
+    return int(size)
+
+
+def _check_settings(settings: ImageSettings) -> None:
+    strength, threads = settings.distortion, settings.num_threads
+    is_number = isinstance(strength, Real) and not isinstance(strength, bool)
+    if not (is_number and 0 <= strength <= 1):
         raise UserError(
-            "dataset.distortion: the strength must lie between 0 (none) and 1, and is "
-            f"{settings.distortion}."
+            "dataset.distortion: the strength must be a number between 0 (none) and 1, "
+            f"and is {strength!r}."
         )
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
+    if threads is not None and not _is_integer(threads, least=1):
         raise UserError(
             "dataset.read_threads: must be an integer of at least 1, and is "
             f"{threads!r}."
         )
-    if settings.seed < 0:
+    if not _is_integer(settings.seed, least=0):
         raise UserError(
-            f"dataset.augmentation_seed: must not be negative, and is {settings.seed}."
+            "dataset.augmentation_seed: must be an integer of at least 0, and is "
+            f"{settings.seed!r}."
         )
-    return size
+
+
+def _is_integer(value: Any, *, least: int) -> bool:
+    # True and False are numbers to Python.
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    return is_integer and int(value) >= least
