@@ -28,7 +28,8 @@ def choose_splits(
     """
     if (train_split, test_split) == ("train", "test"):
         return data
-    train, test = _part(data, train_split), _part(data, test_split)
+    train = _part(data, "train_split", train_split)
+    test = _part(data, "test_split", test_split)
     return check_dataset(
         data._replace(
             train_images=train.images,
@@ -39,7 +40,7 @@ def choose_splits(
     )
 
 
-def _part(data: ArrayDataset, name: str) -> ArraySplit:
+def _part(data: ArrayDataset, setting: str, name: str) -> ArraySplit:
     # TFDS takes most of a second to import.
     import tensorflow_datasets as tfds
 
@@ -52,13 +53,16 @@ def _part(data: ArrayDataset, name: str) -> ArraySplit:
     }
     try:
         parts = tfds.core.ReadInstruction.from_spec(name).to_absolute(sizes)
+        cause = None
     except (ValueError, AssertionError) as error:
-        raise UserError(
-            f"{data.name}: there is no split {name!r}; it has 'train' with "
-            f"{len(data.train)} images and 'test' with {len(data.test)}, and slices of "
-            "them such as 'train[:-5000]'."
-        ) from error
+        parts, cause = [], error
     chosen = [(splits[part.splitname], slice(part.from_, part.to)) for part in parts]
+    if not any(len(split.labels[part]) for split, part in chosen):
+        raise UserError(
+            f"{data.name}: there is no split {name!r} with images; it has 'train' with "
+            f"{len(data.train)} and 'test' with {len(data.test)}, and slices of them "
+            f"such as 'train[:90%]'. --config.dataset.{setting} chooses one."
+        ) from cause
     return ArraySplit(
         np.concatenate([split.images[part] for split, part in chosen]),
         np.concatenate([split.labels[part] for split, part in chosen]),

@@ -42,8 +42,8 @@ def load_tfds(
         data_dir = str(Path(data_dir).expanduser())
     builder = prepared_builder(name, data_dir)
     shape, num_classes = _check_features(name, builder)
-    for split in (train_split, test_split):
-        _check_split(name, builder, split)
+    _check_split(name, builder, "train_split", train_split)
+    _check_split(name, builder, "test_split", test_split)
     if shape is None:
         train, test = (
             RecordSplit(
@@ -138,7 +138,7 @@ def prepared_builder(name: str, data_dir: str | None) -> Any:
     return builder
 
 
-def _check_split(name: str, builder: Any, split: str) -> None:
+def _check_split(name: str, builder: Any, setting: str, split: str) -> None:
     """Makes sure that a split exists and is not empty, slices included."""
     splits = builder.info.splits
     try:
@@ -152,7 +152,7 @@ def _check_split(name: str, builder: Any, split: str) -> None:
     )
     raise UserError(
         f"{name}: there is no split {split!r} with examples; it has {there}, and "
-        "slices of them such as 'train[:10%]'."
+        f"slices of them such as 'train[:10%]'. --config.dataset.{setting} chooses one."
     ) from cause
 
 

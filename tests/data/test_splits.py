@@ -40,12 +40,16 @@ def test_a_part_holds_the_examples_of_its_name(name: str, labels: list[int]) -> 
     "name", ["validation", "train[:x]", "train[5:70]", "train[", "", "trian+test"]
 )
 def test_a_part_that_is_not_there_is_refused(name: str) -> None:
-    with pytest.raises(
-        UserError, match=r"ten: there is no split .*'train' with .* and 'test' with"
-    ):
+    expected = (
+        r"ten: there is no split .*'train' with 10 and 'test' with 4, .*"
+        r"--config\.dataset\.test_split chooses one"
+    )
+    with pytest.raises(UserError, match=expected):
         choose_splits(DATA, train_split="train", test_split=name)
 
 
-def test_a_part_without_an_example_is_refused() -> None:
-    with pytest.raises(UserError, match="ten: the training split holds no image"):
-        choose_splits(DATA, train_split="train[3:3]", test_split="test")
+@pytest.mark.parametrize("name", ["train[3:3]", "train[:-10]", "train[:-2000]"])
+def test_a_part_without_an_example_is_refused(name: str) -> None:
+    expected = r"no split .* with images; .*--config\.dataset\.train_split chooses one"
+    with pytest.raises(UserError, match=expected):
+        choose_splits(DATA, train_split=name, test_split="test")

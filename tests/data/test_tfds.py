@@ -114,13 +114,15 @@ def test_a_tilde_in_data_dir_is_the_home_folder(
 
 
 @pytest.mark.parametrize(
-    "split", ["validation", "train[:x]", "", "train[:0]", "train[5:2]"]
+    "split", ["validation", "train[:x]", "", "train[:0]", "train[5:2]", "train[:-2000]"]
 )
-def test_an_impossible_split_is_refused(tiny: str, split: str) -> None:
-    with pytest.raises(
-        UserError, match=r"no split .* has test with 5, train with 7, and"
-    ):
-        load_dataset("tiny", data_dir=tiny, train_split=split)
+@pytest.mark.parametrize("setting", ["train_split", "test_split"])
+def test_an_impossible_split_is_refused(tiny: str, setting: str, split: str) -> None:
+    expected = (
+        rf"no split .* test with 5, train with 7, .*--config\.dataset\.{setting} "
+    )
+    with pytest.raises(UserError, match=expected):
+        load_dataset("tiny", data_dir=tiny, **{setting: split})
 
 
 def test_pixels_that_are_not_bytes_are_refused(prepare: Prepare) -> None:
