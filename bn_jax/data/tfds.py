@@ -12,6 +12,9 @@ from bn_jax.errors import UserError
 # A set is held in memory twice while it is stacked, and once on the device.
 _MAX_BYTES = 4 * 2**30
 _READ_AT_ONCE = 500
+# array_record pads its files to whole blocks, and an empty one has two.
+_BLOCK_BYTES = 2**16
+_MIN_BLOCKS = 2
 
 
 def load_tfds(
@@ -128,14 +131,40 @@ def prepared_builder(name: str, data_dir: str | None) -> Any:
             f"Prepare it: {_recipe(name, data_dir)}"
         )
     for split in builder.info.splits.values():
-        for path in split.filepaths:
-            if not Path(path).exists():
-                raise UserError(
-                    f"{name}: {builder.data_dir} is not whole; it lacks "
-                    f"{Path(path).name}. Remove that folder and prepare it again: "
-                    f"{_recipe(name, data_dir)}"
-                )
+        fault = _fault(split, is_imagenet=builder.name == "imagenet2012")
+        if fault is not None:
+            raise UserError(
+                f"{name}: {builder.data_dir} is not whole; {fault}. Remove that folder "
+                f"and prepare it again: {_recipe(name, data_dir)}"
+            )
     return builder
+
+
+def _fault(split: Any, *, is_imagenet: bool) -> str | None:
+    """What the sizes of a split's files tell of damage, before one of them is read."""
+    total = 0
+    for path in map(Path, split.filepaths):
+        try:
+            size = path.stat().st_size
+        except OSError:
+            return f"it lacks {path.name}"
+        if size < _MIN_BLOCKS * _BLOCK_BYTES or size % _BLOCK_BYTES:
+            return (
+                f"{path.name} holds {size} bytes, where array_record writes whole "
+                f"blocks of {_BLOCK_BYTES}, {_MIN_BLOCKS} at least"
+            )
+        total += size
+    # `bn-jax prepare imagenet2012` notes how large its files are. Others note how large
+    # records were before they were compressed, which is a number of whole blocks once
+    # in 65,536 times.
+    expected = int(split.num_bytes)
+    is_exact = is_imagenet and expected % _BLOCK_BYTES == 0
+    if is_exact and total != expected:
+        return (
+            f"the files of the split {split.name!r} hold {total} bytes, not the "
+            f"{expected} that were written"
+        )
+    return None
 
 
 def _check_split(name: str, builder: Any, setting: str, split: str) -> None:

@@ -31,14 +31,6 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.fixture
-def prepared(tmp_path: Path) -> Path:
-    """A data set that a test may damage."""
-    return prepare_imagenet.prepare_imagenet(
-        write_tars(tmp_path), tmp_path, is_subset=True
-    )
-
-
 @pytest.fixture(scope="module")
 def contents(data_dir: str) -> Contents:
     """The records of the training split, images decoded by Pillow or OpenCV."""
@@ -264,21 +256,6 @@ def test_missing_data_come_with_the_command_that_prepares_them(tmp_path: Path) -
     )
     with pytest.raises(UserError, match=expected):
         load(tmp_path)
-
-
-def test_a_folder_that_lacks_a_file_is_refused(prepared: Path) -> None:
-    next(prepared.glob("*-train.array_record*")).unlink()
-    with pytest.raises(UserError, match=r"is not whole; it lacks imagenet2012-train"):
-        load(prepared.parent.parent)
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.5])
-def test_a_file_that_is_cut_off_is_refused(prepared: Path, fraction: float) -> None:
-    path = next(prepared.glob("*-train.array_record*"))
-    content = path.read_bytes()
-    path.write_bytes(content[: int(fraction * len(content))])
-    with pytest.raises(UserError, match=r"split 'train' in .* cannot be read"):
-        read(load(prepared.parent.parent).train, ALL)
 
 
 def test_a_damaged_image_is_named(

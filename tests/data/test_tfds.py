@@ -234,6 +234,11 @@ def test_unlabelled_images_of_varying_size_are_refused(prepare: Prepare) -> None
         data.test.read(np.arange(5), np.arange(5))
 
 
+def test_files_need_not_be_as_large_as_the_records_that_are_noted(tiny: str) -> None:
+    edit_info(tiny, lambda info: info["splits"][0].update(numBytes=str(5 * 2**16)))
+    assert len(load_dataset("tiny", data_dir=tiny).train) == 7
+
+
 @pytest.mark.parametrize("kept_bytes", [None, 0, 1000])
 def test_a_damaged_or_missing_file_is_refused(
     tiny: str, kept_bytes: int | None
