@@ -164,6 +164,8 @@ def _do(
             )
         )
     elif options.verb == "prepare":
+        from bn_jax.data.tfds import split_sizes
+
         data_dir = options.data_dir
         if data_dir.expanduser().is_file():
             raise UserError(
@@ -171,8 +173,10 @@ def _do(
                 "sets, or one that is to be made."
             )
         folder = _prepare(options, data_dir.expanduser())
+        sizes = split_sizes(options.name, str(data_dir.expanduser()))
+        images = " and ".join(f"{size:,} {split}" for split, size in sizes.items())
         call = f'tfds.data_source("{options.name}", data_dir="{data_dir}")'
-        print(f"{folder}: read it with {call}.")
+        print(f"{folder}: {images} images; read it with {call}.")
     elif options.verb == "evaluate":
         from bn_jax.reporting.tables import evaluation_table
         from bn_jax.training.evaluate import evaluate

@@ -9,6 +9,7 @@ import pytest
 
 import bn_jax.data.prepare
 import bn_jax.data.prepare_imagenet
+import bn_jax.data.tfds
 import bn_jax.experiments.figure1
 from bn_jax.cli import main
 from bn_jax.errors import UserError
@@ -29,6 +30,12 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> Calls:
     return calls
 
 
+def split_sizes(name: str, data_dir: str) -> dict[str, int]:
+    assert name in ("mnist", "imagenet2012")
+    assert not data_dir.startswith("~")
+    return {"train": 12, "test": 1200}
+
+
 @pytest.fixture
 def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders that MNIST is prepared in; nothing is written."""
@@ -39,6 +46,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return data_dir / "mnist" / "3.0.1"
 
     monkeypatch.setattr(bn_jax.data.prepare, "prepare_mnist", prepare_mnist)
+    monkeypatch.setattr(bn_jax.data.tfds, "split_sizes", split_sizes)
     return folders
 
 
@@ -111,8 +119,8 @@ def test_prepare_says_where_mnist_is_and_how_to_read_it(
     main(["prepare", "mnist", "--data_dir=folder"])
     assert prepared == [Path("folder")]
     assert capsys.readouterr().out == (
-        f"{Path('folder', 'mnist', '3.0.1')}: read it with "
-        'tfds.data_source("mnist", data_dir="folder").\n'
+        f"{Path('folder', 'mnist', '3.0.1')}: 12 train and 1,200 test images; read it "
+        'with tfds.data_source("mnist", data_dir="folder").\n'
     )
 
 
@@ -146,10 +154,12 @@ def test_imagenet_is_prepared_from_the_folder_of_its_tar_files(
 
     module = bn_jax.data.prepare_imagenet
     monkeypatch.setattr(module, "prepare_imagenet", prepare_imagenet)
+    monkeypatch.setattr(bn_jax.data.tfds, "split_sizes", split_sizes)
     main(["prepare", "imagenet2012", "--data_dir=folder", *words])
     assert given == [manual_dir, Path("folder"), bool(words)]
     assert capsys.readouterr().out == (
-        'there: read it with tfds.data_source("imagenet2012", data_dir="folder").\n'
+        "there: 12 train and 1,200 test images; read it with "
+        'tfds.data_source("imagenet2012", data_dir="folder").\n'
     )
 
 

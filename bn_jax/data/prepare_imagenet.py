@@ -22,7 +22,7 @@ from absl import logging
 from bn_jax.cores import number_of_cores
 from bn_jax.data.rgb_jpeg import rgb_jpeg
 from bn_jax.data.tar_index import TarImage, index_training_tar, index_validation_tar
-from bn_jax.data.tfds import prepared_builder
+from bn_jax.data.tfds import split_sizes
 from bn_jax.errors import UserError
 from bn_jax.progress import progress_bar
 
@@ -68,7 +68,7 @@ def prepare_imagenet(
     data_dir = data_dir.expanduser()
     folder = data_dir / _NAME / str(tfds.builder_cls(_NAME).VERSION)
     if folder.exists():
-        _check_prepared(data_dir, is_subset=is_subset)
+        _check_prepared(data_dir, folder, is_subset=is_subset)
         logging.info("%s: it is prepared already.", folder)
         return folder
     builder = tfds.builder(_NAME, data_dir=str(data_dir))
@@ -97,13 +97,11 @@ def prepare_imagenet(
     return folder
 
 
-def _check_prepared(data_dir: Path, *, is_subset: bool) -> None:
-    builder = prepared_builder(_NAME, str(data_dir))
-    splits = builder.info.splits
-    found = {split: splits[split].num_examples for split in splits}
+def _check_prepared(data_dir: Path, folder: Path, *, is_subset: bool) -> None:
+    found = split_sizes(_NAME, str(data_dir))
     if not is_subset and any(found.get(s) != n for s, n in _NUM_IMAGES.items()):
         raise UserError(
-            f"{builder.data_dir}: it does not hold all images, but {found}. With "
+            f"{folder}: it does not hold all images, but {found}. With "
             "--subset it is left as it is; to prepare all, remove that folder."
         )
 

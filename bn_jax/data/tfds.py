@@ -1,5 +1,7 @@
 """Any image classification set of tensorflow-datasets, without TensorFlow."""
 
+from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,12 @@ from bn_jax.errors import UserError
 # A set is held in memory twice while it is stacked, and once on the device.
 _MAX_BYTES = 4 * 2**30
 _READ_AT_ONCE = 500
+# What `bn-jax prepare` prepares, and its options for a folder.
+_PREPARED_HERE: Mapping[str, str] = {
+    "mnist": "--data_dir={}",
+    "imagenet2012": "--manual_dir=TARS --data_dir={}, where TARS is the folder of the "
+    "two official tar files",
+}
 # array_record pads its files to whole blocks, and an empty one has two.
 _BLOCK_BYTES = 2**16
 _MIN_BLOCKS = 2
@@ -140,6 +148,20 @@ def prepared_builder(name: str, data_dir: str | None) -> Any:
     return builder
 
 
+def split_sizes(name: str, data_dir: str | None) -> dict[str, int]:
+    """The number of examples of each split of data that lie there as array_record.
+
+    Args:
+        name: Name of the data set.
+        data_dir: Folder of prepared data sets; TFDS' own by default.
+
+    Raises:
+        UserError: As for `prepared_builder`.
+    """
+    splits = prepared_builder(name, data_dir).info.splits
+    return {split: splits[split].num_examples for split in splits}
+
+
 def _fault(split: Any, *, is_imagenet: bool) -> str | None:
     """What the sizes of a split's files tell of damage, before one of them is read."""
     total = 0
@@ -187,17 +209,20 @@ def _check_split(name: str, builder: Any, setting: str, split: str) -> None:
 
 def _recipe(name: str, data_dir: str | None) -> str:
     """What to run so that the data are there."""
+    import tensorflow_datasets as tfds
+
     folder = data_dir or str(Path("~/tensorflow_datasets").expanduser())
-    if name.split(":")[0] == "mnist":
-        return f"bn-jax prepare mnist --data_dir={folder}"
-    if name.split(":")[0] == "imagenet2012":
-        return (
-            f"bn-jax prepare imagenet2012 --manual_dir=TARS --data_dir={folder}, where "
-            "TARS is the folder of the two official tar files"
-        )
+    stem, _, version = name.partition(":")
+    note = ""
+    if stem in _PREPARED_HERE:
+        own = str(tfds.builder_cls(stem).VERSION)
+        # A version may have wildcards.
+        if fnmatch(own, version or "*"):
+            return f"bn-jax prepare {stem} {_PREPARED_HERE[stem].format(folder)}"
+        note = f"bn-jax prepares version {own} only; "
     return (
-        "in an environment with TensorFlow (preparing needs it, reading does not), "
-        f'python -c "import tensorflow_datasets as tfds; '
+        f"{note}in an environment with TensorFlow (preparing needs it, reading does "
+        f'not), python -c "import tensorflow_datasets as tfds; '
         f"tfds.builder('{name}', data_dir='{folder}', file_format='array_record')"
         f'.download_and_prepare()"'
     )

@@ -258,6 +258,21 @@ def test_missing_data_come_with_the_command_that_prepares_them(tmp_path: Path) -
         load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("5.1.0", r"Prepare it: bn-jax prepare imagenet2012 --manual_dir"),
+        ("5.*.*", r"Prepare it: bn-jax prepare imagenet2012 --manual_dir"),
+        ("5.0.0", r"bn-jax prepares version 5\.1\.0 only; .*r\('imagenet2012:5\.0\.0'"),
+    ],
+)
+def test_another_version_is_prepared_by_tensorflow_datasets(
+    tmp_path: Path, version: str, expected: str
+) -> None:
+    with pytest.raises(UserError, match=expected):
+        load_dataset(f"imagenet2012:{version}", data_dir=str(tmp_path), image_size=8)
+
+
 def test_a_damaged_image_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

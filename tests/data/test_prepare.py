@@ -78,8 +78,8 @@ def test_plain_tfds_finds_the_prepared_mnist(
 def test_prepare_says_how_to_read_what_it_wrote(prepared: Prepared) -> None:
     data_dir = prepared.data_dir
     assert prepared.output.splitlines()[-1] == (
-        f"{Path(data_dir, 'mnist', '3.0.1')}: read it with "
-        f'tfds.data_source("mnist", data_dir="{data_dir}").'
+        f"{Path(data_dir, 'mnist', '3.0.1')}: 10,000 test and 60,000 train images; "
+        f'read it with tfds.data_source("mnist", data_dir="{data_dir}").'
     )
 
 
