@@ -20,8 +20,8 @@ def same_convolution(
     convolutions of a loop's body for a CPU as they are written: to code that takes ten
     times as long if channels are not the last in memory, or if zeros are to be thought
     between the pixels. A kernel of one pixel is a product of matrices to begin with.
-    Forward-mode derivatives are not defined, nor gradients inside `shard_map` unless
-    with `check_vma=False`, as the training loop has it.
+    JAX takes gradients of it, and derivatives of those in either mode; a forward-mode
+    derivative of the convolution itself (`jax.jvp`) is not defined.
 
     Args:
         x: Pixels.
@@ -30,7 +30,22 @@ def same_convolution(
     """
     if stride == 1 and kernel.shape[:2] == (1, 1):
         return jnp.tensordot(x, kernel[0, 0], 1)
-    return _convolution(x, kernel, stride)
+    return _convolution(*_of_one_type(x, kernel), stride)
+
+
+def _of_one_type(x: Array, kernel: Array) -> tuple[Array, Array]:
+    """Both as arrays that differ on the axes on which either does.
+
+    Only `shard_map` tells these types apart, when it checks them. What is the same on
+    all devices gets its gradient summed over them here, as by JAX's convolutions.
+    """
+    axes = [jax.typeof(array).manual_axis_type.varying for array in (x, kernel)]
+
+    def vary(array: Array, its_axes: frozenset[str]) -> Array:
+        lacking = tuple(axes[0].union(axes[1]) - its_axes)
+        return jax.lax.pcast(array, lacking, to="varying") if lacking else array
+
+    return vary(x, axes[0]), vary(kernel, axes[1])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -39,7 +54,9 @@ def _convolution(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return _convolution(x, kernel, stride), (x, kernel)
+    # Not by the function with this rule, of which forward mode has no derivative: it
+    # may be the gradient that is differentiated.
+    return _convolve(x, kernel, _padding(kernel), stride), (x, kernel)
 
 
 def _backward(

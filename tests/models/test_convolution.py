@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 from jax.test_util import check_grads
 
 from bn_jax.models.convolution import same_convolution
@@ -76,6 +77,41 @@ def test_gradients_in_a_loop_are_those_outside():
 
     looped = jax.jit(lambda x: jax.lax.map(gradient, x))(x)
     chex.assert_trees_all_close(looped, jnp.stack([*map(gradient, x)]), rtol=1e-5)
+
+
+SPLIT = {"x": PartitionSpec("d"), "kernel": PartitionSpec(None, None, None, "d")}
+
+
+@pytest.mark.parametrize("split", SPLIT)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_on_checked_devices_are_those_of_all_arrays(make_mesh, split, stride):
+    x, kernel = random(15, 4, 6, 5, 2), random(16, 3, 3, 2, 4)
+    ours = partial(same_convolution, stride=stride)
+
+    def gradients(x, kernel):
+        return jax.grad(lambda *xs: jnp.sum(jnp.sin(ours(*xs))), (0, 1))(x, kernel)
+
+    specs = tuple(SPLIT[n] if n == split else PartitionSpec() for n in SPLIT)
+    mapped = jax.shard_map(
+        gradients, mesh=make_mesh(d=2), in_specs=specs, out_specs=specs
+    )
+    actual, expected = jax.jit(mapped)(x, kernel), gradients(x, kernel)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["fwd", "rev"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_have_derivatives_in_either_mode(stride, mode):
+    arrays = random(17, 2, 5, 4, 2), random(18, 3, 3, 2, 3)
+
+    def gradients(x, kernel):
+        ours = partial(same_convolution, stride=stride)
+        return jax.grad(lambda *xs: jnp.sum(jnp.sin(ours(*xs))), (0, 1))(x, kernel)
+
+    # Differences of float32 numbers are too coarse.
+    with jax.enable_x64(True):
+        x, kernel = (jnp.asarray(array, jnp.float64) for array in arrays)
+        check_grads(gradients, (x, kernel), 1, (mode,))
 
 
 def gradients_of(stride):

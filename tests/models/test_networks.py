@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 from models.networks import KEY, NORM, images_of, init
 
 from bn_jax.models.cnn import CNN
@@ -94,3 +95,51 @@ def test_half_precision_is_near_float32(network, dtype):
     # bfloat16 keeps 8 bits.
     np.testing.assert_allclose(half, expected, rtol=0.05, atol=0.05)
     assert np.any(half != expected)
+
+
+def gradient(model, variables, images):
+    """The gradient of a loss by the parameters."""
+
+    def loss(params):
+        scores, _ = model.apply(
+            {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        return jnp.sum(jnp.sin(scores))
+
+    return jax.grad(loss)(variables["params"])
+
+
+@networks
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_gradients_on_checked_devices_are_those_of_the_whole_batch(
+    network, dtype, make_mesh
+):
+    model = network(7, 5, norm=NORM, dtype=dtype)
+    variables = init(model, IMAGES, train=True)
+    everywhere = PartitionSpec()
+    mapped = jax.shard_map(
+        partial(gradient, model.clone(norm=partial(NORM, axis_name="d"))),
+        mesh=make_mesh(d=2),
+        in_specs=(everywhere, PartitionSpec("d")),
+        out_specs=everywhere,
+    )
+    expected = jax.jit(partial(gradient, model))(variables, IMAGES)
+    actual = jax.jit(mapped)(variables, IMAGES)
+    # Sums of hundreds of positions in another order.
+    chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@networks
+def test_products_with_the_hessian_are_alike_in_either_mode(network):
+    model = network(7, 5, norm=NORM)
+    variables = init(model, IMAGES, train=True)
+    params = variables["params"]
+
+    def gradient_of(params):
+        return gradient(model, {**variables, "params": params}, IMAGES)
+
+    forward = jax.jit(lambda v: jax.jvp(gradient_of, (params,), (v,))[1])(params)
+    # The Hessian is its own transpose.
+    (backward,) = jax.jit(lambda v: jax.vjp(gradient_of, params)[1](v))(params)
+    # Second derivatives of normalization cancel.
+    chex.assert_trees_all_close(forward, backward, rtol=1e-3, atol=1e-3)
