@@ -29,13 +29,14 @@ def make_model(name: str, *, num_classes: int, **fields: Any) -> nn.Module:
     Args:
         name: "mlp", "cnn" or "inception".
         num_classes: Number of class scores that it returns.
-        **fields: Fields of the model's class, its `norm` among them; a
-            `nonlinearity` may be given by its name in `flax.linen`, a `dtype` as
-            "float32", "bfloat16" or "float16".
+        **fields: Fields of the model's class, its `norm` among them, which
+            `make_norm` makes; a `nonlinearity` may be given by its name in
+            `flax.linen`, a `dtype` as "float32", "bfloat16" or "float16".
 
     Raises:
         UserError: If no model has that name, or the model no such field, or no
-            nonlinearity or dtype has the name given for it, or there is no class.
+            nonlinearity or dtype has the name given for it, or there is no class, or
+            the norm is no factory of layers.
     """
     model_class = _look_up("make_model", name, _MODELS)
     _check_fields("make_model", model_class, fields)
@@ -43,6 +44,7 @@ def make_model(name: str, *, num_classes: int, **fields: Any) -> nn.Module:
         raise UserError(
             f"make_model: num_classes must be at least 1, and is {num_classes}."
         )
+    _check_norm(fields.get("norm"))
     nonlinearity = fields.get("nonlinearity")
     if isinstance(nonlinearity, str):
         fields["nonlinearity"] = _nonlinearity(nonlinearity)
@@ -67,6 +69,16 @@ def make_norm(name: str | None, **fields: Any) -> Callable[..., nn.Module] | Non
     layer_class = _look_up("make_norm", name, _NORMS)
     _check_fields("make_norm", layer_class, fields)
     return partial(layer_class, **fields)
+
+
+def _check_norm(norm: Any) -> None:
+    if norm is None or (callable(norm) and not isinstance(norm, nn.Module)):
+        return
+    came = repr(norm) if isinstance(norm, str) else f"of type {type(norm).__name__}"
+    raise UserError(
+        "make_model: norm must be a factory of normalization layers, or None, and is "
+        f"{came}; make_norm('batch_norm', ...) makes one."
+    )
 
 
 def _nonlinearity(name: str) -> Callable[..., Any]:

@@ -108,3 +108,18 @@ def test_a_model_without_classes_is_refused(num_classes):
     expected = f"num_classes must be at least 1, and is {num_classes}"
     with pytest.raises(UserError, match=expected):
         make_model("inception", num_classes=num_classes)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "inception"])
+@pytest.mark.parametrize(
+    ("norm", "came"),
+    [
+        ("batch_norm", "'batch_norm'"),
+        (bn_jax.BatchNorm(True), "of type BatchNorm"),
+        (3, "of type int"),
+    ],
+)
+def test_a_norm_that_makes_no_layers_is_refused(name, norm, came):
+    expected = f"norm must be a factory .* and is {came}; make_norm.* makes one"
+    with pytest.raises(UserError, match=expected):
+        make_model(name, num_classes=2, norm=norm)
