@@ -125,7 +125,38 @@ class Inception(nn.Module):
     @property
     def last_hidden_input(self) -> str:
         """Name in `intermediates` of what the deepest hidden nonlinearity receives."""
-        return "5b_double_3x3_2_input"
+        return f"{self.network[-1].name}_double_3x3_2_input"
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Makes sure that the network can be made, and made for such images.
+
+        Args:
+            shape: Of the images, `(batch, height, width, channels)`.
+
+        Raises:
+            ValueError: As for a call.
+        """
+        self._check_fields()
+        network = self.network
+        if len(shape) != 4 or shape[3] < 1:
+            raise ValueError(
+                "Inception: images must have the axes (batch, height, width, channels)"
+                f", and have the shape {tuple(shape)}."
+            )
+        if shape[1] in (1, 3) and shape[3] > 4:
+            raise ValueError(
+                "Inception: channels come last, and images of the shape "
+                f"{tuple(shape)} have them first, it seems; transpose them to "
+                "(batch, height, width, channels)."
+            )
+        if not all(inception_sizes.is_large_enough(network, n) for n in shape[1:3]):
+            smallest = inception_sizes.smallest_size(network)
+            hint = "" if self.stem == "small" else "; stem='small' would do from 3 x 3"
+            raise ValueError(
+                f"Inception: the stem {self.stem!r} and two modules that halve the "
+                f"image need images of at least {smallest} x {smallest} pixels, and "
+                f"these have {shape[1]} x {shape[2]}{hint}."
+            )
 
     def _branch(
         self, branch: Branch, h: Array, *, train: bool, per_activation: bool
@@ -185,17 +216,14 @@ class Inception(nn.Module):
         scale *= self.kernel_gain**2
         return initializers.variance_scaling(scale, "fan_in", "normal")
 
-    def check_shape(self, shape: Sequence[int]) -> None:
-        """Makes sure that the network can be made, and made for such images.
-
-        Args:
-            shape: Of the images, `(batch, height, width, channels)`.
-
-        Raises:
-            ValueError: As for a call.
-        """
-        network = self.network
+    def _check_fields(self) -> None:
         modules = [row.name for row in FIGURE_5]
+        if isinstance(self.per_activation_modules, str):
+            raise ValueError(
+                "Inception: per_activation_modules must be a sequence of modules' names"
+                f", and is the string {self.per_activation_modules!r}; "
+                f"({self.per_activation_modules!r},) has one."
+            )
         unknown = [n for n in self.per_activation_modules if n not in modules]
         if unknown:
             raise ValueError(
@@ -217,25 +245,6 @@ class Inception(nn.Module):
             raise ValueError(
                 "Inception: kernel_gain must be a positive factor of the initial "
                 f"weights, and is {self.kernel_gain}; 1.0 is that of He et al."
-            )
-        if len(shape) != 4 or shape[3] < 1:
-            raise ValueError(
-                "Inception: images must have the axes (batch, height, width, channels)"
-                f", and have the shape {tuple(shape)}."
-            )
-        if shape[1] in (1, 3) and shape[3] > 4:
-            raise ValueError(
-                "Inception: channels come last, and images of the shape "
-                f"{tuple(shape)} have them first, it seems; transpose them to "
-                "(batch, height, width, channels)."
-            )
-        if not all(inception_sizes.is_large_enough(network, n) for n in shape[1:3]):
-            smallest = inception_sizes.smallest_size(network)
-            hint = "" if self.stem == "small" else "; stem='small' would do from 3 x 3"
-            raise ValueError(
-                f"Inception: the stem {self.stem!r} and two modules that halve the "
-                f"image need images of at least {smallest} x {smallest} pixels, and "
-                f"these have {shape[1]} x {shape[2]}{hint}."
             )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from bn_jax.models.inception_table import Convolution, Network, Pool, Stage
@@ -122,8 +123,13 @@ def is_large_enough(network: Network, size: int) -> bool:
         network: What `stages` gives.
         size: Height or width of the image, in pixels.
     """
-    # Sizes never grow, and 4e is the last to halve them.
-    return walk(network, (size, 1)).sizes["4d"][0] >= 2
+    sizes = walk(network, (size, 1)).sizes
+    # Pairs begin with the stem, which is no module.
+    return all(
+        sizes[before.name][0] >= 2
+        for before, stage in pairwise(network)
+        if _halves(stage)
+    )
 
 
 def smallest_size(network: Network) -> int:
@@ -132,6 +138,10 @@ def smallest_size(network: Network) -> int:
     while not is_large_enough(network, size):
         size += 1
     return size
+
+
+def _halves(stage: Stage) -> bool:
+    return any(layer.stride > 1 for branch in stage.branches for layer in branch)
 
 
 def _through(

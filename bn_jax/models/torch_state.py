@@ -226,7 +226,7 @@ def _entries(
             _Entry(f"{norm}.num_batches_tracked", "batch_stats", layer, "count", ()),
         ]
     logits = NAMINGS[naming].logits
-    shape = (found.channels["5b"], model.num_classes)
+    shape = (found.channels[model.network[-1].name], model.num_classes)
     return [
         *entries,
         _Entry(f"{logits}.weight", "params", "logits", "kernel", shape),

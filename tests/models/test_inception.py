@@ -283,6 +283,11 @@ def test_population_statistics_are_those_of_its_layers():
             "must be among 3a, .* 5b, and '5c' is not",
         ),
         (
+            {"per_activation_modules": "5b"},
+            (2, 8, 8, 1),
+            r"a sequence of modules' names, and is the string '5b'; \('5b',\) has one",
+        ),
+        (
             {"per_activation_modules": ("5b",), "norm": None},
             (2, 8, 8, 1),
             "the modules 5b are normalized, and norm is None; give a norm, or no",
