@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 import flax
 import jax
 import numpy as np
+from hlo import count_collectives, estimated_cycles, without_loops
 from imagenet_networks import dataset_of, with_flax
 from jax.experimental import topologies
 from jaxlib import xla_client
@@ -48,8 +49,6 @@ from bn_jax.training.parallel import compile_chunk, make_parallel
 from bn_jax.training.steps import Examples, make_train_chunk
 
 _ROOT = Path(__file__).parent.parent
-# The parser of XLA's text is the tests'.
-sys.path.insert(0, str(_ROOT / "tests"))
 _TOPOLOGY = "v5e:2x4"
 _NORMS = ("bn_jax", "flax")
 
@@ -121,8 +120,6 @@ def _write(programs: list[dict[str, Any]], device: str) -> None:
 
 def _compile(setting: _Setting, norm: str) -> dict[str, Any]:
     """What XLA says of one program."""
-    from conformance.hlo import count_collectives
-
     config: Any = load_config("imagenet_inception.py", setting.arm)
     config.dtype = setting.dtype
     parallel = make_parallel(
@@ -165,8 +162,6 @@ def _first_pass_alone(text: str, *, has_loops: bool) -> dict[str, float]:
         text: The compiled program.
         has_loops: Whether its normalization has any: bn_jax's has for float32.
     """
-    from conformance.hlo import estimated_cycles, without_loops
-
     alone, number = without_loops(text)
     if (number > 0) != has_loops:
         expected = "some" if has_loops else "none"

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conformance.hlo import Collectives, count_collectives
 from conformance.modes import over_devices, place
 
 import bn_jax
+from benchmarks.hlo import Collectives, count_collectives
 
 NUM_DEVICES = 8
 NAMED = ("pmap", "shard_map", "shard_map_unchecked")

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from conformance.hlo import count_collectives
 from conformance.modes import MODES, over_devices, place
 
+from benchmarks.hlo import count_collectives
 from bn_jax.core.batch_norm import batch_norm
 from bn_jax.core.devices import Devices
 from bn_jax.core.moments import batch_moments

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from conformance.hlo import count_collectives
 
 import bn_jax.core.sums as sums_module
+from benchmarks.hlo import count_collectives
 from bn_jax.core.batch_norm import batch_norm
 from bn_jax.core.sums import abs_squared, sums_around, sums_around_guess
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conformance.hlo import summed_dtypes
 from jax.sharding import NamedSharding, PartitionSpec
 
+from benchmarks.hlo import summed_dtypes
 from bn_jax.models.mixed_precision import (
     convolve,
     convolve_same,

@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import pytest
-from conformance.hlo import count_collectives, summed_dtypes
 from training.tiny_runs import parts_of, tiny_config
 
+from benchmarks.hlo import count_collectives, summed_dtypes
 from bn_jax.training.build import build_initial_state, build_train_step, read_batches
 from bn_jax.training.parallel import compile_chunk
 from bn_jax.training.steps import make_train_chunk

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from conformance.hlo import count_collectives, estimated_cycles, without_loops
 from jaxlib import xla_client
+
+from benchmarks.hlo import count_collectives, estimated_cycles, without_loops
 
 _LOOPS = """HloModule loops
 
