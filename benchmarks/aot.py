@@ -1,6 +1,6 @@
 """What a training step of BN-Inception costs on a TPU, compiled where there is none.
 
-    python benchmarks/aot.py
+    python benchmarks/aot.py [PROGRAM ...]
 
 The steps of `configs/imagenet_inception.py`, whole and by bn_jax's own functions, are
 compiled ahead of time for chips of a TPU v5e (its topology "2x4"): with bn_jax's
@@ -20,16 +20,19 @@ the same text are the cycles that the chip's compiler expects, which it writes b
 each operation: they depend on where an array lies, which the bytes do not.
 
 Needs libtpu, the compiler: `pip install --target=FOLDER 'libtpu==0.0.42.*'` for jax
-0.10.2, and FOLDER on PYTHONPATH. Writes `results/aot.json`.
+0.10.2, and FOLDER on PYTHONPATH. Writes `results/aot.json`, a row as soon as its
+program is compiled, with the commit that it was compiled at. Where programs are named,
+such as `modern-bfloat16-flax`, they alone are compiled, and the other rows stay.
 """
 
+import argparse
 import importlib.metadata
 import importlib.util
 import itertools
 import json
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +40,7 @@ from typing import Any, NamedTuple
 import flax
 import jax
 import numpy as np
+from aot_record import commit_of, name_of, rows_to_keep, with_row
 from hlo import count_collectives, estimated_cycles, without_loops
 from imagenet_networks import dataset_of, with_flax
 from jax.experimental import topologies
@@ -49,6 +53,7 @@ from bn_jax.training.parallel import compile_chunk, make_parallel
 from bn_jax.training.steps import Examples, make_train_chunk
 
 _ROOT = Path(__file__).parent.parent
+_RESULTS = _ROOT / "results" / "aot.json"
 _TOPOLOGY = "v5e:2x4"
 _NORMS = ("bn_jax", "flax")
 
@@ -64,32 +69,55 @@ _SETTINGS = (
     _Setting("bn_x30", "bfloat16", 1),
     _Setting("bn_x30", "float32", 1),
 )
+_PROGRAMS = {
+    name_of({**setting._asdict(), "norm": norm}): (setting, norm)
+    for setting, norm in itertools.product(_SETTINGS, _NORMS)
+}
 
 
 def main() -> None:
-    """Compiles all settings, prints the table and writes the results."""
+    """Compiles programs, prints their table and writes the results row by row."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "programs", nargs="*", help=f"all, or of {', '.join(_PROGRAMS)}"
+    )
+    named = parser.parse_args().programs
+    if unknown := [name for name in named if name not in _PROGRAMS]:
+        sys.exit(
+            f"benchmarks/aot.py: programs must be among {', '.join(_PROGRAMS)}, and "
+            f"{', '.join(unknown)} is not."
+        )
     if importlib.util.find_spec("libtpu") is None:
         sys.exit(
             "benchmarks/aot.py: libtpu, the compiler for TPUs, is not here. `pip "
             "install --target=FOLDER 'libtpu==0.0.42.*'` is the one for jax 0.10.2; "
             "put FOLDER on PYTHONPATH then."
         )
-    device = _devices()[0].device_kind
+    header = _header()
+    record = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else {}
+    try:
+        rows = rows_to_keep(record, header, is_whole=not named)
+    except ValueError as error:
+        sys.exit(str(error))
     print("unpadded: bytes of arrays without a chip's padding, no further pass taken;")
     print("Mcycles: what the compiler expects, likewise")
     print(
         f"{'':36}{'GFLOP':>9}{'GB':>9}{'unpadded':>10}{'Mcycles':>9}{'GiB peak':>10}"
         "  all-reduces"
     )
-    programs: list[dict[str, Any]] = []
-    kinds = list(itertools.product(_SETTINGS, _NORMS))
     with ProcessPoolExecutor(
         len(os.sched_getaffinity(0)), get_context("spawn"), max_tasks_per_child=1
     ) as pool:
-        for program in pool.map(_compile, *zip(*kinds, strict=True)):
-            programs.append(program)
-            _print(program)
-    _write(programs, device)
+        compiled = [
+            pool.submit(_compile, *_PROGRAMS[name]) for name in named or _PROGRAMS
+        ]
+        for future in as_completed(compiled):
+            row = future.result()
+            rows = with_row(rows, row, list(_PROGRAMS))
+            _RESULTS.write_text(
+                json.dumps({**header, "programs": rows}, indent=1) + "\n"
+            )
+            _print(row)
 
 
 def _devices() -> Any:
@@ -101,25 +129,24 @@ def _devices() -> Any:
     return topologies.get_topology_desc(_TOPOLOGY, "tpu").devices
 
 
-def _write(programs: list[dict[str, Any]], device: str) -> None:
-    result = {
+def _header() -> dict[str, Any]:
+    """What the rows have in common."""
+    return {
         "command": "python benchmarks/aot.py",
         "topology": _TOPOLOGY,
-        "device": device,
+        "device": _devices()[0].device_kind,
         "versions": {
             "bn_jax": bn_jax.__version__,
             "jax": jax.__version__,
             "flax": flax.__version__,
             "libtpu": importlib.metadata.version("libtpu"),
         },
-        "programs": programs,
     }
-    path = _ROOT / "results" / "aot.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _compile(setting: _Setting, norm: str) -> dict[str, Any]:
     """What XLA says of one program."""
+    commit = commit_of(_ROOT)
     config: Any = load_config("imagenet_inception.py", setting.arm)
     config.dtype = setting.dtype
     parallel = make_parallel(
@@ -137,6 +164,7 @@ def _compile(setting: _Setting, norm: str) -> dict[str, Any]:
         **setting._asdict(),
         "mode": parallel.mode,
         "norm": norm,
+        "commit": commit,
         "batch_size": config.batch_size,
         "flops": cost["flops"],
         "bytes_accessed": cost["bytes accessed"],
