@@ -51,8 +51,12 @@ def main() -> None:
             for library, results in rounds.items():
                 command = [sys.executable, *sys.argv]
                 command += [f"--library={library}", f"--cache={cache}"]
-                output = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-                results.append(json.loads(output.stdout.splitlines()[-1]))
+                completed = subprocess.run(command, stdout=subprocess.PIPE)
+                if completed.returncode > 0:
+                    # It has said what is wrong.
+                    sys.exit(1)
+                completed.check_returncode()
+                results.append(json.loads(completed.stdout.splitlines()[-1]))
     used = {result["device"] for results in rounds.values() for result in results}
     if len(used) > 1:
         sys.exit(f"benchmarks/imagenet_step.py: the devices differ: {sorted(used)}.")

@@ -15,22 +15,23 @@ opposite order every other round; what is compared is the rate in the same round
 Beside the rate there is the processor time an image, of all threads and processes: on
 a machine that has other work it is the steadier one.
 
-Needs `pip install 'bn-jax[imagenet,benchmark]'`. Writes `results/input.json`.
+Needs `pip install -e '.[benchmark,imagenet]'`. Writes `results/input.json`.
 """
 
 import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 from photographs import write_images
 
 import bn_jax
@@ -47,6 +48,7 @@ _ARMS = {
 }
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LIBRARIES = ("bn_jax", "grain", "torch")
+_NEEDED = ("cv2", "grain", "psutil", "torch", "torchvision")
 
 
 class Cost(NamedTuple):
@@ -65,6 +67,11 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=None, help="the first few")
     parser.add_argument("--output", type=Path, default=_results())
     options = parser.parse_args()
+    if lacking := [name for name in _NEEDED if find_spec(name) is None]:
+        sys.exit(
+            f"benchmarks/input.py: needs {', '.join(_NEEDED)}, and finds no "
+            f"{', no '.join(lacking)}; pip install -e '.[benchmark,imagenet]'"
+        )
     cores = sorted(os.sched_getaffinity(0))[: options.cores]
     # Threads and processes that are made later inherit it.
     os.sched_setaffinity(0, cores)
@@ -145,6 +152,8 @@ def _cost(run: Callable[[], None], num_images: int) -> Cost:
 
 def _cpu_seconds() -> float:
     """Of this process and of those that it has started."""
+    import psutil
+
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     times = [process.cpu_times() for process in processes]
     return sum(one.user + one.system for one in times)
