@@ -12,14 +12,13 @@ Inception with sigmoids, both without normalization.
 
 Expected, highest validation accuracy in percent, 3 seeds (results/figure2.json):
 
-    inception         56.63 ± 31.16        inception_x5         13.25 ± 4.42
-    bn_baseline       98.22 ± 0.20         inception_sigmoid    10.70 (one class)
-    bn_x5             98.52 ± 0.18
-    bn_x30            62.57 ± 31.14
-    bn_x5_sigmoid     97.62 ± 0.45
+    inception         61.05 ± 37.41        inception_x5         10.70 (one class)
+    bn_baseline       97.82 ± 0.08         inception_sigmoid    10.70 (one class)
+    bn_x5             98.17 ± 0.31
+    bn_x30            61.12 ± 23.73
+    bn_x5_sigmoid     97.63 ± 0.40
 
-That of bn_x30 is no steady figure: by a later version it was 82.78 ± 7.23
-(results/figure2-again.json).
+Those of inception, inception_x5 and bn_x30 are no steady figures; README.md has others.
 """
 
 from typing import Any
