@@ -149,7 +149,7 @@ def prepared_builder(name: str, data_dir: str | None) -> Any:
 
 
 def split_sizes(name: str, data_dir: str | None) -> dict[str, int]:
-    """The number of examples of each split of data that lie there as array_record.
+    """The number of examples of each split of prepared data, by name in order.
 
     Args:
         name: Name of the data set.
@@ -159,7 +159,7 @@ def split_sizes(name: str, data_dir: str | None) -> dict[str, int]:
         UserError: As for `prepared_builder`.
     """
     splits = prepared_builder(name, data_dir).info.splits
-    return {split: splits[split].num_examples for split in splits}
+    return {split: splits[split].num_examples for split in sorted(splits)}
 
 
 def _fault(split: Any, *, is_imagenet: bool) -> str | None:
