@@ -224,6 +224,17 @@ def test_the_same_runs_elsewhere_came_to_what_is_said_of_them():
     assert f"there it was {said[0]} % and {said[1]} %." in text
 
 
+def test_the_earlier_version_gives_the_present_curve_of_inception_here():
+    folder = _README.parent / "results"
+    record = json.loads((folder / "inception_small.json").read_text())
+    here, _, again = (
+        json.loads((folder / name).read_text())["arms"]["inception"]["curves"][0]
+        for name in _SAME_RUNS
+    )
+    found = record["earlier_version_here"]["test_accuracy"]
+    assert found == here["accuracy"] != again["accuracy"]
+
+
 def test_the_time_of_the_small_arms_is_that_of_their_committed_runs():
     folder = _README.parent / "results"
     record = json.loads((folder / "inception_small.json").read_text())
