@@ -1,7 +1,6 @@
 """Rows of compiled programs are kept, replaced and dated as they are compiled."""
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -62,7 +61,6 @@ def test_rows_of_another_compiler_are_not_kept_beside_new_ones() -> None:
         rows_to_keep(record, header, is_whole=False)
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_a_commit_is_dirty_where_a_file_beside_the_results_differs(
     tmp_path: Path,
 ) -> None:
