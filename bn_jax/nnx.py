@@ -7,15 +7,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bn_jax.core.running import LARGEST_COUNT
 from bn_jax.layers.nnx import BatchMoments as BatchMoments
 from bn_jax.layers.nnx import BatchNorm as BatchNorm
 from bn_jax.stats import accumulate, precise
 
 
 def population_statistics(
-    apply_fn: Callable[[Any, Any], Any], model: nnx.Module, batches: Iterable[Any]
+    apply_fn: Callable[[Any, Any], Any],
+    model: nnx.Module,
+    batches: Iterable[Any],
+    *,
+    pooled: bool = False,
 ) -> nnx.State:
-    """Population statistics of every layer, for `nnx.update` to write into a model.
+    """Returns population statistics of every layer, for `nnx.update` to write.
 
     `bn_jax.population_statistics` says what is computed and why.
     Source: Ioffe & Szegedy (2015), Algorithm 2, lines 7 to 10.
@@ -24,16 +29,17 @@ def population_statistics(
         apply_fn: Takes a model and a batch and runs the model in training mode,
             preferably under `nnx.jit`; what it returns is dropped.
         model: The model; a copy of it runs, and it is not changed.
-        batches: Training batches of one size, each passed on as it is.
+        batches: Training batches, each passed on as it is; of one size unless pooled.
+        pooled: True for mean and biased variance of all values together.
 
     Returns:
-        A state of `BatchStat`s: `mean` and `var`, and where the layer has it a `count`
-        that stands for many batches (debias) or for none (momentum=None). Layers
-        that normalized no batch have the statistics that they had.
+        A state of `BatchStat`s: `mean` and `var`, and where the layer has it `count`,
+        the number of batches averaged. Layers that normalized no batch have the
+        statistics that they had.
 
     Raises:
-        ValueError: If there is no batch, or no layer normalized one by its own
-            statistics.
+        ValueError: If there is no batch, no layer normalized one by its own
+            statistics, or batches differ in size and are not pooled.
 
     >>> model = BatchNorm(1, rngs=nnx.Rngs(0))
     >>> batches = jnp.array([[[1.0], [3.0]], [[5.0], [9.0]]])
@@ -53,8 +59,8 @@ def population_statistics(
         return y, {"batch_moments": _checked(moments, "population_statistics")}
 
     variables = {"batch_stats": nnx.to_pure_dict(batch_stats)}
-    population = precise.population_statistics(apply, variables, batches)
-    return with_counts(model, nnx.State(jax.tree.map(nnx.BatchStat, population)))
+    population = precise.population_statistics(apply, variables, batches, pooled=pooled)
+    return nnx.State(jax.tree.map(nnx.BatchStat, population))
 
 
 def accumulate_batch_stats(model: nnx.Module, moments: nnx.State) -> nnx.State:
@@ -126,16 +132,16 @@ def with_counts(model: nnx.Module, state: nnx.State) -> nnx.State:
     >>> model = BatchNorm(1, debias=True, rngs=nnx.Rngs(0))
     >>> nnx.update(model, with_counts(model, nnx.state(trained)))
     >>> model.count[...]
-    Array(inf, dtype=float32)
+    Array(16777216., dtype=float32)
     """
     leaves = dict(nnx.to_flat_state(state))
     for path, layer in _layers(model):
         count = (*path, "count")
         if layer.count is None or count in leaves or (*path, "mean") not in leaves:
             continue
-        # What comes without a count has long forgotten its initial values; a
-        # cumulative average can but start anew.
-        batches = 0.0 if layer.momentum is None else jnp.inf
+        # Statistics without a count have long forgotten their initial values; a
+        # cumulative average starts anew.
+        batches = 0.0 if layer.momentum is None else LARGEST_COUNT
         leaves[count] = nnx.BatchStat(jnp.full_like(layer.count.get_value(), batches))
     return nnx.from_flat_state(leaves)
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Inexact
 
 
 def wide_dtype(*dtypes: DTypeLike) -> np.dtype:
-    """The narrowest dtype of at least float32 that holds all of them.
+    """Returns the narrowest dtype of at least float32 that holds all of them.
 
     Unlike `jnp.promote_types` it also answers under strict promotion: here half
     precision is widened on purpose.
@@ -22,42 +22,27 @@ def wide_dtype(*dtypes: DTypeLike) -> np.dtype:
     return np.result_type(*map(_at_least_float32, dtypes))
 
 
-def _at_least_float32(dtype: DTypeLike) -> np.dtype:
-    dtype = jnp.dtype(dtype)
-    is_wide = jnp.issubdtype(dtype, jnp.inexact) and dtype.itemsize >= 4
-    return dtype if is_wide else np.dtype(np.float32)
-
-
-def rounded_to_bfloat16(x: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
-    """X with the 8 bits that a bfloat16 has, of which one is not written down.
-
-    Args:
-        x: Of bfloat16 or float32, and so is the result.
-
-    >>> rounded_to_bfloat16(jnp.array([257.0]))
-    Array([256.], dtype=float32)
-    """
-    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
-
-
 @jax.custom_jvp
 def as_stored(x: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
-    """X as memory holds it, to all that read it.
+    """Returns x as memory holds it, to all that read it.
 
-    Within one program XLA leaves a sum or product of bfloat16 in float32 on its way
-    to some readers, and to others not: what is computed from both, such as moments and
-    what they normalize, would be of different values.
+    Within one program XLA keeps a sum or product of bfloat16 in float32 for some of
+    its readers, and not for others. Without this, the moments and the values that they
+    normalize would be of different numbers, and a constant feature would not become 0.
 
     Args:
         x: Of any dtype; all but bfloat16 are left alone, as XLA does.
     """
     if x.dtype != jnp.bfloat16:
         return x
-    # A CPU would write the rounded values down once more.
-    return jax.lax.platform_dependent(
-        x, cpu=jax.lax.optimization_barrier, default=rounded_to_bfloat16
-    )
+    return jax.lax.optimization_barrier(x)
 
 
-# A rounding of x, and none of its gradient.
+# The gradient may stay part of a larger computation.
 as_stored.defjvps(lambda tangent, _, x: tangent)
+
+
+def _at_least_float32(dtype: DTypeLike) -> np.dtype:
+    dtype = jnp.dtype(dtype)
+    is_wide = jnp.issubdtype(dtype, jnp.inexact) and dtype.itemsize >= 4
+    return dtype if is_wide else np.dtype(np.float32)

@@ -5,49 +5,49 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bn_jax.core.config import BatchNormConfig
 from bn_jax.core.dtypes import wide_dtype
 from bn_jax.core.types import BatchStats, Moments
+
+# A float32 counts no further. Statistics with this count have long forgotten their
+# initial values, and unlike infinity it can be averaged and saved.
+LARGEST_COUNT = 2.0**24
 
 
 def update_batch_stats(
     batch_stats: Mapping[str, Array],
     moments: Moments,
+    config: BatchNormConfig,
     *,
     momentum: float | Float[Array, ""] | None,
-    variance_correction: int = 0,
-    debias: bool = False,
-    skip_nonfinite: bool = False,
 ) -> BatchStats:
-    """One step of the average of mean and variance over batches.
+    """Returns the running statistics after one more batch.
 
     The paper mentions moving averages for tracking a model while it trains (section
     3.1) and leaves the rate open. With `debias`, step t of the moving average gives
     the new batch the weight (1 - momentum) / (1 - momentum^t): the first batch
-    replaces the initial values, and what is kept is at any time the average that
-    Adam's bias correction would make of it.
+    replaces the initial values, and at any step the average is the one that Adam's
+    bias correction would make.
     Source: Kingma & Ba (2015), section 3, for the correction.
 
     Args:
         batch_stats: Running `mean` and `var`, and `count`, the number of batches
             before this one, where `debias` or `momentum=None` needs it.
         moments: Moments of the batch.
+        config: The settings `variance_correction`, `debias` and `skip_nonfinite`.
         momentum: Fraction of the old value that is kept: 0.99 is slow, 0 forgets.
             None for the cumulative average, of all batches alike.
-        variance_correction: 0 averages the biased variance, 1 the unbiased one.
-        debias: Whether the initial values are forgotten at the first batch.
-        skip_nonfinite: Whether a batch whose mean or variance is not finite in any
-            feature leaves the statistics alone.
 
     Returns:
         New statistics in the dtypes they had, in float32 at least: in fewer bits they
         would stall (the mean turns complex when the batch is). Features without a
         value in the batch keep theirs.
     """
-    var = unbiased_variance(moments) if variance_correction else moments.var
+    var = unbiased_variance(moments) if config.variance_correction else moments.var
     counts = moments.num_samples > 0
-    if skip_nonfinite:
+    if config.skip_nonfinite:
         counts &= jnp.all(jnp.isfinite(moments.mean) & jnp.isfinite(var))
-    weight = _weight(batch_stats, momentum=momentum, debias=debias)
+    weight = _weight(batch_stats, momentum=momentum, debias=config.debias)
 
     def step(old: Array, new: Array) -> Array:
         wide = wide_dtype(old.dtype, new.dtype)
@@ -69,8 +69,22 @@ def update_batch_stats(
     return updated
 
 
+def with_finite_count(batch_stats: Mapping[str, Array]) -> BatchStats:
+    """Returns the statistics with a `count` of at most `LARGEST_COUNT`.
+
+    Args:
+        batch_stats: Running statistics, with a count or without one. A count of
+            infinity stands for statistics that have forgotten their initial values.
+    """
+    stats = dict(batch_stats)
+    if "count" in stats and jnp.issubdtype(stats["count"].dtype, jnp.floating):
+        count = stats["count"].astype(wide_dtype(stats["count"].dtype))
+        stats["count"] = jnp.minimum(count, LARGEST_COUNT)
+    return stats
+
+
 def unbiased_variance(moments: Moments) -> Float[Array, "*features"]:
-    """The variance times m / (m - 1), for m values: an unbiased estimate.
+    """Returns the variance times m / (m - 1), for m values: an unbiased estimate.
 
     Source: Ioffe & Szegedy (2015), Algorithm 2, line 10.
 
@@ -92,11 +106,15 @@ def _weight(
     momentum: float | Float[Array, ""] | None,
     debias: bool,
 ) -> float | Array:
-    """How much the new batch counts, against everything before it."""
+    """Returns the weight of the new batch, against everything before it."""
     if momentum is not None and not debias:
         return 1 - momentum
     steps = batch_stats["count"] + 1
     if momentum is None:
         return 1 / steps
-    # The denominator is 1 - momentum^steps, without cancelling in the first steps.
-    return (momentum - 1) / jnp.expm1(steps * jnp.log1p(momentum - 1))
+    # The denominator is 1 - momentum^steps, without cancelling in the first steps. A
+    # momentum of 0 has no logarithm, and forgets everything in one step.
+    forgets = momentum == 0
+    kept = jnp.where(forgets, -0.5, momentum - 1)
+    weight = kept / jnp.expm1(steps * jnp.log1p(kept))
+    return jnp.where(forgets, 1.0, weight)

@@ -1,20 +1,38 @@
-"""The records that the functions of the core exchange."""
+"""Records that the functions of the core exchange."""
 
+import dataclasses
+from collections.abc import Hashable
 from typing import NamedTuple
 
-from jaxtyping import Array, Bool, Float, Inexact
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact
 
-# What Flax keeps for one layer in its mutable `batch_stats` collection: the running
+# Flax keeps these for one layer in its mutable `batch_stats` collection: the running
 # `mean` and `var` of each feature, and `count`, the number of batches behind them,
 # for averages that need to know it.
 BatchStats = dict[str, Array]
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class NumValues:
+    """Number of values that share a mean, masked ones included, as shapes give it.
+
+    It is static: part of a pytree's structure, and not one of its leaves.
+
+    Attributes:
+        value: The number; an expression where `jax.export` leaves a size open.
+    """
+
+    value: Hashable
+
+
 class Moments(NamedTuple):
     """Mean and variance of each feature, with the number of values behind them.
 
-    The three travel together because only with the number can the moments of two
-    parts be merged exactly, or a variance be corrected.
+    The three travel together: only with the number can the moments of two parts be
+    merged exactly, or a variance be corrected.
 
     Attributes:
         num_samples: Values that were averaged, per feature; 0 where a mask left none.
@@ -27,43 +45,16 @@ class Moments(NamedTuple):
     var: Float[Array, "*features"]
 
 
-class Batch(NamedTuple):
-    """Values of which moments are made; closed over, for its axes are no arrays.
-
-    Attributes:
-        x: Activations, zero where the mask is False.
-        feature_axes: Canonical axes that are not averaged over.
-        mask: True at the positions that count, of x's rank; None for all.
-    """
-
-    x: Inexact[Array, "*shape"]
-    feature_axes: tuple[int, ...]
-    mask: Bool[Array, "*#shape"] | None
-
-
-class Guess(NamedTuple):
-    """What is expected of a batch; no result depends on it but for rounding.
-
-    Attributes:
-        mean: A number near the mean of each feature, the same on all devices that take
-            part in one all-reduce.
-        is_near_zero: Whether all means are expected within a standard deviation of 0.
-    """
-
-    mean: Inexact[Array, "*features"]
-    is_near_zero: bool | Bool[Array, ""] = False
-
-
 class ShiftedMoments(NamedTuple):
-    """Moments whose mean is the sum of two numbers, for the digits that one lacks.
+    """Moments whose mean is the sum of two numbers, which together have more digits.
 
-    Beside a mean of 10 000 standard deviations a float32 keeps 5e-4 of one, and the
-    normalized values could be no better.
+    Beside a mean of 10 000 standard deviations a float32 has an error of 5e-4 standard
+    deviations, and the normalized values would have that error too.
 
     Attributes:
         num_samples: Values that were averaged, per feature.
-        shift: A number near the mean.
-        offset: What the mean is beyond it.
+        shift: A number within a few standard deviations of the mean.
+        offset: The mean minus `shift`.
         var: Their biased variance.
     """
 
@@ -78,5 +69,18 @@ class ShiftedMoments(NamedTuple):
         return self.shift + self.offset
 
     def rounded(self) -> Moments:
-        """The same with the mean as one number."""
+        """Returns the moments with the mean as one number."""
         return Moments(self.num_samples, self.mean, self.var)
+
+    def center(self) -> tuple[Inexact[Array, "*features"], Inexact[Array, "*features"]]:
+        """Returns shift and offset to subtract from x, 0 where the mean is not finite.
+
+        A difference from an infinite mean would be NaN. The variance is infinite or
+        NaN there too, and decides what the normalized values are.
+        """
+        is_finite = jnp.isfinite(self.mean)
+        zero = jnp.zeros_like(self.shift)
+        return (
+            jnp.where(is_finite, self.shift, zero),
+            jnp.where(is_finite, self.offset, zero),
+        )

@@ -13,9 +13,12 @@ from jax.nn import initializers
 from jaxtyping import Array, Bool, Float, Inexact
 
 from bn_jax.core.axes import canonical_axes
-from bn_jax.core.batch_norm import batch_norm_with_moments
-from bn_jax.core.flags import is_off
-from bn_jax.layers.precision import errors_naming, unrounded
+from bn_jax.core.batch_norm import batch_norm_with_moments, refuse
+from bn_jax.core.config import make_config
+from bn_jax.core.running import LARGEST_COUNT
+from bn_jax.core.traced_flags import is_off
+from bn_jax.core.validation import errors_naming
+from bn_jax.layers.precision import unrounded
 
 
 class ImmutableBatchStatsError(flax.errors.ModifyScopeVariableError):
@@ -134,7 +137,6 @@ class BatchNorm(nn.Module):
             ValueError: If `use_running_average` is given twice or not at all, or as
                 for `bn_jax.batch_norm`; the message begins with the layer's path.
             NameError: If `axis_name` is not bound.
-            NotImplementedError: As for `bn_jax.batch_norm`.
             ImmutableBatchStatsError: If the running statistics must be updated and
                 `batch_stats` is not mutable.
         """
@@ -159,44 +161,48 @@ class BatchNorm(nn.Module):
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
         initializing = self.is_initializing()
         with errors_naming(_where(self)):
-            y, batch_stats, moments = batch_norm_with_moments(
-                unrounded(x, dtype),
-                scale,
-                bias,
-                stats,
-                use_running_average=use_running_average,
-                update_running_average=self.update_running_average,
-                axis=self.axis,
-                momentum=self.momentum,
+            config = make_config(
+                axis=axes,
                 epsilon=self.epsilon,
-                mask=mask,
                 axis_name=None if initializing else self.axis_name,
                 axis_index_groups=None if initializing else self.axis_index_groups,
                 group_size=None if initializing else self.group_size,
                 variance_correction=self.variance_correction,
                 debias=self.debias,
                 skip_nonfinite=self.skip_nonfinite,
-                allow_single_value=initializing,
+            )
+            y, batch_stats, moments, num_values = batch_norm_with_moments(
+                unrounded(x, dtype),
+                scale,
+                bias,
+                stats,
+                config,
+                use_running_average=use_running_average,
+                update_running_average=self.update_running_average,
+                momentum=self.momentum,
+                mask=mask,
+                on_single_value=_accept if initializing else refuse,
             )
         if moments is not None and not initializing:
-            if not is_off(self.update_running_average):
+            if batch_stats is not None and not is_off(self.update_running_average):
                 self._store(batch_stats)
             if self._is_asked_for_moments():
                 self.sow("batch_moments", "moments", moments)
+                self.sow("batch_moments", "num_values", num_values)
         return y.astype(dtype)
 
     def _is_asked_for_moments(self) -> bool:
-        # By their name. A filter that takes all there is, such as mutable=True, is no
-        # request: the variables of Flax's layer do not grow in such a loop.
+        # Sow only if `batch_moments` is listed explicitly. `mutable=True` does not
+        # count: in a loop with it the variables of Flax's layer do not grow.
         mutable = self.scope.mutable if self.scope else False
         return mutable is not True and not isinstance(mutable, DenyList)
 
     def _count(self, *, is_new: bool) -> Array:
-        """Batches behind the running statistics, also where no leaf says so."""
-        # New statistics start at 0. Those that a checkpoint brings without a count have
-        # long forgotten their initial values; a cumulative average can but start anew.
+        """Returns the batches behind the running statistics, known or assumed."""
+        # New statistics start at 0. Statistics that a checkpoint brings without a count
+        # have long forgotten their initial values; a cumulative average starts anew.
         starts = is_new or self.momentum is None
-        count = jnp.asarray(0.0 if starts else jnp.inf, jnp.float32)
+        count = jnp.asarray(0.0 if starts else LARGEST_COUNT, jnp.float32)
         if self.is_mutable_collection("batch_stats"):
             return self.variable("batch_stats", "count", lambda: count).value
         return self.get_variable("batch_stats", "count", count)
@@ -206,6 +212,10 @@ class BatchNorm(nn.Module):
             raise ImmutableBatchStatsError(_where(self))
         for name, value in batch_stats.items():
             self.put_variable("batch_stats", name, value)
+
+
+def _accept(_: str) -> None:
+    """Lets one value a feature pass, as initialization by a single example needs."""
 
 
 def _where(layer: nn.Module) -> str:

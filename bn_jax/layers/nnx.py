@@ -1,5 +1,6 @@
 """Batch Normalization as a Flax NNX module."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -12,10 +13,12 @@ from flax.typing import Dtype, Initializer, PromoteDtypeFn
 from jax.nn import initializers
 from jaxtyping import Array, Bool, Inexact
 
-from bn_jax.core.arguments import check_settings
+from bn_jax.core.axes import canonical_axes
 from bn_jax.core.batch_norm import batch_norm_with_moments
-from bn_jax.core.flags import is_off
-from bn_jax.layers.precision import errors_naming, unrounded
+from bn_jax.core.config import BatchNormConfig, make_config
+from bn_jax.core.traced_flags import is_off
+from bn_jax.core.validation import check_running_average, errors_naming
+from bn_jax.layers.precision import unrounded
 
 # Flax writes `zeros_init()`, which gives the same function.
 _zeros, _ones = initializers.zeros, initializers.ones
@@ -190,7 +193,6 @@ class BatchNorm(nnx.Module):
             ValueError: If `use_running_average` is given nowhere, or as for
                 `bn_jax.batch_norm`; the message begins with the layer's class.
             NameError: If `axis_name` is not bound.
-            NotImplementedError: As for `bn_jax.batch_norm`.
         """
         where = type(self).__name__
         use_running_average = nnx.module.first_from(
@@ -210,23 +212,18 @@ class BatchNorm(nnx.Module):
         bias = None if self.bias is None else self.bias[...]
         dtype = self._result_dtype(x, stats["mean"], stats["var"], scale, bias)
         with errors_naming(where):
-            y, batch_stats, moments = batch_norm_with_moments(
+            self._check_num_features(x)
+            y, batch_stats, moments, num_values = batch_norm_with_moments(
                 unrounded(x, dtype),
                 scale,
                 bias,
                 stats,
+                self._make_config(),
                 use_running_average=use_running_average,
                 update_running_average=self.update_running_average,
-                axis=self.axis,
                 momentum=self.momentum,
-                epsilon=self.epsilon,
                 mask=mask,
-                axis_name=self.axis_name,
-                axis_index_groups=self.axis_index_groups,
-                group_size=self.group_size,
-                variance_correction=self.variance_correction,
-                debias=self.debias,
-                skip_nonfinite=self.skip_nonfinite,
+                on_single_value=_warn,
             )
         # Without moments nothing has changed, and inference writes nothing.
         if moments is None:
@@ -234,8 +231,9 @@ class BatchNorm(nnx.Module):
         # Outside of nnx.capture sow would add to the layer's state.
         if hasattr(self, "__captures__"):
             self.sow(BatchMoments, "moments", moments)
+            self.sow(BatchMoments, "num_values", num_values)
         # As in Flax no gradient flows through what is kept for later.
-        if not is_off(self.update_running_average):
+        if batch_stats is not None and not is_off(self.update_running_average):
             for name, variable in variables.items():
                 variable.set_value(jax.lax.stop_gradient(batch_stats[name]))
         return y.astype(dtype)
@@ -256,21 +254,33 @@ class BatchNorm(nnx.Module):
         if update_running_average is not None:
             self.update_running_average = update_running_average
 
+    def _make_config(self) -> BatchNormConfig:
+        return make_config(
+            axis=self.axis,
+            epsilon=self.epsilon,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            group_size=self.group_size,
+            variance_correction=self.variance_correction,
+            debias=self.debias,
+            skip_nonfinite=self.skip_nonfinite,
+        )
+
     def _check_settings(self) -> None:
         """Refuses early what no input could make right."""
-        # Axes that count from the end are known for an input only.
-        axes = (self.axis,) if isinstance(self.axis, int) else self.axis
+        stats = nnx.to_pure_dict(nnx.state(self, nnx.BatchStat))
         with errors_naming(type(self).__name__):
-            check_settings(
-                nnx.to_pure_dict(nnx.state(self, nnx.BatchStat)),
-                axes,
-                momentum=self.momentum,
-                epsilon=self.epsilon,
-                axis_name=self.axis_name,
-                axis_index_groups=self.axis_index_groups,
-                group_size=self.group_size,
-                variance_correction=self.variance_correction,
-                debias=self.debias,
+            config = self._make_config()
+            check_running_average(stats, config, momentum=self.momentum)
+
+    def _check_num_features(self, x: Array) -> None:
+        axes = canonical_axes(x.ndim, self.axis)
+        sizes = tuple(x.shape[axis] for axis in axes)
+        if sizes != self.mean.shape:
+            raise ValueError(
+                f"num_features={self.num_features} must be the size of x's feature "
+                f"axis {self.axis}, which is {sizes[0] if len(sizes) == 1 else sizes}; "
+                f"x has the shape {x.shape}."
             )
 
     def _result_dtype(self, *arrays: Array | None) -> Dtype:
@@ -283,3 +293,10 @@ class BatchNorm(nnx.Module):
 
         # Abstractly: only the dtype is wanted, and no value is to be rounded.
         return jax.eval_shape(promoted, arrays).dtype
+
+
+def _warn(message: str) -> None:
+    """Warns of one value a feature; NNX has no initialization call to tell it from."""
+    message = message.removeprefix("batch_norm: ")
+    # From here: the layer, the operator and the layer's call are four frames.
+    warnings.warn(f"BatchNorm: {message}", stacklevel=4)

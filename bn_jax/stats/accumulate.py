@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from bn_jax.core.arguments import check_settings
-from bn_jax.core.devices import Devices
+from bn_jax.core.collectives import Devices
+from bn_jax.core.config import make_config
 from bn_jax.core.groups import average_group
-from bn_jax.core.merge import merge_moments
-from bn_jax.core.running import update_batch_stats
+from bn_jax.core.moments import merge_moments
+from bn_jax.core.running import update_batch_stats, with_finite_count
 from bn_jax.core.types import Moments
+from bn_jax.core.validation import check_running_average, errors_naming
 from bn_jax.stats.collections import map_layers
 
 
@@ -27,7 +28,7 @@ def accumulate_batch_stats(
     debias: bool = False,
     skip_nonfinite: bool = False,
 ) -> PyTree:
-    """Running statistics as the one large batch would have left them.
+    """Returns running statistics as the one large batch would have left them.
 
     Updating in every microbatch would take as many steps of the moving average as
     there are microbatches, each with a variance that lacks the spread between them.
@@ -43,13 +44,15 @@ def accumulate_batch_stats(
             a `lax.scan` over them returns it. The layers sow it where that collection
             is mutable; let them leave the running statistics alone
             (`update_running_average=False`), or drop what they return.
-        momentum: As for `batch_norm`, and so are the others.
-        group_size: See there. Statistics of groups are those of the average group, in
-            one batch as in several, which all weigh alike: not those of the one large
-            batch where a mask leaves whole groups of some microbatch without a value.
-        variance_correction: See there.
-        debias: See there.
-        skip_nonfinite: See there.
+        momentum: Fraction of the running statistics that one step keeps, as for
+            `batch_norm`.
+        group_size: Consecutive examples that share statistics, as for `batch_norm`.
+            Statistics of groups are those of the average group, in one batch as in
+            several, which all weigh alike: not those of the one large batch where a
+            mask leaves whole groups of some microbatch without a value.
+        variance_correction: 1 for running averages of the unbiased variance.
+        debias: True if running statistics leave out their initial values.
+        skip_nonfinite: True if moments that are not finite leave them alone.
 
     Returns:
         The collection after one step; a layer that is called several times takes
@@ -66,31 +69,23 @@ def accumulate_batch_stats(
             return merge_moments(parts)
         return average_group(parts, Devices())
 
-    def check(old: Mapping[str, Array]) -> None:
-        try:
-            check_settings(
-                old,
-                (),
-                momentum=momentum,
-                epsilon=0.0,
-                axis_name=None,
-                axis_index_groups=None,
-                group_size=group_size,
-                variance_correction=variance_correction,
-                debias=debias,
-            )
-        except ValueError as error:
-            raise ValueError(f"accumulate_batch_stats: {error}") from error
-
-    def update(calls: tuple[Moments, ...], old: Mapping[str, Array]) -> Any:
-        check(old)
-        step = partial(
-            update_batch_stats,
-            momentum=momentum,
+    with errors_naming("accumulate_batch_stats"):
+        config = make_config(
+            axis=-1,
+            epsilon=0.0,
+            axis_name=None,
+            axis_index_groups=None,
+            group_size=group_size,
             variance_correction=variance_correction,
             debias=debias,
             skip_nonfinite=skip_nonfinite,
         )
+
+    def update(calls: tuple[Moments, ...], old: Mapping[str, Array]) -> Any:
+        with errors_naming("accumulate_batch_stats"):
+            check_running_average(old, config, momentum=momentum)
+        old = with_finite_count(old)
+        step = partial(update_batch_stats, config=config, momentum=momentum)
         for _ in range(jnp.ndim(old["count"]) if "count" in old else 0):
             step = jax.vmap(step)
         for call in calls:

@@ -1,6 +1,6 @@
 """Walking through a model's collections of statistics, layer by layer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jaxtyping import PyTree
@@ -13,7 +13,7 @@ def map_layers(
     moments: PyTree,
     batch_stats: PyTree,
 ) -> PyTree:
-    """A collection of statistics, made anew for the layers that have sown moments.
+    """Returns a collection of statistics, new for the layers that have sown moments.
 
     Args:
         function: Takes the moments of a layer's calls and its old statistics.
@@ -49,11 +49,11 @@ def map_layers(
 def layers_with_statistics(
     batch_stats: PyTree, path: str = ""
 ) -> Iterator[tuple[str, BatchStats]]:
-    """Path and statistics of each layer of a collection.
+    """Yields path and statistics of each layer of a collection.
 
     Args:
         batch_stats: The collection.
-        path: In front of each path.
+        path: Put in front of each path.
 
     >>> stats = {"block": {"norm": {"mean": 0.0, "var": 1.0}}}
     >>> [path for path, _ in layers_with_statistics(stats)]
@@ -65,6 +65,22 @@ def layers_with_statistics(
     for name, child in batch_stats.items():
         if hasattr(child, "items"):
             yield from layers_with_statistics(child, f"{path}/{name}".lstrip("/"))
+
+
+def layers_with_moments(
+    moments: PyTree, path: str = ""
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields the path of each layer of a `batch_moments` collection, and what it holds.
+
+    Args:
+        moments: The collection.
+        path: Put in front of each path.
+    """
+    if _is_layer(moments):
+        yield path, moments
+        return
+    for name, child in moments.items():
+        yield from layers_with_moments(child, f"{path}/{name}".lstrip("/"))
 
 
 def _is_layer(node: Any) -> bool:

@@ -5,9 +5,11 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from bn_jax.core.running import LARGEST_COUNT
+
 
 def with_counts(batch_stats: PyTree, like: PyTree, *, count: float) -> PyTree:
-    """A collection with the counts that a model's layers need and the collection lacks.
+    """Returns the collection with the counts that a model's layers need and it lacks.
 
     Flax keeps no count of the batches behind its statistics. A layer with
     `debias=True` or `momentum=None` takes such a collection in a call as it is, but
@@ -18,9 +20,10 @@ def with_counts(batch_stats: PyTree, like: PyTree, *, count: float) -> PyTree:
         batch_stats: The collection; counts that it has are kept.
         like: The collection as `model.init` makes it, arrays or their shapes (under
             `jax.eval_shape`).
-        count: How many batches the statistics stand for: infinity for a bias-corrected
-            average, whose initial values are long forgotten; 0 to start a cumulative
-            one (momentum=None) anew, which infinity would stop for ever.
+        count: Number of batches that the statistics stand for: infinity, which is kept
+            as 2**24, for a bias-corrected average, whose initial values are long
+            forgotten; 0 to start a cumulative one (momentum=None) anew, which a large
+            count would stop.
 
     Returns:
         The collection; layers that have no count in `like` are as they were.
@@ -31,7 +34,7 @@ def with_counts(batch_stats: PyTree, like: PyTree, *, count: float) -> PyTree:
     >>> trained = {"norm": {"mean": jnp.zeros(2), "var": jnp.ones(2)}}
     >>> like = {"norm": trained["norm"] | {"count": jnp.zeros(())}}
     >>> with_counts(trained, like, count=jnp.inf)["norm"]["count"]
-    Array(inf, dtype=float32)
+    Array(16777216., dtype=float32)
     """
     if not hasattr(batch_stats, "items"):
         return batch_stats
@@ -53,5 +56,6 @@ def with_counts(batch_stats: PyTree, like: PyTree, *, count: float) -> PyTree:
     }
     if "mean" in completed and "count" in like and "count" not in completed:
         needed = like["count"]
-        completed["count"] = jnp.full(needed.shape, count, needed.dtype)
+        finite = min(count, LARGEST_COUNT)
+        completed["count"] = jnp.full(needed.shape, finite, needed.dtype)
     return completed

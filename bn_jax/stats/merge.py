@@ -8,16 +8,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from bn_jax.core.devices import check_bound
-from bn_jax.core.merge import merge_moments
-from bn_jax.core.sums import abs_squared
-from bn_jax.core.types import BatchStats, Moments
+from bn_jax.core.collectives import Devices, check_bound
+from bn_jax.core.dtypes import wide_dtype
+from bn_jax.core.moments import merge_across, merge_moments
+from bn_jax.core.running import with_finite_count
+from bn_jax.core.types import BatchStats, Moments, ShiftedMoments
 
 
 def merge_batch_stats(
     batch_stats: PyTree, *, axis_name: str | tuple[str, ...] | None = None
 ) -> PyTree:
-    """Statistics of all devices' examples, from those that each device kept.
+    """Returns statistics of all devices' examples, from those that each device kept.
 
     The pooled variance is the mean of the variances plus the variance of the means;
     averaging the variances alone, as a `pmean` of the collection does, loses the
@@ -45,7 +46,8 @@ def merge_batch_stats(
         return _merge(batch_stats, _pool_leading)
     names = (axis_name,) if isinstance(axis_name, str) else axis_name
     check_bound("merge_batch_stats", names)
-    return _merge(batch_stats, partial(_pool_mapped, axis_name=axis_name))
+    devices = Devices(tuple((name, jax.lax.axis_size(name)) for name in names))
+    return _merge(batch_stats, partial(_pool_mapped, devices=devices))
 
 
 def _merge(node: Any, pool: Callable[[Mapping[str, Array]], BatchStats]) -> Any:
@@ -61,7 +63,10 @@ def _merge(node: Any, pool: Callable[[Mapping[str, Array]], BatchStats]) -> Any:
             "merge_batch_stats: a layer's statistics are 'mean', 'var' and 'count'; "
             f"found {sorted(node)}."
         )
-    return {name: new.astype(node[name].dtype) for name, new in pool(node).items()}
+    # Half precision has no room for the sums.
+    wide = {name: kept.astype(wide_dtype(kept.dtype)) for name, kept in node.items()}
+    pooled = pool(with_finite_count(wide))
+    return {name: new.astype(node[name].dtype) for name, new in pooled.items()}
 
 
 def _pool_leading(stats: Mapping[str, Array]) -> BatchStats:
@@ -73,17 +78,11 @@ def _pool_leading(stats: Mapping[str, Array]) -> BatchStats:
     return pooled
 
 
-def _pool_mapped(
-    stats: Mapping[str, Array], *, axis_name: str | tuple[str, ...]
-) -> BatchStats:
-    """The same by means over the axis, which are known to be alike on all devices."""
-    average = partial(jax.lax.pmean, axis_name=axis_name)
-    # Rounded where it is large; the differences from it are not.
-    reference = average(stats["mean"])
-    difference = stats["mean"] - reference
-    offset = average(difference)
-    var = average(stats["var"] + abs_squared(difference - offset))
-    pooled = {"mean": reference + offset, "var": var}
+def _pool_mapped(stats: Mapping[str, Array], *, devices: Devices) -> BatchStats:
+    mean, var = stats["mean"], stats["var"]
+    kept = ShiftedMoments(jnp.ones_like(var), mean, jnp.zeros_like(mean), var)
+    merged = merge_across(devices, kept)
+    pooled = {"mean": merged.mean, "var": merged.var}
     if "count" in stats:
-        pooled["count"] = average(stats["count"])
+        pooled["count"] = jax.lax.pmean(stats["count"], devices.axis_names)
     return pooled

@@ -4,8 +4,6 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-import bn_jax.core.moments as moments_module
-
 MAPS = ("pmap", "vmap", "shard_map", "shard_map_unchecked")
 
 
@@ -35,21 +33,3 @@ def over_devices(request, make_mesh):
         return jax.jit(mapped)
 
     return over_devices
-
-
-@pytest.fixture
-def untraced(monkeypatch):
-    """Moments are traced anew: what has been does not hear of what is patched."""
-    moments = moments_module._batch_moments.__wrapped__
-    monkeypatch.setattr(moments_module, "_batch_moments", moments)
-
-
-@pytest.fixture
-def as_on_tpus(monkeypatch, untraced):
-    """What is chosen for TPUs is computed by the devices that there are."""
-    choose = jax.lax.platform_dependent
-
-    def choose_for_tpus(*arguments, default, tpu=None, **others):
-        return choose(*arguments, default=tpu or default)
-
-    monkeypatch.setattr(jax.lax, "platform_dependent", choose_for_tpus)

@@ -6,6 +6,7 @@ import oracles
 import pytest
 
 from bn_jax.core.batch_norm import batch_norm, batch_norm_with_moments
+from bn_jax.core.config import make_config
 
 compiled = jax.jit(
     batch_norm,
@@ -234,9 +235,29 @@ def test_strict_promotion_accepts_half_precision(dtype, initial_stats):
     chex.assert_type(y, dtype)
 
 
+CONFIG = make_config(
+    axis=-1,
+    epsilon=1e-5,
+    axis_name=None,
+    axis_index_groups=None,
+    group_size=None,
+    variance_correction=0,
+    debias=False,
+    skip_nonfinite=False,
+)
+DYNAMIC_DEFAULTS = {
+    "use_running_average": False,
+    "update_running_average": None,
+    "momentum": 0.99,
+    "mask": None,
+}
+
+
 def test_moments_of_the_batch_come_with_the_result(initial_stats):
     x = normal(6, 2)
-    result = batch_norm_with_moments(x, None, None, initial_stats(2), **_DEFAULTS)
+    result = batch_norm_with_moments(
+        x, None, None, initial_stats(2), CONFIG, **DYNAMIC_DEFAULTS
+    )
     expected = [m.astype(np.float32) for m in oracles.moments(x)]
     chex.assert_trees_all_close(list(result.moments), expected, rtol=1e-5)
     y, stats = batch_norm(x, None, None, initial_stats(2))
@@ -244,24 +265,8 @@ def test_moments_of_the_batch_come_with_the_result(initial_stats):
 
 
 def test_inference_computes_no_moments(initial_stats):
-    settings = _DEFAULTS | {"use_running_average": True}
+    settings = DYNAMIC_DEFAULTS | {"use_running_average": True}
     result = batch_norm_with_moments(
-        normal(6, 2), None, None, initial_stats(2), **settings
+        normal(6, 2), None, None, initial_stats(2), CONFIG, **settings
     )
     assert result.moments is None
-
-
-_DEFAULTS = {
-    "use_running_average": False,
-    "update_running_average": None,
-    "axis": -1,
-    "momentum": 0.99,
-    "epsilon": 1e-5,
-    "mask": None,
-    "axis_name": None,
-    "axis_index_groups": None,
-    "group_size": None,
-    "variance_correction": 0,
-    "debias": False,
-    "skip_nonfinite": False,
-}

@@ -26,7 +26,6 @@ def test_the_result_is_the_affine_map_of_the_paper(shape, feature_axes):
         var,
         scale=scale,
         bias=mean,
-        moment_axes=feature_axes,
         feature_axes=feature_axes,
         epsilon=1e-3,
     )
@@ -47,7 +46,6 @@ def test_none_stands_for_a_scale_of_one_and_a_bias_of_zero(scale, bias):
         one,
         scale=scale,
         bias=bias,
-        moment_axes=(1,),
         feature_axes=(1,),
         epsilon=0.0,
     )
@@ -64,7 +62,6 @@ def test_a_large_mean_does_not_cancel(mean):
         jnp.full(1, 0.37),
         scale=None,
         bias=jnp.full(1, 0.1),
-        moment_axes=(1,),
         feature_axes=(1,),
         epsilon=1e-5,
     )
@@ -80,7 +77,6 @@ def test_epsilon_stands_inside_the_root():
         0 * one,
         scale=None,
         bias=None,
-        moment_axes=(1,),
         feature_axes=(1,),
         epsilon=0.25,
     )
@@ -98,7 +94,6 @@ def test_half_precision_is_rounded_once_at_the_end(dtype):
         var,
         scale=scale,
         bias=mean,
-        moment_axes=(1,),
         feature_axes=(1,),
         epsilon=1e-5,
     )
@@ -119,7 +114,6 @@ def test_complex_values_are_scaled_and_shifted():
         jnp.array([2.0]),
         scale=scale,
         bias=bias,
-        moment_axes=(1,),
         feature_axes=(1,),
         epsilon=2.0,
     )

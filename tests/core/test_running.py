@@ -6,8 +6,20 @@ import oracles
 import pytest
 
 from bn_jax.core.batch_norm import batch_norm
+from bn_jax.core.config import make_config
 from bn_jax.core.running import unbiased_variance, update_batch_stats
 from bn_jax.core.types import Moments
+
+CONFIG = make_config(
+    axis=-1,
+    epsilon=1e-5,
+    axis_name=None,
+    axis_index_groups=None,
+    group_size=None,
+    variance_correction=0,
+    debias=False,
+    skip_nonfinite=False,
+)
 
 
 def moments_of(*values):
@@ -18,7 +30,9 @@ def moments_of(*values):
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.99])
 def test_one_step_keeps_the_momentum_and_adds_the_rest(momentum):
     old = {"mean": jnp.array([2.0, -1.0]), "var": jnp.array([3.0, 0.5])}
-    new = update_batch_stats(old, moments_of([3.0, 1.0], [7.0, 1.0]), momentum=momentum)
+    new = update_batch_stats(
+        old, moments_of([3.0, 1.0], [7.0, 1.0]), CONFIG, momentum=momentum
+    )
     mean = oracles.moving_average(old["mean"], [5.0, 1.0], momentum)
     var = oracles.moving_average(old["var"], [4.0, 0.0], momentum)
     np.testing.assert_allclose(new["mean"], mean, rtol=1e-6)
@@ -68,7 +82,7 @@ def test_bfloat16_batches_do_not_stall_the_running_mean(initial_stats):
 def test_a_feature_without_a_value_keeps_its_statistics():
     old = {"mean": jnp.array([2.0, 3.0]), "var": jnp.array([4.0, 5.0])}
     moments = Moments(jnp.array([0.0, 2.0]), jnp.array([0.0, 1.0]), jnp.zeros(2))
-    new = update_batch_stats(old, moments, momentum=0.5)
+    new = update_batch_stats(old, moments, CONFIG, momentum=0.5)
     chex.assert_trees_all_equal(new["mean"], jnp.array([2.0, 2.0]))
     chex.assert_trees_all_equal(new["var"], jnp.array([4.0, 2.5]))
 
@@ -78,7 +92,9 @@ def test_a_feature_without_a_value_keeps_its_statistics():
 def test_statistics_of_few_bits_become_float32_and_do_not_stall(dtype):
     stats = {"mean": jnp.zeros(1, dtype), "var": jnp.ones(1, dtype)}
     for _ in range(800):
-        stats = update_batch_stats(stats, moments_of([1.0], [1.0]), momentum=0.99)
+        stats = update_batch_stats(
+            stats, moments_of([1.0], [1.0]), CONFIG, momentum=0.99
+        )
     chex.assert_type([stats["mean"], stats["var"]], jnp.float32)
     np.testing.assert_allclose(stats["mean"], 1 - 0.99**800, rtol=1e-5)
 
@@ -88,7 +104,7 @@ def test_statistics_in_float64_keep_its_precision():
     with jax.enable_x64(True):
         old = {"mean": jnp.full(1, 1 / 3), "var": jnp.ones(1)}
         moments = Moments(jnp.full(1, 2.0), jnp.full(1, 1 / 7), jnp.full(1, 0.1))
-        new = update_batch_stats(old, moments, momentum=0.99)
+        new = update_batch_stats(old, moments, CONFIG, momentum=0.99)
         chex.assert_type([new["mean"], new["var"]], jnp.float64)
         np.testing.assert_allclose(new["mean"], 0.99 / 3 + 0.01 / 7, rtol=1e-15)
 

@@ -234,10 +234,10 @@ def test_a_view_freezes_the_statistics_and_shares_them():
     assert layer.update_running_average is None
 
 
-def test_population_statistics_count_as_far_advanced():
+def test_population_statistics_count_the_batches():
     model, batches = Model(debias=True), normal(4, 8, 3)
     nnx.update(model, population_statistics(run, model, batches))
-    assert [norm.count[...] for norm in model.norms] == [np.inf] * 2
+    assert [norm.count[...] for norm in model.norms] == [4] * 2
 
 
 def test_microbatches_of_groups_leave_the_statistics_of_the_large_batch():

@@ -8,9 +8,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bn_jax.core.batch_norm import batch_norm
-from bn_jax.core.devices import make_devices
+from bn_jax.core.collectives import Devices
 from bn_jax.core.moments import batch_moments
-from bn_jax.core.types import Guess
 
 NUM_DEVICES = 4
 
@@ -97,10 +96,9 @@ def test_the_number_of_samples_is_that_of_all_devices(over_devices):
     def count(x, mask):
         return batch_moments(
             x,
-            Guess(jnp.zeros(3)),
             feature_axes=(1,),
             mask=jnp.broadcast_to(mask, x.shape),
-            devices=make_devices("devices", None),
+            devices=Devices((("devices", 4),)),
         ).num_samples
 
     counts = over_devices(count)(jnp.ones((4, 8, 3)), jnp.asarray(mask))
