@@ -1,11 +1,9 @@
-"""Collectives, loops and costs of compiled programs, in the text of XLA."""
+"""Collectives and costs of compiled programs, in the text of XLA."""
 
 import re
 from collections import Counter
-from functools import reduce
-from operator import and_
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 _KINDS = (
     "all-reduce",
@@ -28,71 +26,31 @@ _CALLED = re.compile(
 )
 
 _EXECUTED = re.compile(r"(?:body|condition)=%?([\w.\-]+)")
-_BODY = re.compile(r"body=%?([\w.\-]+)")
-_LOOP = re.compile(r"^\s+(%?[\w.\-]+) = .* while\((%?[\w.\-]+)\)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
-class Collectives(NamedTuple):
-    """Numbers of collectives by kind.
-
-    Attributes:
-        always: Those that every run executes, whichever branches it takes and however
-            often its loops go round.
-        if_needed: Those beyond them in the branches of conditionals, and in loops that
-            may end before their first round.
-    """
-
-    always: Counter[str]
-    if_needed: Counter[str]
-
-
-def count_collectives(text: str) -> Collectives:
-    """Counts instructions of the text that a compiled function gives.
+def count_collectives(text: str) -> Counter[str]:
+    """Counts the collectives of a compiled program by kind, one a loop's body.
 
     Args:
-        text: What `jax.jit(f).lower(...).compile().as_text()` returns.
+        text: The result of `jax.jit(f).lower(...).compile().as_text()`.
     """
     entry, bodies = _computations(text)
-    return _count_in(entry, bodies)
 
+    def count_in(name: str) -> Counter[str]:
+        counted: Counter[str] = Counter()
+        for line in bodies.get(name, []):
+            if collective := _COLLECTIVE.search(line):
+                counted[collective[1]] += 1
+            for called in (*_named(_CALLED, line), *_named(_BRANCHES, line)):
+                counted += count_in(called)
+        return counted
 
-def without_loops(text: str) -> tuple[str, int]:
-    """The program without the loops that may end before their first round.
-
-    Args:
-        text: As for `count_collectives`.
-
-    Returns:
-        The text, in which what a loop is given stands for what it gives, and how many
-        loops were left out.
-
-    Raises:
-        ValueError: If a loop is all that a computation gives, or is written otherwise.
-    """
-    lines: list[str] = []
-    given: dict[str, str] = {}
-    for line in text.splitlines(keepends=True):
-        if not _may_end_at_once(line):
-            lines.append(line)
-            continue
-        loop = _LOOP.match(line)
-        if loop is None:
-            raise ValueError(
-                "without_loops: expected a loop, made of one array or tuple by name, "
-                f"whose results something is made of, and found {line.strip()[:200]}"
-            )
-        given[loop[1]] = loop[2]
-    text = "".join(lines)
-    # What one loop gives another may be given.
-    for result, operand in reversed(given.items()):
-        named = rf"(?<![\w.\-]){re.escape(result)}(?![\w.\-])"
-        text = re.sub(named, operand, text)
-    return text, len(given)
+    return count_in(entry)
 
 
 def estimated_cycles(text: str) -> int:
-    """Cycles that XLA expects of a TPU's program, each loop's body run once.
+    """Returns the cycles that XLA expects of a TPU's program, loops' bodies run once.
 
     Of a conditional the longest branch counts. Copies that run beside other operations
     have no estimate.
@@ -122,7 +80,7 @@ def estimated_cycles(text: str) -> int:
 
 
 def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
-    """The entry's name, and the lines of each computation."""
+    """Returns the entry's name, and the lines of each computation."""
     bodies: dict[str, list[str]] = {}
     name = entry = ""
     for line in text.splitlines():
@@ -135,36 +93,8 @@ def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
     return entry, bodies
 
 
-def _may_end_at_once(line: str) -> bool:
-    """Whether an instruction is a loop of as many rounds as its values ask for."""
-    return " while(" in line and "known_trip_count" not in line
-
-
-def _count_in(name: str, bodies: dict[str, list[str]]) -> Collectives:
-    """Counts what a computation executes, with all that it calls."""
-    always: Counter[str] = Counter()
-    if_needed: Counter[str] = Counter()
-    for line in bodies.get(name, []):
-        if collective := _COLLECTIVE.search(line):
-            always[collective[1]] += 1
-        for called in _named(_CALLED, line):
-            found = _count_in(called, bodies)
-            # Whether a loop goes on is asked at least once.
-            if _may_end_at_once(line) and called in _named(_BODY, line):
-                if_needed += found.always
-            else:
-                always += found.always
-            if_needed += found.if_needed
-        if branches := [_count_in(name, bodies) for name in _named(_BRANCHES, line)]:
-            common = reduce(and_, (branch.always for branch in branches))
-            always += common
-            for branch in branches:
-                if_needed += branch.always - common + branch.if_needed
-    return Collectives(always, if_needed)
-
-
 def summed_dtypes(lowered: Any, folder: Path) -> Counter[str]:
-    """Dtypes that all-reduces of a program have once XLA has divided it.
+    """Counts the dtypes of a program's all-reduces once XLA has partitioned it.
 
     The compiled text does not tell: a CPU sums bfloat16 in float32, and sends it so.
 
@@ -180,7 +110,7 @@ def summed_dtypes(lowered: Any, folder: Path) -> Counter[str]:
 
 
 def _named(pattern: re.Pattern[str], line: str) -> list[str]:
-    """Names of the computations that a line names."""
+    """Returns the names of the computations that a line names."""
     named = [
         part for found in pattern.finditer(line) for part in found.groups() if part
     ]

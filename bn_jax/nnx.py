@@ -132,7 +132,7 @@ def with_counts(model: nnx.Module, state: nnx.State) -> nnx.State:
     >>> model = BatchNorm(1, debias=True, rngs=nnx.Rngs(0))
     >>> nnx.update(model, with_counts(model, nnx.state(trained)))
     >>> model.count[...]
-    Array(16777216., dtype=float32)
+    Array(1.6777216e+07, dtype=float32)
     """
     leaves = dict(nnx.to_flat_state(state))
     for path, layer in _layers(model):

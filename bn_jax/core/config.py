@@ -141,7 +141,7 @@ def _check_epsilon(epsilon: Any) -> None:
             "batch_norm: epsilon must be a number that is known before tracing, and is "
             f"{epsilon}; make it static."
         )
-    if not epsilon >= 0:
+    if not float(epsilon) >= 0:
         raise ValueError(f"batch_norm: epsilon must not be negative; it is {epsilon}.")
 
 

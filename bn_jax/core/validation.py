@@ -66,7 +66,7 @@ def check_arrays(
         fitting = _mask_shape(jnp.shape(mask), x.shape, feature_axes)
         raise ValueError(
             f"batch_norm: mask of shape {jnp.shape(mask)} does not broadcast to x of "
-            f"shape {x.shape}; give it the shape {fitting}."
+            f"shape {x.shape}; give it {fitting}."
         )
 
 
@@ -90,7 +90,9 @@ def check_running_average(
     """
     if momentum is not None:
         check_is_number("momentum", momentum)
-    if not (momentum is None or isinstance(momentum, Tracer) or 0 <= momentum < 1):
+    is_known = not (momentum is None or isinstance(momentum, Tracer))
+    # A float: inside shard_map a comparison of an array would be traced.
+    if is_known and not 0 <= float(momentum) < 1:
         raise ValueError(
             f"batch_norm: momentum must lie in [0, 1), and is {momentum}; it is the "
             "fraction of the old statistics that is kept (PyTorch's 0.1 is 0.9 here). "

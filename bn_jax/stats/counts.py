@@ -34,7 +34,7 @@ def with_counts(batch_stats: PyTree, like: PyTree, *, count: float) -> PyTree:
     >>> trained = {"norm": {"mean": jnp.zeros(2), "var": jnp.ones(2)}}
     >>> like = {"norm": trained["norm"] | {"count": jnp.zeros(())}}
     >>> with_counts(trained, like, count=jnp.inf)["norm"]["count"]
-    Array(16777216., dtype=float32)
+    Array(1.6777216e+07, dtype=float32)
     """
     if not hasattr(batch_stats, "items"):
         return batch_stats

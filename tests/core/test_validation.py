@@ -52,6 +52,27 @@ def test_a_mask_that_does_not_broadcast_is_refused(shape, initial_stats):
     assert "give it (4, 1)" in str(error.value)
 
 
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    ("shape", "mask_shape", "axis", "fitting"),
+    [
+        ((5, 7, 4), (5, 7), -1, (5, 7, 1)),
+        ((5, 4, 7), (5, 7), 1, (5, 1, 7)),
+        ((5, 7, 4), (5,), -1, (5, 1, 1)),
+        ((5, 6, 7, 4), (5, 6), -1, (5, 6, 1, 1)),
+        ((5, 7, 4), (3, 2), -1, (5, 1, 1)),
+    ],
+)
+def test_the_advice_for_a_mask_follows_from_the_axes_that_it_has(
+    shape, mask_shape, axis, fitting, initial_stats
+):
+    x, mask = jnp.ones(shape), jnp.ones(mask_shape, bool)
+    with pytest.raises(ValueError, match="does not broadcast to x") as error:
+        batch_norm(x, None, None, initial_stats(4), mask=mask, axis=axis)
+    assert f"give it {fitting}" in str(error.value)
+    batch_norm(x, None, None, initial_stats(4), mask=jnp.ones(fitting, bool), axis=axis)
+
+
 @pytest.mark.parametrize("momentum", [1.0, 1.5, -0.1, float("nan")])
 def test_a_momentum_outside_its_range_is_refused(momentum, initial_stats):
     with pytest.raises(ValueError, match=r"momentum must lie in \[0, 1\)"):
@@ -149,17 +170,6 @@ def test_a_vmap_axis_with_a_checked_mesh_axis_is_refused_with_the_way_out(
     )
     with pytest.raises(ValueError, match=r"cannot sum .*shard_map\(check_vma=False\)"):
         jax.jit(mapped)(jnp.ones((2, 4, 3)))
-
-
-def test_groups_of_devices_under_vmap_are_refused_with_the_way_out(initial_stats):
-    def function(x):
-        groups = [[0, 1], [2, 3]]
-        return batch_norm(
-            x, None, None, initial_stats(3), axis_name="d", axis_index_groups=groups
-        )
-
-    with pytest.raises(NotImplementedError, match="use group_size"):
-        jax.vmap(function, axis_name="d")(jnp.ones((4, 2, 3)))
 
 
 def test_a_count_for_each_feature_is_refused():

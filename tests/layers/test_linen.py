@@ -82,9 +82,7 @@ def test_initialization_needs_no_mapped_axis():
 def test_training_needs_the_mapped_axis():
     layer = bn_jax.BatchNorm(axis_name="batch")
     variables = layer.init(KEY, normal(6, 3), use_running_average=True)
-    with pytest.raises(
-        NameError, match=r"^BatchNorm: .* axis_name='batch' is not bound"
-    ):
+    with pytest.raises(NameError, match=r"^BatchNorm: axis_name='batch' is not bound"):
         train(layer, variables, normal(6, 3))
 
 

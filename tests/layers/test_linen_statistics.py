@@ -146,7 +146,7 @@ def test_statistics_of_another_length_are_refused_with_the_path():
     model = Nested(bn_jax.BatchNorm(use_running_average=True))
     variables = model.init(KEY, normal(6, 3))
     stats = {"block": {"norm": {"mean": jnp.zeros(4), "var": jnp.ones(4)}}}
-    with pytest.raises(ValueError, match=r"^block/norm: .* mean must have the shape"):
+    with pytest.raises(ValueError, match=r"^block/norm: mean must have the shape"):
         model.apply(variables | {"batch_stats": stats}, normal(6, 3))
 
 

@@ -214,19 +214,17 @@ def test_a_flag_that_is_never_given_is_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_features": 4}, r"must have the shape \(3,\)"),
+        ({"num_features": 4}, "num_features=4 must be .* axis -1, which is 3"),
         ({"group_size": 4}, "group_size=4 must divide"),
     ],
 )
 def test_errors_begin_with_the_class(settings, message):
-    with pytest.raises(ValueError, match=f"^BatchNorm: batch_norm: .*{message}"):
+    with pytest.raises(ValueError, match=f"^BatchNorm: (?!batch_norm).*{message}"):
         make(**settings)(normal(6, 3))
 
 
 def test_training_needs_the_mapped_axis():
-    with pytest.raises(
-        NameError, match=r"^BatchNorm: .* axis_name='batch' is not bound"
-    ):
+    with pytest.raises(NameError, match=r"^BatchNorm: axis_name='batch' is not bound"):
         make(axis_name="batch")(normal(6, 3))
 
 
@@ -245,7 +243,7 @@ def test_training_needs_the_mapped_axis():
     ],
 )
 def test_the_constructor_refuses_what_no_input_could_make_right(settings, message):
-    with pytest.raises(ValueError, match=f"^BatchNorm: batch_norm: .*{message}"):
+    with pytest.raises(ValueError, match=f"^BatchNorm: (?!batch_norm).*{message}"):
         bn_jax.nnx.BatchNorm(3, rngs=nnx.Rngs(0), **settings)
 
 
@@ -263,8 +261,9 @@ def test_the_message_of_the_constructor_is_that_of_the_operator():
     ):
         with pytest.raises(ValueError, match="momentum") as error:
             call()
-        messages.append(str(error.value).removeprefix("BatchNorm: "))
-    assert messages[0] == messages[1]
+        messages.append(str(error.value))
+    of_layer, of_function = messages
+    assert of_layer.split(": ", 1)[1] == of_function.split(": ", 1)[1]
 
 
 def test_view_info_names_what_a_view_may_change():

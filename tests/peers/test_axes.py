@@ -55,15 +55,7 @@ def test_flax_groups_of_devices_mean_nothing_in_jit_and_vmap(mode, group_size):
             flax_in_groups(jnp.asarray(x))
 
 
-@pytest.mark.parametrize("mode", ["shard_map", "vmap"])
-def test_groups_of_an_axis_are_not_implemented_where_a_group_size_is(mode):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 3)), jnp.float32)
-    # The operator says what to do instead of what JAX does not do.
-    with pytest.raises(NotImplementedError, match="For groups use group_size"):
-        grouped(mode, x, axis_index_groups=[[0, 1], [2, 3]])
-
-
-@pytest.mark.parametrize("mode", ["pmap", "shard_map_unchecked"])
+@pytest.mark.parametrize("mode", ["pmap", "shard_map", "shard_map_unchecked", "vmap"])
 def test_groups_of_an_axis_and_a_group_size_agree(mode):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 3)), jnp.float32)
     by_index = grouped(mode, x, axis_index_groups=[[0, 1], [2, 3]])
