@@ -1,23 +1,15 @@
-"""What a training step of BN-Inception costs on a TPU, compiled where there is none.
+"""Cost of a training step of BN-Inception on a TPU, compiled where there is none.
 
     python benchmarks/aot.py [PROGRAM ...]
 
 The steps of `configs/imagenet_inception.py`, whole and by bn_jax's own functions, are
 compiled ahead of time for chips of a TPU v5e (its topology "2x4"): with bn_jax's
-normalization, and with `flax.linen.BatchNorm` in the same network. XLA tells of each
-program the FLOPs and the bytes accessed by one chip in one step, the most memory that
-it holds, and its all-reduces. These are a compiler's estimates and no times; the same
-versions give the same ones. Bytes accessed are those of the chip's memory and of its
-fast one, with the copies between the two.
-
-XLA counts a loop as if it always ran once. bn_jax's normalization of float32 has one,
-of further passes over activations whose mean lies far from the running one, which
-training takes in its first steps, and later where a feature hardly varies within a
-batch. So XLA analyses the compiled text once more, without those loops: that is what a
-step costs that takes no further pass. This analysis knows nothing of the tiles of a
-chip, to which it pads arrays; the numbers of bytes compare with one another alone. Of
-the same text are the cycles that the chip's compiler expects, which it writes beside
-each operation: they depend on where an array lies, which the bytes do not.
+normalization, and with `flax.linen.BatchNorm` in the same network. XLA reports the
+FLOPs and the bytes accessed by one chip in one step, the most memory that it holds, its
+all-reduces, and the cycles that it expects of each operation, which are added up here.
+These are a compiler's estimates and not times; one version gives the same ones each
+time. Bytes accessed are those of the chip's memory and of its fast memory, with the
+copies between the two; cycles depend on which of the two an array lies in.
 
 Needs libtpu, the compiler: `pip install --target=FOLDER 'libtpu==0.0.42.*'` for jax
 0.10.2, and FOLDER on PYTHONPATH. Writes `results/aot.json`, a row as soon as its
@@ -41,10 +33,9 @@ import flax
 import jax
 import numpy as np
 from aot_record import commit_of, name_of, rows_to_keep, with_row
-from hlo import count_collectives, estimated_cycles, without_loops
+from hlo import count_collectives, estimated_cycles
 from imagenet_networks import dataset_of, with_flax
 from jax.experimental import topologies
-from jaxlib import xla_client
 
 import bn_jax
 from bn_jax.experiments.configs import load_config
@@ -99,12 +90,7 @@ def main() -> None:
         rows = rows_to_keep(record, header, is_whole=not named)
     except ValueError as error:
         sys.exit(str(error))
-    print("unpadded: bytes of arrays without a chip's padding, no further pass taken;")
-    print("Mcycles: what the compiler expects, likewise")
-    print(
-        f"{'':36}{'GFLOP':>9}{'GB':>9}{'unpadded':>10}{'Mcycles':>9}{'GiB peak':>10}"
-        "  all-reduces"
-    )
+    print(f"{'':36}{'GFLOP':>9}{'GB':>9}{'Mcycles':>9}{'GiB peak':>10}  all-reduces")
     with ProcessPoolExecutor(
         len(os.sched_getaffinity(0)), get_context("spawn"), max_tasks_per_child=1
     ) as pool:
@@ -130,7 +116,7 @@ def _devices() -> Any:
 
 
 def _header() -> dict[str, Any]:
-    """What the rows have in common."""
+    """Returns what all rows have in common."""
     return {
         "command": "python benchmarks/aot.py",
         "topology": _TOPOLOGY,
@@ -145,7 +131,7 @@ def _header() -> dict[str, Any]:
 
 
 def _compile(setting: _Setting, norm: str) -> dict[str, Any]:
-    """What XLA says of one program."""
+    """Compiles one program and returns its row."""
     commit = commit_of(_ROOT)
     config: Any = load_config("imagenet_inception.py", setting.arm)
     config.dtype = setting.dtype
@@ -159,7 +145,6 @@ def _compile(setting: _Setting, norm: str) -> dict[str, Any]:
     compiled = chunk.lower(*_shapes(config, parts)).compile()
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     text = compiled.as_text()
-    collectives = count_collectives(text)
     return {
         **setting._asdict(),
         "mode": parallel.mode,
@@ -169,46 +154,19 @@ def _compile(setting: _Setting, norm: str) -> dict[str, Any]:
         "flops": cost["flops"],
         "bytes_accessed": cost["bytes accessed"],
         "peak_memory_bytes": memory.peak_memory_in_bytes,
-        "all_reduces": collectives.always["all-reduce"],
-        "all_reduces_if_needed": collectives.if_needed["all-reduce"],
-        "first_pass_alone": _first_pass_alone(
-            text, has_loops=norm == "bn_jax" and setting.dtype == "float32"
-        ),
+        "all_reduces": count_collectives(text)["all-reduce"],
+        "estimated_cycles": estimated_cycles(text),
     }
 
 
 def _black_images(config: Any) -> np.ndarray:
-    """As many as a step has, which take no memory."""
+    """Returns as many images as a step has; they take no memory."""
     shape = (config.batch_size, *(config.dataset.image_size,) * 2, 3)
     return np.broadcast_to(np.zeros((), np.uint8), shape)
 
 
-def _first_pass_alone(text: str, *, has_loops: bool) -> dict[str, float]:
-    """What a step costs that takes no further pass: those are in loops.
-
-    Args:
-        text: The compiled program.
-        has_loops: Whether its normalization has any: bn_jax's has for float32.
-    """
-    alone, number = without_loops(text)
-    if (number > 0) != has_loops:
-        expected = "some" if has_loops else "none"
-        raise RuntimeError(
-            f"benchmarks/aot.py: {number} loops of further passes were found, where "
-            f"{expected} were expected; XLA writes them in another way by now."
-        )
-    # jaxlib has no public name for it.
-    module = xla_client.hlo.hlo_module_from_text(alone)
-    cost = xla_client._xla.hlo_module_cost_analysis(jax.devices()[0].client, module)
-    return {
-        "flops": cost["flops"],
-        "unpadded_bytes_accessed": cost["bytes accessed"],
-        "estimated_cycles": estimated_cycles(alone),
-    }
-
-
 def _shapes(config: Any, parts: Parts) -> tuple[Any, Examples]:
-    """A state and the examples of one step, without their values."""
+    """Returns a state and the examples of one step, without their values."""
     size, split = config.dataset.image_size, parts.parallel.split(2)
 
     def placed(dtype: Any, *image: int) -> jax.ShapeDtypeStruct:
@@ -221,13 +179,10 @@ def _shapes(config: Any, parts: Parts) -> tuple[Any, Examples]:
 
 def _print(row: dict[str, Any]) -> None:
     name = "{arm} {dtype} {mode} {chips}, {norm}".format(**row)
-    alone = row["first_pass_alone"]
     print(
         f"{name:36}{row['flops'] / 1e9:9.1f}{row['bytes_accessed'] / 1e9:9.2f}"
-        f"{alone['unpadded_bytes_accessed'] / 1e9:10.2f}"
-        f"{alone['estimated_cycles'] / 1e6:9.1f}"
-        f"{row['peak_memory_bytes'] / 2**30:10.2f}  "
-        f"{row['all_reduces']} and {row['all_reduces_if_needed']} if needed",
+        f"{row['estimated_cycles'] / 1e6:9.1f}"
+        f"{row['peak_memory_bytes'] / 2**30:10.2f}  {row['all_reduces']}",
         flush=True,
     )
 
