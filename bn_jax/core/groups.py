@@ -1,5 +1,7 @@
 """Normalization batches of a stated size, however many devices there are."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact, Shaped
@@ -49,13 +51,14 @@ def normalize_by_group(
 
 
 def plan_groups(
-    group_size: int, batch_size: int, devices: Devices
+    group_size: int, batch_size: Any, devices: Devices
 ) -> tuple[int, Devices]:
     """Returns how many examples of a device make a group, and which devices share it.
 
     Args:
         group_size: Examples that share their statistics.
-        batch_size: Examples on this device.
+        batch_size: Examples on this device; an expression where `jax.export` leaves
+            their number open.
         devices: All devices that the batch is sharded over.
 
     Raises:

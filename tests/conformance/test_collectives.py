@@ -161,8 +161,10 @@ def test_the_program_for_more_devices_has_arrays_of_linear_size(mode):
     """Counts the values of all arrays: gathered moments would be of quadratic size."""
 
     def number_of_values(num_devices):
+        params = jax.tree.map(jnp.asarray, PARAMS)
+
         def train(x):
-            return make_operator(False)("devices", PARAMS, x, None)
+            return make_operator(False)("devices", params, x, None)
 
         x = jnp.ones((num_devices, 2, 3))
         mapped = jax.vmap(train, axis_name="devices")

@@ -118,6 +118,50 @@ def test_a_batch_of_two_keeps_only_the_sign(distance, initial_stats):
     np.testing.assert_allclose(y, [[-magnitude], [magnitude]], rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("mean", "var"),
+    [(0.0, 1.0), (3.0, 0.0), (-1e30, 1e30), (np.inf, -1.0), (np.nan, np.nan)],
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_running_statistics_change_no_bit_of_training(masked, mean, var, initial_stats):
+    x, dy = normal(32, 3, mean=2), normal(32, 3, seed=1)
+    mask = jnp.arange(32)[:, None] % 3 > 0 if masked else None
+
+    @jax.jit
+    def train(stats):
+        def forward(x, scale):
+            return batch_norm(x, scale, None, stats, mask=mask)[0]
+
+        y, pull_back = jax.vjp(forward, x, jnp.ones(3))
+        return y, pull_back(dy)
+
+    other = {"mean": jnp.full(3, mean), "var": jnp.full(3, var)}
+    for found, expected in zip(
+        jax.tree.leaves(train(other)),
+        jax.tree.leaves(train(initial_stats(3))),
+        strict=True,
+    ):
+        assert np.asarray(found).tobytes() == np.asarray(expected).tobytes()
+
+
+def test_without_running_statistics_the_batch_is_normalized_alone(initial_stats):
+    x, scale = normal(8, 3, mean=2), normal(3, seed=1)
+    y, stats = batch_norm(x, scale, None, None)
+    assert stats is None
+    expected, _ = batch_norm(x, scale, None, initial_stats(3))
+    chex.assert_trees_all_equal(y, expected)
+    traced = jax.jit(
+        lambda flag: batch_norm(x, scale, None, None, update_running_average=flag)
+    )
+    chex.assert_trees_all_close(traced(True), (expected, None), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["use_running_average", "update_running_average"])
+def test_a_flag_that_needs_running_statistics_is_refused_without_them(name):
+    with pytest.raises(ValueError, match=f"{name} needs running .* {name}=False"):
+        batch_norm(normal(8, 3), None, None, None, **{name: True})
+
+
 def test_one_value_a_feature_is_refused_with_the_way_out(initial_stats):
     x = jnp.array([[7.0, 1e5]])
     with pytest.raises(

@@ -281,14 +281,81 @@ def test_one_axis_of_a_mesh_makes_groups(make_mesh):
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("over_devices", ["pmap", "shard_map_unchecked"], indirect=True)
-def test_groups_of_devices_share_statistics(over_devices):
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("groups", [[[0, 1], [2, 3]], [[0, 3], [2, 1]], [[3, 1, 0, 2]]])
+def test_groups_of_devices_share_statistics(over_devices, groups, masked):
     x = normal(4, 8, 3)
-    mapped = over_devices(lambda x: train(x, axis_index_groups=[[0, 1], [2, 3]]))
-    y, stats = mapped(jnp.asarray(x))
-    for group in (slice(0, 2), slice(2, 4)):
+    mask = np.random.default_rng(2).random((4, 8, 1)) < (0.6 if masked else 2)
+    mapped = over_devices(lambda x, mask: train(x, mask, axis_index_groups=groups))
+    y, stats = mapped(jnp.asarray(x), jnp.asarray(mask))
+    for group in map(np.array, groups):
         results = y[group], {name: value[group] for name, value in stats.items()}
-        assert_like_one_device(results, x[group])
+        assert_like_one_device(results, x[group], mask[group])
+
+
+@pytest.mark.parametrize("groups", [[[0, 1], [2, 3]], [[0, 3], [2, 1]]])
+def test_gradients_of_groups_of_devices_are_those_of_each_group(over_devices, groups):
+    x, dy = normal(4, 8, 3), normal(4, 8, 3, seed=1)
+    forward = over_devices(lambda x: train(x, axis_index_groups=groups)[0])
+    dx = jax.grad(lambda x: jnp.vdot(forward(x), dy))(jnp.asarray(x))
+    for group in map(np.array, groups):
+        flat = (np.reshape(values[group], (-1, 3)) for values in (x, dy))
+        expected, _, _ = oracles.batch_norm_gradients(*flat)
+        np.testing.assert_allclose(
+            dx[group], expected.reshape(-1, 8, 3), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_a_mean_that_overflows_on_one_device_is_no_nan_on_the_others(over_devices):
+    x = jnp.asarray(normal(4, 8, 3)).at[1].set(3e38).at[2].set(-3e38)
+    y, stats = over_devices(lambda x: train(x, skip_nonfinite=True))(x)
+    chex.assert_tree_all_finite((y, stats))
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("name", ["stats", "scale", "bias", "mask", "momentum"])
+@pytest.mark.parametrize("source", ["mesh", "pmap"])
+def test_arrays_of_a_mesh_that_a_mapped_function_closes_over_are_differentiated(
+    make_mesh, check_vma, name, source
+):
+    mesh, x = make_mesh(devices=4), normal(4, 8, 3).reshape(-1, 3)
+    given = {
+        "stats": {"mean": jnp.zeros(3), "var": jnp.ones(3)},
+        "scale": jnp.ones(3),
+        "bias": jnp.zeros(3),
+        "mask": jnp.ones((1, 1), bool),
+        "momentum": jnp.asarray(0.9),
+    }
+    if source == "mesh":
+        given[name] = jax.device_put(given[name], NamedSharding(mesh, P()))
+    else:
+        given[name] = jax.pmap(
+            lambda _: given[name], axis_name="devices", out_axes=None
+        )(jnp.zeros(4))
+
+    def of_shard(x):
+        arrays = (given[name] for name in ("scale", "bias", "stats"))
+        y, _ = batch_norm(
+            x,
+            *arrays,
+            axis_name="devices",
+            mask=given["mask"],
+            momentum=given["momentum"],
+        )
+        return y
+
+    mapped = jax.shard_map(
+        of_shard,
+        mesh=mesh,
+        in_specs=P("devices"),
+        out_specs=P("devices"),
+        check_vma=check_vma,
+    )
+    dy = normal(4, 8, 3, seed=1).reshape(-1, 3)
+    expected, _, _ = oracles.batch_norm_gradients(x, dy)
+    for transform in (lambda f: f, jax.jit):
+        dx = transform(jax.grad(lambda x: jnp.vdot(mapped(x), dy)))(jnp.asarray(x))
+        np.testing.assert_allclose(dx, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])

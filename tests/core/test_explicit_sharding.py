@@ -110,6 +110,33 @@ def test_without_jit_and_without_a_mesh_in_the_context_it_is_the_same(put):
     chex.assert_tree_all_finite(stats)
 
 
+@pytest.mark.parametrize("settings", [{}, {"group_size": 4}, {"masked": True}])
+def test_gradients_without_jit_and_without_a_mesh_in_the_context_are_the_same(
+    put, settings
+):
+    scale, bias, stats = state(put)
+    mask = None
+    if settings.pop("masked", False):
+        mask = put(jnp.arange(8)[:, None] < 5, "examples")
+
+    def forward(*of):
+        return step(*of, stats, mask=mask, **settings)[0]
+
+    x, dy = put(X, "examples", "features"), put(DY, "examples", "features")
+    _, pull_back = jax.vjp(forward, x, scale, bias)
+    parts = [slice(0, 4), slice(4, 8)] if settings else [slice(None)]
+    kept = None if mask is None else np.asarray(mask)
+    expected = [
+        oracles.batch_norm_gradients(X[part], DY[part], mask=kept) for part in parts
+    ]
+    dx, dscale, dbias = pull_back(dy)
+    np.testing.assert_allclose(
+        dx, np.concatenate([of[0] for of in expected]), rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_allclose(dscale, sum(of[1] for of in expected), rtol=1e-5)
+    np.testing.assert_allclose(dbias, sum(of[2] for of in expected), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "name", ["use_running_average", "update_running_average", "momentum"]
 )

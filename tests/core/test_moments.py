@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bn_jax.core.axes import canonical_axes
+from bn_jax.core.batch_norm import batch_norm
 from bn_jax.core.collectives import Devices
 from bn_jax.core.moments import batch_moments, merge_moments
 from bn_jax.core.types import Moments
@@ -288,3 +289,89 @@ def test_merging_is_differentiable_where_nothing_counts():
         return jnp.sum(merged.mean) + jnp.sum(merged.var)
 
     chex.assert_tree_all_finite(jax.grad(total)(jnp.ones((2, 3))))
+
+
+@pytest.mark.parametrize("outlier", [1.0, 1e3, 1e6])
+@pytest.mark.parametrize(
+    ("shape", "tolerance"), [((4096, 2), 3e-6), ((8, 32, 4, 2), 5e-5)]
+)
+def test_a_sixteenth_far_from_all_others_costs_few_digits(shape, tolerance, outlier):
+    # The sample is a sixteenth exactly, and as far from the mean as one can be. The
+    # variance has 16 times the error of the sum of squares, and XLA adds up the 1,024
+    # values of an image's feature one after the other.
+    x = normal(*shape, std=1e-3)
+    if len(shape) == 2:
+        x[::16] += outlier
+    else:
+        x[:, :2] += outlier
+    moments = compiled(jnp.asarray(x))
+    _, mean, var = oracles.moments(x)
+    np.testing.assert_allclose(moments.var, var, rtol=tolerance)
+    np.testing.assert_allclose(moments.mean, mean, rtol=tolerance)
+
+
+@given(
+    size=st.integers(2, 700),
+    offset=st.floats(-1e6, 1e6, width=32),
+    power=st.integers(-20, 20),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_shift_lies_within_the_root_of_15_deviations(size, offset, power, seed):
+    random = np.random.default_rng(seed)
+    # Heavy tails: single values far from all others.
+    x = random.standard_cauchy((size, 1)).clip(-1e4, 1e4) * 2.0**power + offset
+    x = x.astype(np.float32)
+    moments = shifted(jnp.pad(jnp.asarray(x), ((0, 700 - size), (0, 0)), mode="wrap"))
+    padded = np.pad(np.float64(x), ((0, 700 - size), (0, 0)), mode="wrap")
+    mean, std = padded.mean(0), padded.std(0)
+    rounding = 1e-6 * np.abs(mean)
+    assert np.all(np.abs(np.float64(moments.shift) - mean) <= 15**0.5 * std + rounding)
+    np.testing.assert_allclose(moments.var, std**2, rtol=1e-5, atol=rounding.max() ** 2)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        1e18 * normal(4096, 2),
+        1e19 * normal(1000, 2) + 1e20,
+        3e38 * np.sign(normal(64, 2)),
+        np.tile([[3.4e38, 1.0], [-3.4e38, -1.0]], (512, 1)),
+        np.full((100, 2), 3e38),
+    ],
+    ids=["sums", "mean", "signs", "in turn", "constant"],
+)
+def test_finite_values_whose_squares_overflow_give_no_nan(x):
+    x = jnp.asarray(x, jnp.float32)
+    moments = compiled(x)
+    assert np.all(moments.var >= 0)
+    assert not np.isnan(moments.mean).any()
+    y, pull_back = jax.vjp(jax.jit(lambda x: batch_norm(x, None, None, None)[0]), x)
+    chex.assert_tree_all_finite((y, pull_back(y + 1)))
+
+
+@pytest.mark.parametrize("place", [0, 5])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_make_mean_and_variance_so(bad, place):
+    x = normal(600, 2)
+    x[place, 0] = bad
+    moments = compiled(jnp.asarray(x))
+    assert not np.isfinite([moments.mean[0], moments.var[0]]).any()
+    chex.assert_tree_all_finite((moments.mean[1], moments.var[1]))
+
+
+def test_a_mask_of_true_differs_by_rounding_alone():
+    x = jnp.asarray(normal(512, 3, mean=100))
+    masked = compiled(x, mask=jnp.ones((512, 1), bool))
+    chex.assert_trees_all_close(masked, compiled(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1, 3), (8, 1, 40, 3), (300, 3), (20, 0, 3)])
+def test_positions_of_any_number_are_averaged(shape):
+    x = normal(*shape, mean=50)
+    moments = compiled(jnp.asarray(x))
+    num_samples, mean, var = (x.size // 3, 0, 0)
+    if num_samples:
+        _, mean, var = oracles.moments(x)
+    np.testing.assert_array_equal(moments.num_samples, num_samples)
+    np.testing.assert_allclose(moments.mean, np.broadcast_to(mean, 3), rtol=1e-6)
+    np.testing.assert_allclose(moments.var, np.broadcast_to(var, 3), rtol=1e-5)

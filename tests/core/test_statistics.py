@@ -4,8 +4,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import oracles
 import pytest
+from jax.experimental import checkify
 
 from bn_jax.core.batch_norm import batch_norm
 
@@ -172,6 +174,33 @@ def test_a_count_of_infinity_is_a_moving_average_without_correction():
     chex.assert_trees_all_close(
         debiased, plain | {"count": jnp.float32(2**24)}, rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("settings", [{}, {"debias": True}, {"momentum": None}])
+@pytest.mark.parametrize("use", [True, False])
+def test_a_count_of_infinity_is_kept_as_a_finite_one(use, settings):
+    _, stats = step(normal(6, 2), running(jnp.inf), use_running_average=use, **settings)
+    assert stats["count"] == 2**24
+    # What averages of parameters do with it.
+    averaged = optax.incremental_update(stats, stats, 1.0)
+    chex.assert_trees_all_equal(averaged, stats)
+    chex.assert_tree_all_finite(stats)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("count", [0.0, 1.0, 2.0**24])
+def test_the_average_makes_no_infinity_and_no_nan_on_its_way(momentum, count):
+    x, stats = normal(6, 2), running(count)
+    with jax.debug_infs(True), jax.debug_nans(True):
+        step(x, stats, momentum=momentum, debias=True)
+        jax.jit(lambda m: step(x, stats, momentum=m, debias=True))(momentum)
+        step(x, stats, momentum=None)
+    checked = checkify.checkify(
+        jax.jit(lambda x: step(x, stats, momentum=momentum, debias=True)),
+        errors=checkify.float_checks,
+    )
+    error, _ = checked(x)
+    error.throw()
 
 
 def test_without_momentum_all_batches_weigh_alike():

@@ -152,6 +152,51 @@ def test_statistics_may_be_donated(initial_stats):
     chex.assert_trees_all_close(donated, expected, rtol=1e-6, atol=1e-6)
 
 
+def exported(function, *sizes):
+    """The function, exported for arrays of floats of these symbolic sizes."""
+    shapes = [
+        jax.ShapeDtypeStruct(jax.export.symbolic_shape(size), jnp.float32)
+        for size in sizes
+    ]
+    return jax.export.export(jax.jit(function))(*shapes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "settings"),
+    [
+        ("n, 3", {}),
+        ("n, 20, 3", {}),
+        ("4*k, 5, 3", {"group_size": 4}),
+        ("4*k, 5, 3", {"group_size": 2}),
+    ],
+)
+def test_training_is_exported_for_any_number_of_examples(
+    sizes, settings, initial_stats
+):
+    def train(x):
+        def loss(x):
+            y, stats = batch_norm(x, None, None, initial_stats(3), **settings)
+            return jnp.sum(jnp.sin(y)), (y, stats)
+
+        return jax.grad(loss, has_aux=True)(x)
+
+    program = exported(train, sizes)
+    for examples in (8, 320):
+        rows = tuple(int(size) for size in sizes.split(",")[1:])
+        x = normal(examples, *rows) + 100
+        chex.assert_trees_all_close(program.call(x), train(x), rtol=1e-4, atol=1e-5)
+
+
+def test_groups_of_an_open_batch_that_may_not_divide_it_are_refused(initial_stats):
+    def train(x):
+        return batch_norm(x, None, None, initial_stats(4), group_size=4)
+
+    with pytest.raises(
+        ValueError, match=r"group_size=4 must .* leave a size such as 4"
+    ):
+        exported(train, "n, 3, 4")
+
+
 @pytest.mark.parametrize("use_running_average", [True, False])
 def test_shapes_are_known_without_computing(use_running_average, initial_stats):
     x = jax.ShapeDtypeStruct((2**20, 2**10, 2**10), jnp.float32)
