@@ -2,25 +2,25 @@
 
     make bench
 
-Forward, and forward with backward, of one layer: output and new running statistics,
-gradients for x, scale and bias. All libraries take turns in one process, round after
-round; what is compared are ratios to `flax.linen.BatchNorm` with its default formula,
-round by round, and their medians. Beside each stand the relative error of the variance
-that it normalizes by and the error of the values that it returns, the largest over all
-shapes, in the first step on an input with a large mean: 1e4 standard deviations in
-float32, 30 in bfloat16, whose numbers end there. A value of bfloat16 is rounded by up
-to 2^-9 of it in the end.
+Times forward, and forward with backward, of one layer: output and new running
+statistics; gradients for x, scale and bias. All libraries take turns in one process,
+round after round. Their times are divided by those of `flax.linen.BatchNorm` with its
+default formula, round by round, and the medians are compared. Features have a mean of
+0, 0.5, 3, 100 or 10,000 of their standard deviations; libraries beside ours and Flax's
+are timed at 0.5 alone, because their work does not depend on it.
 
-The jitted libraries start from running statistics like those of the data, as they are
-after a few steps of training; so does ours, whose second pass is for the first steps.
-Features have a mean of half a standard deviation. On a CPU ours adds up faster within
-one than beyond, so that its forward pass is timed for a mean of three as well.
+The record also holds the relative error of the variance that each library normalizes
+by, and the error of the values that it returns: the largest over all shapes, in the
+first step on an input with a mean of 1e4 standard deviations in float32 and 30 in
+bfloat16, whose numbers end there. A value of bfloat16 is rounded by up to 2^-9 of it in
+the end.
+
 PyTorch gets its channels-last layout. On an accelerator the shapes are larger, so that
 they fill it.
 
-Memory that a call gives back is kept for the next one. Without that, glibc hands large
-arrays back to the kernel or not, by what was allocated before: the same call then takes
-once or twice as long, and it is chance which library that hits.
+Freed memory is kept for the next call. Otherwise glibc hands large arrays back to the
+kernel or not, by what was allocated before: a call then takes once or twice as long,
+and which library that hits is chance.
 
 Writes `results/batch_norm-<device>.json`.
 """
@@ -48,16 +48,22 @@ import bn_jax
 from bn_jax.reporting.machine import describe_machine
 
 _REFERENCE = "flax"
-_MEAN, _FAR_MEAN = 0.5, 3.0
-_OF_FAR_MEAN = f"forward, mean of {_FAR_MEAN:.0f} deviations"
+_COMPARED = ("bn_jax", _REFERENCE)
+_MEANS = (0.0, 0.5, 3.0, 100.0, 1e4)
+# The mean at which all libraries are timed.
+_USUAL_MEAN = 0.5
+_WHATS = ("forward", "forward+backward")
+# Smaller shapes take less time than it takes to dispatch them.
+_LARGE_ENOUGH = 2**16
 
 
 class _Work(NamedTuple):
-    """What is timed.
+    """The work of one library in one timing.
 
     Attributes:
-        shapes: Of x, in turn.
-        values: That one timing works through at least, so that it takes milliseconds.
+        shapes: Shapes of x, in turn.
+        values: Values that a timing works through at least, so that it takes
+            milliseconds.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -82,10 +88,10 @@ def main() -> None:
         nargs="+",
         choices=list(jax_layers()),
         default=list(jax_layers()),
-        help="PyTorch and flax, to which all are compared, are always among them",
+        help="PyTorch, bn_jax and flax are always among them",
     )
     options = parser.parse_args()
-    chosen = {_REFERENCE, *options.libraries}
+    chosen = {*_COMPARED, *options.libraries}
     layers = {name: layer for name, layer in jax_layers().items() if name in chosen}
     _keep_memory()
     device = jax.devices()[0]
@@ -111,44 +117,57 @@ def main() -> None:
 def _measure(
     dtype: str, layers: dict[str, Layer], work: _Work, rounds: int
 ) -> dict[str, Any]:
-    """Ratios to the reference for each shape, their geometric means, and errors."""
-    whats = ("forward", "forward+backward", _OF_FAR_MEAN)
-    ratios: dict[str, dict[str, list[float]]] = {what: {} for what in whats}
-    milliseconds: dict[str, dict[str, list[float]]] = {what: {} for what in whats}
-    for shape in work.shapes:
-        arrays, far = (_arrays(shape, dtype, mean) for mean in (_MEAN, _FAR_MEAN))
-        calls = {
-            "forward": _forward_calls(arrays, layers),
-            "forward+backward": _backward_calls(arrays, layers),
-            _OF_FAR_MEAN: _forward_calls(far, layers),
-        }
-        for what, by_name in calls.items():
-            times = _time(by_name, max(1, work.values // int(np.prod(shape))), rounds)
-            base = times[_REFERENCE]
-            for name, values in times.items():
-                ratio = float(np.median(values / base))
-                ratios[what].setdefault(name, []).append(ratio)
-                median = float(np.median(values)) * 1e3
-                milliseconds[what].setdefault(name, []).append(median)
+    """Returns ratios to the reference by mean and shape, their summary, and errors."""
+    ratios: dict[str, dict[str, dict[str, list[float]]]] = {}
+    milliseconds: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for mean in _MEANS:
+        for timed in (ratios, milliseconds):
+            timed[f"{mean:g}"] = {what: {} for what in _WHATS}
+        usual = mean == _USUAL_MEAN
+        compared = {n: of for n, of in layers.items() if usual or n in _COMPARED}
+        for shape in work.shapes:
+            arrays = _arrays(shape, dtype, mean)
+            for what, calls_of in zip(
+                _WHATS, (_forward_calls, _backward_calls), strict=True
+            ):
+                calls = calls_of(arrays, compared, with_torch=usual)
+                repeats = max(1, work.values // int(np.prod(shape)))
+                times = _time(calls, repeats, rounds)
+                for name, values in times.items():
+                    ratio = float(np.median(values / times[_REFERENCE]))
+                    ratios[f"{mean:g}"][what].setdefault(name, []).append(ratio)
+                    median = float(np.median(values)) * 1e3
+                    milliseconds[f"{mean:g}"][what].setdefault(name, []).append(median)
+    usual_ratios = ratios[f"{_USUAL_MEAN:g}"]
+    ours = {what: [by[what]["bn_jax"] for by in ratios.values()] for what in _WHATS}
+    large = [int(np.prod(shape)) >= _LARGE_ENOUGH for shape in work.shapes]
     return {
         "shapes": work.shapes,
         "time_over_reference": ratios,
         "geometric_mean": {
+            what: {name: _geometric_mean(of) for name, of in by_name.items()}
+            for what, by_name in usual_ratios.items()
+        },
+        "bn_jax_over_all_means": {
             what: {
-                name: float(np.exp(np.mean(np.log(values))))
-                for name, values in by_name.items()
+                "geometric_mean": _geometric_mean(values),
+                "largest_of_large_shapes": float(np.max(np.array(values)[:, large])),
             }
-            for what, by_name in ratios.items()
+            for what, values in ours.items()
         },
         "milliseconds": milliseconds,
         "largest_error": largest_errors(dtype, layers, work.shapes),
     }
 
 
+def _geometric_mean(ratios: Any) -> float:
+    return float(np.exp(np.mean(np.log(ratios))))
+
+
 def _time(
     calls: dict[str, Callable[[], Any]], repeats: int, rounds: int
 ) -> dict[str, np.ndarray]:
-    """Seconds of one call of each, in each round.
+    """Returns seconds of one call of each, in each round.
 
     Repeated calls follow each other as in a training loop: dispatched one after the
     other, and waited for at the end.
@@ -173,7 +192,7 @@ def _time(
 
 
 def _arrays(shape: tuple[int, ...], dtype: str, mean: float) -> tuple[Any, ...]:
-    """x, scale, bias, and running statistics near those of x."""
+    """Returns x, scale, bias, and running statistics near those of x."""
     random = np.random.default_rng(0)
     x = jnp.asarray(random.normal(mean, 1.0, shape), dtype)
     scale, bias = (random.normal(size=shape[-1]).astype(np.float32) for _ in "ab")
@@ -182,12 +201,15 @@ def _arrays(shape: tuple[int, ...], dtype: str, mean: float) -> tuple[Any, ...]:
     return x, *map(jnp.asarray, arrays)
 
 
-def _forward_calls(arrays: tuple[Any, ...], layers: dict[str, Layer]) -> dict[str, Any]:
-
+def _forward_calls(
+    arrays: tuple[Any, ...], layers: dict[str, Layer], *, with_torch: bool
+) -> dict[str, Any]:
     def call(function: Any) -> Callable[[], Any]:
         return lambda: function(*arrays)
 
     calls = {name: call(jax.jit(layer)) for name, layer in layers.items()}
+    if not with_torch:
+        return calls
     x, parameters, running = torch_arrays(arrays)
 
     def of_torch() -> Any:
@@ -200,7 +222,7 @@ def _forward_calls(arrays: tuple[Any, ...], layers: dict[str, Layer]) -> dict[st
 
 
 def _backward_calls(
-    arrays: tuple[Any, ...], layers: dict[str, Layer]
+    arrays: tuple[Any, ...], layers: dict[str, Layer], *, with_torch: bool
 ) -> dict[str, Any]:
     x = arrays[0]
     dy = jnp.asarray(np.random.default_rng(1).normal(size=x.shape), x.dtype)
@@ -220,6 +242,8 @@ def _backward_calls(
         return lambda: function(*arrays, dy)
 
     calls = {name: call(layer) for name, layer in layers.items()}
+    if not with_torch:
+        return calls
     x, parameters, running = torch_arrays(arrays)
     cotangent = to_torch(dy)
     inputs = [x.requires_grad_(), *(p.requires_grad_() for p in parameters)]
@@ -250,23 +274,29 @@ def _table(dtype: str, results: dict[str, Any]) -> str:
     shapes = ", ".join(map(str, results["shapes"]))
     lines = [
         f"{dtype}: time over {_REFERENCE}'s; shapes {shapes}",
-        f"{'':14}{'forward':>34}{'forward+backward':>34}"
+        f"{'':24}{'forward':>34}{'forward+backward':>34}"
         f"{'error of variance':>19}{'of values':>10}",
     ]
     errors = results["largest_error"]
-    for name, error in errors["variance"].items():
-        cells = []
-        for what in ("forward", "forward+backward"):
-            values = results["time_over_reference"][what][name]
-            mean = results["geometric_mean"][what][name]
-            cells.append(" ".join(f"{v:5.2f}" for v in values) + f"  ={mean:5.2f}")
+    for mean, by_what in results["time_over_reference"].items():
+        for name in by_what["forward"]:
+            cells = []
+            for what in _WHATS:
+                values = by_what[what][name]
+                numbers = " ".join(f"{v:5.2f}" for v in values)
+                cells.append(f"{numbers}  ={_geometric_mean(values):5.2f}")
+            line = f"{f'mean {mean}, {name}':24}{cells[0]:>34}{cells[1]:>34}"
+            if mean == f"{_USUAL_MEAN:g}":
+                line += (
+                    f"{errors['variance'][name]:>19.1e}{errors['values'][name]:>10.1e}"
+                )
+            if name != _REFERENCE:
+                lines.append(line)
+    for what, summary in results["bn_jax_over_all_means"].items():
         lines.append(
-            f"{name:14}{cells[0]:>34}{cells[1]:>34}"
-            f"{error:>19.1e}{errors['values'][name]:>10.1e}"
+            f"bn_jax over all means, {what}: {summary['geometric_mean']:.2f}, at most "
+            f"{summary['largest_of_large_shapes']:.2f} in shapes of 2^16 values and up"
         )
-    far = results["geometric_mean"][_OF_FAR_MEAN]
-    means = ", ".join(f"{name} {value:.2f}" for name, value in far.items())
-    lines.append(f"{_OF_FAR_MEAN}: {means}")
     return "\n".join(lines)
 
 

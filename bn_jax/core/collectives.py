@@ -130,19 +130,11 @@ def sum_across(
     """
     if not devices.axis_sizes:
         return list(values)
-    parts = [
-        part
-        for value in values
-        for part in ((value.real, value.imag) if jnp.iscomplexobj(value) else (value,))
-    ]
+    dtype = jnp.result_type(*values)
     with _refused_with_advice(devices):
-        summed = iter(_sum_of_group(devices, jnp.stack(parts)))
-    return [
-        jax.lax.complex(next(summed), next(summed))
-        if jnp.iscomplexobj(value)
-        else next(summed)
-        for value in values
-    ]
+        sums = _sum_of_group(devices, jnp.stack([v.astype(dtype) for v in values]))
+    pairs = zip(sums, values, strict=True)
+    return [s if jnp.iscomplexobj(value) else s.real for s, value in pairs]
 
 
 def _sum_of_group(devices: Devices, packed: Array) -> Array:

@@ -86,11 +86,15 @@ def make_config(
             "batch_norm: group_size and axis_index_groups both say which examples "
             "share statistics; give one of them."
         )
+    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
+    groups = None
+    if axis_index_groups is not None:
+        groups = tuple(tuple(map(int, group)) for group in axis_index_groups)
     config = BatchNormConfig(
         axis=tuple(int(one) for one in axes),
         epsilon=float(epsilon),
-        axis_name=_names(axis_name),
-        axis_index_groups=_groups(axis_index_groups),
+        axis_name=names,
+        axis_index_groups=groups,
         group_size=None if group_size is None else int(group_size),
         variance_correction=int(variance_correction),
         debias=bool(debias),
@@ -143,17 +147,3 @@ def _check_epsilon(epsilon: Any) -> None:
         )
     if not float(epsilon) >= 0:
         raise ValueError(f"batch_norm: epsilon must not be negative; it is {epsilon}.")
-
-
-def _names(axis_name: str | Sequence[str] | None) -> tuple[str, ...]:
-    if axis_name is None:
-        return ()
-    return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
-
-
-def _groups(
-    axis_index_groups: Sequence[Sequence[int]] | None,
-) -> tuple[tuple[int, ...], ...] | None:
-    if axis_index_groups is None:
-        return None
-    return tuple(tuple(int(index) for index in group) for group in axis_index_groups)

@@ -42,16 +42,7 @@ def normalize_by_batch(
     """
     moments = batch_moments(x, mask=mask, feature_axes=config.axis, devices=devices)
     shift, offset = moments.center()
-    y = normalize(
-        x,
-        shift,
-        moments.var,
-        offset=offset,
-        scale=scale,
-        bias=bias,
-        feature_axes=config.axis,
-        epsilon=config.epsilon,
-    )
+    y = normalize(x, shift, moments.var, config, scale=scale, bias=bias, offset=offset)
     return y, moments
 
 
@@ -102,9 +93,10 @@ def _tangent(
     deviation = x.astype(wide) + expand(-shift) - expand(offset)
     to_shift = (-x).astype(wide) + expand(shift)
     dx = dx.astype(wide)
+    # By the real part of conj(a) * b the square of an absolute value changes.
+    products = (jnp.conj(deviation) * dx).real
     total, product = sum_across(
-        devices,
-        [jnp.sum(dx, axis=axes), jnp.sum(_real_product(deviation, dx), axis=axes)],
+        devices, [jnp.sum(dx, axis=axes), jnp.sum(products, axis=axes)]
     )
     divisor = jnp.maximum(moments.num_samples, 1)
     dmean = total / divisor
@@ -127,13 +119,6 @@ def _tangent(
     # feature, and not from x.
     constant = constant - offset * multiple
     dy = expand(slope) * dx + to_shift * expand(-multiple) + expand(constant)
-    no_change = jnp.zeros_like(moments.num_samples)
-    no_shift = jnp.zeros_like(moments.shift)
-    return dy.astype(x.dtype), ShiftedMoments(no_change, no_shift, dmean, dvar)
-
-
-def _real_product(a: Array, b: Array) -> Array:
-    """Returns the real part of conj(a) * b, by which the square of |a| changes."""
-    if jnp.iscomplexobj(a):
-        return a.real * b.real + a.imag * b.imag
-    return a * b
+    # Counts do not change, and the mean changes by its offset.
+    unchanged = (zero, jnp.zeros_like(moments.shift))
+    return dy.astype(x.dtype), ShiftedMoments(*unchanged, dmean, dvar)

@@ -56,11 +56,6 @@ def with_automatic_sharding(
     mesh = _explicit_mesh([x, batch_stats, others])
     if mesh is None:
         return compute
-    explicit = tuple(
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Explicit
-    )
 
     def on_mesh(value: Array) -> NamedSharding:
         # An array that was made without the mesh is replicated on it.
@@ -73,7 +68,7 @@ def with_automatic_sharding(
     # leave the context in which the axes are automatic.
     return jax.jit(
         jax.sharding.auto_axes(
-            compute, axes=explicit, out_sharding=(like_x, stats, features)
+            compute, axes=mesh.explicit_axes, out_sharding=(like_x, stats, features)
         )
     )
 

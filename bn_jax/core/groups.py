@@ -12,31 +12,34 @@ from bn_jax.core.derivative import normalize_by_batch
 from bn_jax.core.types import Moments
 
 
-def normalize_by_group(
-    x: Inexact[Array, "batch *shape"],
+def normalize_by_batch_or_group(
+    x: Inexact[Array, "*shape"],
     scale: Inexact[Array, "*features"] | None,
     bias: Inexact[Array, "*features"] | None,
-    mask: Bool[Array, "#batch *#shape"] | None,
+    mask: Bool[Array, "*#shape"] | None,
     config: BatchNormConfig,
     devices: Devices,
-    *,
-    group_size: int,
-) -> tuple[Inexact[Array, "batch *shape"], Moments]:
-    """Returns x normalized group by group, and the moments of the average group.
+) -> tuple[Inexact[Array, "*shape"], Moments]:
+    """Returns x normalized by the batch's moments and these, or group by group.
+
+    Groups are `group_size` consecutive examples of the whole batch, along axis 0; the
+    moments are those of the average group then.
 
     Args:
-        x: Activations, zero where the mask is False, with examples along axis 0.
+        x: Activations, zero where the mask is False.
         scale: Learned factor of each feature; None for 1.
         bias: Learned offset of each feature; None for 0.
         mask: True at the positions that count.
-        config: Canonical feature axes and epsilon.
+        config: Canonical feature axes, epsilon and `group_size`.
         devices: All devices that the batch is sharded over.
-        group_size: Consecutive examples of the whole batch that share statistics.
 
     Raises:
         ValueError: If a group of that size would hold a part of a device's examples.
     """
-    examples, sharing = plan_groups(group_size, x.shape[0], devices)
+    if config.group_size is None:
+        y, moments = normalize_by_batch(x, scale, bias, mask, config, devices)
+        return y, moments.rounded()
+    examples, sharing = plan_groups(config.group_size, x.shape[0], devices)
     if mask is not None:
         mask = jnp.broadcast_to(mask, (x.shape[0], *mask.shape[1:]))
         mask = split_groups(mask, examples)

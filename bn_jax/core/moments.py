@@ -117,9 +117,7 @@ def abs_squared(x: Inexact[Array, "*shape"]) -> Float[Array, "*shape"]:
     Args:
         x: Real or complex.
     """
-    if jnp.iscomplexobj(x):
-        return jnp.square(x.real) + jnp.square(x.imag)
-    return jnp.square(x)
+    return (jnp.conj(x) * x).real
 
 
 def _local_moments(
@@ -188,6 +186,5 @@ def _moments_of_sums(
     # The sum of infinities of both signs; of a NaN in x the square is NaN too.
     offset = jnp.where(jnp.isnan(offset), square.astype(offset.dtype), offset)
     var = jnp.maximum(square - abs_squared(offset), 0)
-    return ShiftedMoments(
-        count, shift, offset, jnp.where(jnp.isinf(square), square, var)
-    )
+    var = jnp.where(jnp.isinf(square), square, var)
+    return ShiftedMoments(count, shift, offset, var)

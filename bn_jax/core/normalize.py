@@ -1,12 +1,11 @@
 """Standardization by given statistics, then scale and shift."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
 from bn_jax.core.axes import expand_to_rank
+from bn_jax.core.config import BatchNormConfig
 from bn_jax.core.dtypes import wide_dtype
 
 
@@ -14,14 +13,13 @@ def normalize(
     x: Inexact[Array, "*shape"],
     mean: Inexact[Array, "*features"],
     var: Float[Array, "*features"],
+    config: BatchNormConfig,
     *,
-    offset: Inexact[Array, "*features"] | None = None,
     scale: Inexact[Array, "*features"] | None,
     bias: Inexact[Array, "*features"] | None,
-    feature_axes: Sequence[int],
-    epsilon: float,
+    offset: Inexact[Array, "*features"] | None = None,
 ) -> Inexact[Array, "*shape"]:
-    """Returns `(x - mean) / sqrt(var + epsilon) * scale + bias`, feature by feature.
+    """Returns `(x - mean) / sqrt(var + epsilon) * scale + bias`, by feature.
 
     The mean is subtracted before anything is multiplied: the folded form
     `x * a + b` would cancel where the mean is large.
@@ -31,12 +29,11 @@ def normalize(
         x: Activations.
         mean: Mean of each feature.
         var: Variance of each feature.
-        offset: A second summand of the mean, with the digits that one number has no
-            room for; None for 0.
+        config: Canonical feature axes and epsilon.
         scale: Learned factor of each feature, gamma in the paper; None for 1.
         bias: Learned offset of each feature, beta in the paper; None for 0.
-        feature_axes: Canonical axes of x that all of these have.
-        epsilon: Added to the variance, inside the root.
+        offset: A second summand of the mean, with the digits that one number has no
+            room for; None for 0.
 
     Returns:
         Array of x's shape and dtype; the arithmetic is in float32 or wider.
@@ -44,9 +41,9 @@ def normalize(
     wide = wide_dtype(x.dtype)
 
     def expand(values: Array) -> Array:
-        return expand_to_rank(values.astype(wide), feature_axes, x.ndim)
+        return expand_to_rank(values.astype(wide), config.axis, x.ndim)
 
-    multiplier = jax.lax.rsqrt(var.astype(jnp.finfo(wide).dtype) + epsilon)
+    multiplier = jax.lax.rsqrt(var.astype(jnp.finfo(wide).dtype) + config.epsilon)
     y = x.astype(wide) - expand(mean)
     if offset is not None:
         y = y - expand(offset)

@@ -69,14 +69,14 @@ def update_batch_stats(
     return updated
 
 
-def with_finite_count(batch_stats: Mapping[str, Array]) -> BatchStats:
-    """Returns the statistics with a `count` of at most `LARGEST_COUNT`.
+def as_batch_stats(batch_stats: Mapping[str, Array]) -> BatchStats:
+    """Returns the statistics as arrays, with a `count` of at most `LARGEST_COUNT`.
 
     Args:
         batch_stats: Running statistics, with a count or without one. A count of
             infinity stands for statistics that have forgotten their initial values.
     """
-    stats = dict(batch_stats)
+    stats = {name: jnp.asarray(value) for name, value in batch_stats.items()}
     if "count" in stats and jnp.issubdtype(stats["count"].dtype, jnp.floating):
         count = stats["count"].astype(wide_dtype(stats["count"].dtype))
         stats["count"] = jnp.minimum(count, LARGEST_COUNT)

@@ -72,15 +72,11 @@ class ShiftedMoments(NamedTuple):
         """Returns the moments with the mean as one number."""
         return Moments(self.num_samples, self.mean, self.var)
 
-    def center(self) -> tuple[Inexact[Array, "*features"], Inexact[Array, "*features"]]:
+    def center(self) -> tuple[Inexact[Array, "*features"], ...]:
         """Returns shift and offset to subtract from x, 0 where the mean is not finite.
 
         A difference from an infinite mean would be NaN. The variance is infinite or
         NaN there too, and decides what the normalized values are.
         """
-        is_finite = jnp.isfinite(self.mean)
-        zero = jnp.zeros_like(self.shift)
-        return (
-            jnp.where(is_finite, self.shift, zero),
-            jnp.where(is_finite, self.offset, zero),
-        )
+        is_finite, zero = jnp.isfinite(self.mean), jnp.zeros_like(self.shift)
+        return tuple(jnp.where(is_finite, of, zero) for of in (self.shift, self.offset))

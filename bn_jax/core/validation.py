@@ -1,7 +1,9 @@
 """Checks of what `batch_norm` is given, before it is traced, with advice."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 import jax.numpy as jnp
 from jax.core import Tracer
@@ -12,24 +14,36 @@ from bn_jax.core.config import BatchNormConfig, check_is_number
 from bn_jax.core.types import NumValues
 
 
+def refuse(message: str) -> NoReturn:
+    """Raises a message about the arguments as an error.
+
+    Args:
+        message: The message.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(message)
+
+
 def check_arrays(
     x: Array,
-    feature_axes: Sequence[int],
-    *,
     scale: Array | None,
     bias: Array | None,
     batch_stats: Mapping[str, Array] | None,
     mask: Array | None,
+    *,
+    feature_axes: Sequence[int],
 ) -> None:
     """Checks that all arrays fit x.
 
     Args:
         x: Activations.
-        feature_axes: Canonical feature axes.
         scale: Learned factors, or None.
         bias: Learned offsets, or None.
         batch_stats: Running statistics, or None.
         mask: True at the positions that count, or None.
+        feature_axes: Canonical feature axes.
 
     Raises:
         ValueError: If one of them does not.
@@ -41,26 +55,27 @@ def check_arrays(
                 f"{jnp.result_type(values)}; make x complex, whose dtype the result "
                 "has."
             )
-    statistics = {} if batch_stats is None else dict(batch_stats)
-    missing = {"mean", "var"} - set(statistics)
+    stats = {} if batch_stats is None else dict(batch_stats)
+    missing = {"mean", "var"} - set(stats)
     if missing and batch_stats is not None:
         raise ValueError(
             f"batch_norm: batch_stats must hold 'mean' and 'var', and lacks "
-            f"{sorted(missing)}; it has {sorted(batch_stats)}."
+            f"{sorted(missing)}; it has {sorted(stats)}."
         )
     features = tuple(x.shape[axis] for axis in feature_axes)
-    of_features = {name: statistics.get(name) for name in ("mean", "var")}
-    for name, values in {"scale": scale, "bias": bias, **of_features}.items():
+    count = stats.get("count", 0)
+    running = {name: stats.get(name) for name in ("mean", "var")}
+    for name, values in {"scale": scale, "bias": bias, **running}.items():
         if values is not None and jnp.shape(values) != features:
             raise ValueError(
                 f"batch_norm: {name} must have the shape {features} of x's feature "
                 f"axes {tuple(feature_axes)}, and has {jnp.shape(values)}; x has "
                 f"{x.shape}."
             )
-    if jnp.shape(statistics.get("count", 0)) != ():
+    if jnp.shape(count) != ():
         raise ValueError(
             "batch_norm: batch_stats['count'] must be one number, the batches of all "
-            f"features, and has the shape {jnp.shape(statistics['count'])}."
+            f"features, and has the shape {jnp.shape(count)}."
         )
     if mask is not None and not _broadcasts(jnp.shape(mask), x.shape):
         fitting = _mask_shape(jnp.shape(mask), x.shape, feature_axes)
@@ -70,19 +85,18 @@ def check_arrays(
         )
 
 
-def check_running_average(
+def check_momentum(
+    momentum: float | Float[Array, ""] | None,
     batch_stats: Mapping[str, Array],
     config: BatchNormConfig,
-    *,
-    momentum: float | Float[Array, ""] | None,
 ) -> None:
-    """Checks that the running average has the settings and the count that it needs.
+    """Checks that the running average has the momentum and the count that it needs.
 
     Args:
-        batch_stats: Running statistics.
-        config: The settings.
         momentum: Fraction of the old statistics that is kept; None for an average of
             all batches alike.
+        batch_stats: Running statistics.
+        config: The settings.
 
     Raises:
         ValueError: If momentum is no number in [0, 1), a count is missing, or
@@ -90,14 +104,14 @@ def check_running_average(
     """
     if momentum is not None:
         check_is_number("momentum", momentum)
-    is_known = not (momentum is None or isinstance(momentum, Tracer))
-    # A float: inside shard_map a comparison of an array would be traced.
-    if is_known and not 0 <= float(momentum) < 1:
-        raise ValueError(
-            f"batch_norm: momentum must lie in [0, 1), and is {momentum}; it is the "
-            "fraction of the old statistics that is kept (PyTorch's 0.1 is 0.9 here). "
-            "To keep all of them, update_running_average=False."
-        )
+        # A float: inside shard_map a comparison of an array would be traced.
+        is_known = not isinstance(momentum, Tracer)
+        if is_known and not 0 <= float(momentum) < 1:
+            raise ValueError(
+                f"batch_norm: momentum must lie in [0, 1), and is {momentum}; it is "
+                "the fraction of the old statistics that is kept (PyTorch's 0.1 is 0.9 "
+                "here). To keep all of them, update_running_average=False."
+            )
     if (momentum is None or config.debias) and "count" not in batch_stats:
         raise ValueError(
             "batch_norm: momentum=None and debias=True need the number of batches so "
@@ -120,26 +134,9 @@ def count_values(x: Array, config: BatchNormConfig, devices: Devices) -> NumValu
         devices: Devices that share statistics.
     """
     sizes = [n for axis, n in enumerate(x.shape) if axis not in config.axis]
-    values = devices.number
     if config.group_size is not None:
-        values, sizes = config.group_size, sizes[1:]
-    for size in sizes:
-        values *= size
-    return NumValues(values)
-
-
-def single_value_advice(x: Array) -> str:
-    """Returns the message for a batch with one value a feature.
-
-    Args:
-        x: Activations.
-    """
-    return (
-        f"batch_norm: x of shape {x.shape} has one value a feature, whose variance "
-        "is 0 and whose normalized value is always 0. Train with more examples a "
-        "batch or group (group_size), share statistics across devices (axis_name), "
-        "or normalize by the running ones (use_running_average=True)."
-    )
+        return NumValues(config.group_size * math.prod(sizes[1:]))
+    return NumValues(devices.number * math.prod(sizes))
 
 
 @contextmanager

@@ -13,11 +13,11 @@ from jax.nn import initializers
 from jaxtyping import Array, Bool, Float, Inexact
 
 from bn_jax.core.axes import canonical_axes
-from bn_jax.core.batch_norm import batch_norm_with_moments, refuse
 from bn_jax.core.config import make_config
+from bn_jax.core.operator import batch_norm_with_moments
 from bn_jax.core.running import LARGEST_COUNT
-from bn_jax.core.traced_flags import is_off
-from bn_jax.core.validation import errors_naming
+from bn_jax.core.traced_settings import is_off
+from bn_jax.core.validation import errors_naming, refuse
 from bn_jax.layers.precision import unrounded
 
 

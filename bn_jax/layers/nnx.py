@@ -14,10 +14,10 @@ from jax.nn import initializers
 from jaxtyping import Array, Bool, Inexact
 
 from bn_jax.core.axes import canonical_axes
-from bn_jax.core.batch_norm import batch_norm_with_moments
 from bn_jax.core.config import BatchNormConfig, make_config
-from bn_jax.core.traced_flags import is_off
-from bn_jax.core.validation import check_running_average, errors_naming
+from bn_jax.core.operator import batch_norm_with_moments
+from bn_jax.core.traced_settings import is_off
+from bn_jax.core.validation import check_momentum, errors_naming
 from bn_jax.layers.precision import unrounded
 
 # Flax writes `zeros_init()`, which gives the same function.
@@ -211,6 +211,7 @@ class BatchNorm(nnx.Module):
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
         dtype = self._result_dtype(x, stats["mean"], stats["var"], scale, bias)
+        messages: list[str] = []
         with errors_naming(where):
             self._check_num_features(x)
             y, batch_stats, moments, num_values = batch_norm_with_moments(
@@ -223,8 +224,12 @@ class BatchNorm(nnx.Module):
                 update_running_average=self.update_running_average,
                 momentum=self.momentum,
                 mask=mask,
-                on_single_value=_warn,
+                on_single_value=messages.append,
             )
+        # NNX has no initialization call, in which one value a feature would be right.
+        for message in messages:
+            text = message.removeprefix("batch_norm: ")
+            warnings.warn(f"{where}: {text}", stacklevel=2)
         # Without moments nothing has changed, and inference writes nothing.
         if moments is None:
             return y.astype(dtype)
@@ -270,8 +275,7 @@ class BatchNorm(nnx.Module):
         """Refuses early what no input could make right."""
         stats = nnx.to_pure_dict(nnx.state(self, nnx.BatchStat))
         with errors_naming(type(self).__name__):
-            config = self._make_config()
-            check_running_average(stats, config, momentum=self.momentum)
+            check_momentum(self.momentum, stats, self._make_config())
 
     def _check_num_features(self, x: Array) -> None:
         axes = canonical_axes(x.ndim, self.axis)
@@ -293,10 +297,3 @@ class BatchNorm(nnx.Module):
 
         # Abstractly: only the dtype is wanted, and no value is to be rounded.
         return jax.eval_shape(promoted, arrays).dtype
-
-
-def _warn(message: str) -> None:
-    """Warns of one value a feature; NNX has no initialization call to tell it from."""
-    message = message.removeprefix("batch_norm: ")
-    # From here: the layer, the operator and the layer's call are four frames.
-    warnings.warn(f"BatchNorm: {message}", stacklevel=4)

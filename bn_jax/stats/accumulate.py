@@ -12,9 +12,9 @@ from bn_jax.core.collectives import Devices
 from bn_jax.core.config import make_config
 from bn_jax.core.groups import average_group
 from bn_jax.core.moments import merge_moments
-from bn_jax.core.running import update_batch_stats, with_finite_count
+from bn_jax.core.running import as_batch_stats, update_batch_stats
 from bn_jax.core.types import Moments
-from bn_jax.core.validation import check_running_average, errors_naming
+from bn_jax.core.validation import check_momentum, errors_naming
 from bn_jax.stats.collections import map_layers
 
 
@@ -83,8 +83,8 @@ def accumulate_batch_stats(
 
     def update(calls: tuple[Moments, ...], old: Mapping[str, Array]) -> Any:
         with errors_naming("accumulate_batch_stats"):
-            check_running_average(old, config, momentum=momentum)
-        old = with_finite_count(old)
+            check_momentum(momentum, old, config)
+        old = as_batch_stats(old)
         step = partial(update_batch_stats, config=config, momentum=momentum)
         for _ in range(jnp.ndim(old["count"]) if "count" in old else 0):
             step = jax.vmap(step)

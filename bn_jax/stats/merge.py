@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 from bn_jax.core.collectives import Devices, check_bound
 from bn_jax.core.dtypes import wide_dtype
 from bn_jax.core.moments import merge_across, merge_moments
-from bn_jax.core.running import with_finite_count
+from bn_jax.core.running import as_batch_stats
 from bn_jax.core.types import BatchStats, Moments, ShiftedMoments
 
 
@@ -65,7 +65,7 @@ def _merge(node: Any, pool: Callable[[Mapping[str, Array]], BatchStats]) -> Any:
         )
     # Half precision has no room for the sums.
     wide = {name: kept.astype(wide_dtype(kept.dtype)) for name, kept in node.items()}
-    pooled = pool(with_finite_count(wide))
+    pooled = pool(as_batch_stats(wide))
     return {name: new.astype(node[name].dtype) for name, new in pooled.items()}
 
 

@@ -4,9 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from core.static_config import static_config
 
-from bn_jax.core.batch_norm import batch_norm, batch_norm_with_moments
-from bn_jax.core.config import make_config
+from bn_jax.core.batch_norm import batch_norm
+from bn_jax.core.operator import batch_norm_with_moments
 
 compiled = jax.jit(
     batch_norm,
@@ -279,16 +280,7 @@ def test_strict_promotion_accepts_half_precision(dtype, initial_stats):
     chex.assert_type(y, dtype)
 
 
-CONFIG = make_config(
-    axis=-1,
-    epsilon=1e-5,
-    axis_name=None,
-    axis_index_groups=None,
-    group_size=None,
-    variance_correction=0,
-    debias=False,
-    skip_nonfinite=False,
-)
+CONFIG = static_config()
 DYNAMIC_DEFAULTS = {
     "use_running_average": False,
     "update_running_average": None,

@@ -293,7 +293,7 @@ def test_merging_is_differentiable_where_nothing_counts():
 
 @pytest.mark.parametrize("outlier", [1.0, 1e3, 1e6])
 @pytest.mark.parametrize(
-    ("shape", "tolerance"), [((4096, 2), 3e-6), ((8, 32, 4, 2), 5e-5)]
+    ("shape", "tolerance"), [((4096, 2), 3e-6), ((8, 32, 4, 2), 1e-4)]
 )
 def test_a_sixteenth_far_from_all_others_costs_few_digits(shape, tolerance, outlier):
     # The sample is a sixteenth exactly, and as far from the mean as one can be. The

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from core.static_config import static_config
 
 from bn_jax.core.normalize import normalize
 
@@ -24,10 +25,9 @@ def test_the_result_is_the_affine_map_of_the_paper(shape, feature_axes):
         x,
         mean,
         var,
+        static_config(axis=feature_axes, epsilon=1e-3),
         scale=scale,
         bias=mean,
-        feature_axes=feature_axes,
-        epsilon=1e-3,
     )
     expected = oracles.inference(
         x, scale, mean, mean, var, axis=feature_axes, epsilon=1e-3
@@ -44,10 +44,9 @@ def test_none_stands_for_a_scale_of_one_and_a_bias_of_zero(scale, bias):
         x,
         2 * one,
         one,
+        static_config(axis=(1,), epsilon=0.0),
         scale=scale,
         bias=bias,
-        feature_axes=(1,),
-        epsilon=0.0,
     )
     expected = oracles.inference(x, scale, bias, 2 * one, one, epsilon=0.0)
     np.testing.assert_allclose(y, expected, rtol=1e-6)
@@ -60,10 +59,9 @@ def test_a_large_mean_does_not_cancel(mean):
         x,
         jnp.full(1, mean),
         jnp.full(1, 0.37),
+        static_config(axis=(1,), epsilon=1e-5),
         scale=None,
         bias=jnp.full(1, 0.1),
-        feature_axes=(1,),
-        epsilon=1e-5,
     )
     expected = (np.float64(x) - mean) / np.sqrt(0.37 + 1e-5) + 0.1
     np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
@@ -75,10 +73,9 @@ def test_epsilon_stands_inside_the_root():
         jnp.array([[3.0]]),
         one,
         0 * one,
+        static_config(axis=(1,), epsilon=0.25),
         scale=None,
         bias=None,
-        feature_axes=(1,),
-        epsilon=0.25,
     )
     np.testing.assert_allclose(y, [[4.0]], rtol=1e-6)
 
@@ -92,10 +89,9 @@ def test_half_precision_is_rounded_once_at_the_end(dtype):
         x,
         mean,
         var,
+        static_config(axis=(1,), epsilon=1e-5),
         scale=scale,
         bias=mean,
-        feature_axes=(1,),
-        epsilon=1e-5,
     )
     exact = oracles.inference(x.astype(jnp.float32), scale, mean, mean, var)
     chex.assert_type(y, dtype)
@@ -112,9 +108,8 @@ def test_complex_values_are_scaled_and_shifted():
         x,
         jnp.array([2 + 0j]),
         jnp.array([2.0]),
+        static_config(axis=(1,), epsilon=2.0),
         scale=scale,
         bias=bias,
-        feature_axes=(1,),
-        epsilon=2.0,
     )
     np.testing.assert_allclose(y, [[-1j], [2 + 1j]], rtol=1e-6, atol=1e-6)

@@ -4,22 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from core.static_config import static_config
 
 from bn_jax.core.batch_norm import batch_norm
-from bn_jax.core.config import make_config
 from bn_jax.core.running import unbiased_variance, update_batch_stats
 from bn_jax.core.types import Moments
 
-CONFIG = make_config(
-    axis=-1,
-    epsilon=1e-5,
-    axis_name=None,
-    axis_index_groups=None,
-    group_size=None,
-    variance_correction=0,
-    debias=False,
-    skip_nonfinite=False,
-)
+CONFIG = static_config()
 
 
 def moments_of(*values):

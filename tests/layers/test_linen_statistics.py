@@ -181,3 +181,48 @@ def test_statistics_that_training_creates_are_debiased_like_those_of_init():
     _, created = layer.apply({}, x, False, mutable=["batch_stats"])
     _, expected = train(layer, init(layer, x), x)
     chex.assert_trees_all_equal(created["batch_stats"], expected)
+
+
+def test_a_checkpoint_with_a_count_of_infinity_is_trained_on():
+    x, layer = normal(6, 3), bn_jax.BatchNorm(debias=True)
+    variables = init(layer, x)
+    variables["batch_stats"]["count"] = jnp.asarray(jnp.inf)
+    _, stats = train(layer, variables, x)
+    assert stats["count"] == 2**24
+
+
+@pytest.mark.parametrize("debias", [True, False])
+def test_no_debug_flag_meets_a_value_that_the_data_do_not_have(debias):
+    x, layer = normal(6, 3), bn_jax.BatchNorm(debias=debias)
+    variables = init(bn_jax.BatchNorm(), x)
+    with jax.debug_infs(True), jax.debug_nans(True):
+        _, stats = layer.apply(
+            variables, x, use_running_average=False, mutable=["batch_stats"]
+        )
+    chex.assert_tree_all_finite(stats)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_variables_on_a_mesh_are_closed_over_in_shard_map(make_mesh, check_vma):
+    mesh, x = make_mesh(devices=2), normal(6, 3)
+    layer = bn_jax.BatchNorm(use_running_average=False, axis_name="devices")
+    alone = bn_jax.BatchNorm(use_running_average=False)
+    variables = init(bn_jax.BatchNorm(), x)
+    on_mesh = jax.device_put(variables, jax.NamedSharding(mesh, jax.P()))
+
+    def cubes(layer, variables):
+        def apply(x):
+            return layer.apply(variables, x, mutable=["batch_stats"])[0] ** 3
+
+        return apply
+
+    mapped = jax.shard_map(
+        cubes(layer, on_mesh),
+        mesh=mesh,
+        in_specs=jax.P("devices"),
+        out_specs=jax.P("devices"),
+        check_vma=check_vma,
+    )
+    found = jax.grad(lambda x: jnp.sum(mapped(x)))(x)
+    expected = jax.grad(lambda x: jnp.sum(cubes(alone, variables)(x)))(x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

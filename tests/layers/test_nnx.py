@@ -270,3 +270,49 @@ def test_view_info_names_what_a_view_may_change():
     text = nnx.view_info(bn_jax.nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
     assert "use_running_average: bool | None = None" in text
     assert "update_running_average: bool | None = None" in text
+
+
+def test_one_value_a_feature_gives_the_bias_as_in_flax_and_warns():
+    x, init = jnp.full((1, 3), 7.0), {"bias_init": nnx.initializers.normal()}
+    ours, theirs = (
+        make(layer=of, **init) for of in (bn_jax.nnx.BatchNorm, nnx.BatchNorm)
+    )
+    with pytest.warns(UserWarning, match=r"^BatchNorm: x of .* one value") as warned:
+        y = ours(x)
+    np.testing.assert_array_equal(y, theirs(x))
+    states = (nnx.to_pure_dict(nnx.state(layer)) for layer in (ours, theirs))
+    chex.assert_trees_all_close(*states, rtol=1e-6)
+    # The warning points at the line that calls the layer.
+    assert [warning.filename for warning in warned] == [__file__]
+
+
+def test_one_example_is_enough_to_see_the_shapes():
+    layer, x = make(), jnp.ones((1, 3))
+    with pytest.warns(UserWarning, match="one value a feature"):
+        assert nnx.eval_shape(lambda layer, x: layer(x), layer, x).shape == (1, 3)
+    with pytest.warns(UserWarning, match="one value a feature"):
+        assert "BatchNorm" in nnx.tabulate(layer, x)
+
+
+def test_a_count_of_infinity_is_kept_as_a_finite_one():
+    layer = make(debias=True)
+    layer.count[...] = jnp.asarray(jnp.inf)
+    layer(normal(6, 3))
+    assert layer.count[...] == 2**24
+
+
+def test_running_statistics_on_a_mesh_are_closed_over_in_shard_map(make_mesh):
+    mesh, x = make_mesh(devices=2), normal(6, 3)
+    layer = make(axis_name="devices", update_running_average=False)
+    replicated = jax.NamedSharding(mesh, jax.P())
+    nnx.update(layer, jax.device_put(nnx.state(layer), replicated))
+    mapped = jax.shard_map(
+        lambda x: layer(x) ** 3,
+        mesh=mesh,
+        in_specs=jax.P("devices"),
+        out_specs=jax.P("devices"),
+    )
+    found = jax.grad(lambda x: jnp.sum(mapped(x)))(x)
+    alone = make(update_running_average=False)
+    expected = jax.grad(lambda x: jnp.sum(alone(x) ** 3))(x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

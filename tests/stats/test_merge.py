@@ -108,3 +108,17 @@ def test_an_axis_that_is_not_mapped_is_named():
     _, kept = kept_apart()
     with pytest.raises(NameError, match="merge_batch_stats: axis_name='devices' is no"):
         bn_jax.merge_batch_stats(kept, axis_name="devices")
+
+
+def test_a_count_of_infinity_is_pooled_as_a_finite_one():
+    stats = {"mean": jnp.zeros((2, 1)), "var": jnp.ones((2, 1))}
+    pooled = bn_jax.merge_batch_stats(stats | {"count": jnp.array([jnp.inf, 2.0**24])})
+    assert pooled["count"] == 2**24
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_pooled_in_float32(dtype):
+    kept = {"mean": jnp.array([[0.0], [2.0]], dtype), "var": jnp.ones((2, 1), dtype)}
+    pooled = bn_jax.merge_batch_stats(kept)
+    assert pooled["var"].dtype == dtype
+    assert (pooled["mean"].item(), pooled["var"].item()) == (1, 2)

@@ -255,3 +255,131 @@ def test_a_layer_that_sows_nothing_keeps_its_statistics():
     )
     # The frozen layer divides by the root of 1 + 1e-5.
     np.testing.assert_allclose(statistics["live"]["mean"], x.mean(0), rtol=1e-4)
+
+
+UNEQUAL = [jnp.array([[1.0], [3.0]]), jnp.array([[5.0], [9.0], [7.0], [7.0]])]
+
+
+class OneLayer(nn.Module):
+    debias: bool = False
+
+    @nn.compact
+    def __call__(self, x, mask=None, *, train):
+        norm = bn_jax.BatchNorm(debias=self.debias, name="norm")
+        return norm(x, use_running_average=not train, mask=mask)
+
+
+def statistics_of(batches, *, masks=None, **settings):
+    model = OneLayer()
+    variables = init(model, batches[0])
+    run = in_training(model)
+
+    def apply(variables, batch):
+        return run(variables, *batch)
+
+    pairs = zip(batches, masks or [None] * len(batches), strict=True)
+    return bn_jax.population_statistics(apply, variables, pairs, **settings)["norm"]
+
+
+def test_batches_that_differ_in_size_are_refused_with_the_way_out():
+    with pytest.raises(
+        ValueError, match=r"batches must be of one size.* norm has between 2 and 4 .*"
+    ) as error:
+        statistics_of(UNEQUAL)
+    assert "pooled=True" in str(error.value)
+
+
+def test_pooled_statistics_are_those_of_all_values():
+    stats = statistics_of(UNEQUAL, pooled=True)
+    np.testing.assert_allclose(stats["mean"], [16 / 3], rtol=1e-6)
+    np.testing.assert_allclose(stats["var"], [65 / 9], rtol=1e-6)
+
+
+def test_batches_of_one_size_may_be_pooled_too():
+    batches = [UNEQUAL[0], UNEQUAL[1][:2]]
+    stats = statistics_of(batches, pooled=True)
+    np.testing.assert_allclose([stats["mean"][0], stats["var"][0]], [4.5, 8.75])
+    stats = statistics_of(batches)
+    np.testing.assert_allclose([stats["mean"][0], stats["var"][0]], [4.5, 5.0])
+
+
+def test_one_set_of_values_gives_the_same_pooled_statistics_however_it_is_cut():
+    x = batches_of(64, 3)
+    whole = statistics_of([x], pooled=True)
+    cut = statistics_of(jnp.split(x, [2, 4, 8, 16, 32]), pooled=True)
+    chex.assert_trees_all_close(cut, whole, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_counts_under_a_mask_may_vary(pooled):
+    batches = batches_of(3, 8, 2)
+    masks = [jnp.arange(8)[:, None] < kept for kept in (8, 3, 0)]
+    stats = statistics_of(batches, masks=masks, pooled=pooled)
+    kept = [np.asarray(batches[0]), np.asarray(batches[1][:3])]
+    if pooled:
+        _, mean, var = oracles.moments(np.concatenate(kept))
+    else:
+        mean, var = oracles.population_statistics(kept)
+    np.testing.assert_allclose(stats["mean"], mean, rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], var, rtol=1e-5)
+
+
+def test_sharded_batches_of_other_sizes_are_pooled(make_mesh):
+    sharding = jax.NamedSharding(make_mesh(devices=4), jax.P("devices"))
+    batches = [batches_of(8, 2), batches_of(16, 2, seed=1)]
+    sharded = jax.device_put(batches, sharding)
+    expected = statistics_of(batches, pooled=True)
+    chex.assert_trees_all_close(
+        statistics_of(sharded, pooled=True), expected, rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="between 8 and 16 values"):
+        statistics_of(sharded)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_a_count_is_the_number_of_batches(pooled):
+    model, batches = OneLayer(debias=True), batches_of(3, 6, 2)
+    variables = init(model, batches[0])
+    stats = bn_jax.population_statistics(
+        in_training(model), variables, batches, pooled=pooled
+    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(stats, variables["batch_stats"])
+    assert stats["norm"]["count"] == 3
+
+    # A loop carries them on, because their structure is that of the layer.
+    def step(stats, x):
+        variables_now = {**variables, "batch_stats": stats}
+        _, updates = in_training(model)(variables_now, x)
+        return updates["batch_stats"], None
+
+    carried, _ = jax.lax.scan(step, stats, batches)
+    assert carried["norm"]["count"] == 6
+
+
+def stack_of_layers(*collections, **fields):
+    """Three layers, which keep what they sow in these collections."""
+    stack = nn.vmap(
+        bn_jax.BatchNorm,
+        variable_axes=dict.fromkeys(("params", *collections), 0),
+        split_rngs={"params": True},
+    )(use_running_average=False, **fields)
+    batches = batches_of(4, 3, 6, 2)
+    variables = jax.jit(stack.init)(KEY, batches[0])
+    mutable = ["batch_stats", "batch_moments"]
+    return jax.jit(partial(stack.apply, mutable=mutable)), variables, batches
+
+
+def test_layers_of_a_stack_have_a_count_each():
+    run, variables, batches = stack_of_layers(
+        "batch_stats", "batch_moments", debias=True
+    )
+    stats = bn_jax.population_statistics(run, variables, batches)
+    np.testing.assert_array_equal(stats["count"], [4, 4, 4])
+    pooled = bn_jax.population_statistics(run, variables, batches, pooled=True)
+    np.testing.assert_allclose(pooled["mean"], batches.mean((0, 2)), rtol=1e-5)
+
+
+def test_a_stack_that_drops_its_moments_is_told_what_to_name():
+    run, variables, batches = stack_of_layers("batch_stats")
+    with pytest.raises(ValueError, match=r"nn\.vmap .* variable_axes names 'batch_mom"):
+        bn_jax.population_statistics(run, variables, batches)

@@ -1,4 +1,4 @@
-"""Helpers for flags that are either Python booleans or traced arrays."""
+"""Settings that are either Python values or traced arrays, and flags among them."""
 
 from typing import Any, NamedTuple
 
@@ -7,38 +7,52 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, PyTree, Shaped
 
+from bn_jax.core.types import BatchStats
+
 Flag = bool | Bool[Array, ""]
 
 
-class Flags(NamedTuple):
-    """Which statistics are used, and which are kept.
+class TracedSettings(NamedTuple):
+    """The settings that may be traced.
 
     Attributes:
         by_running: True to normalize by the running statistics.
         updates: True to move them by the batch's.
         updates_follow: True if `updates` is the opposite of `by_running` because it
-            was not given.
+            was not given. Never traced.
+        momentum: Fraction of the running statistics that one step keeps; None for an
+            average of all batches alike.
     """
 
     by_running: Flag
     updates: Flag
     updates_follow: bool
+    momentum: float | Array | None
 
     @property
     def need_batch(self) -> bool:
         """True if the batch's own statistics may be needed."""
         return self.by_running is not True or self.updates is not False
 
+    def traced(self) -> dict[str, Array]:
+        """Returns those that are arrays, by name."""
+        named = self._asdict().items()
+        return {name: value for name, value in named if isinstance(value, jax.Array)}
 
-def make_flags(
-    use_running_average: Any, update_running_average: Any, *, has_running_average: bool
-) -> Flags:
-    """Returns the flags that two arguments of `batch_norm` describe.
+
+def make_settings(
+    use_running_average: Any,
+    update_running_average: Any,
+    momentum: float | Array | None,
+    batch_stats: BatchStats | None,
+) -> TracedSettings:
+    """Returns the settings that three arguments of `batch_norm` describe.
 
     Args:
         use_running_average: A flag as a caller gave it.
         update_running_average: A flag as a caller gave it, or None.
-        has_running_average: False if there are no running statistics.
+        momentum: The fraction as a caller gave it, or None.
+        batch_stats: Running statistics, or None.
 
     Raises:
         ValueError: If a flag is not one boolean, or asks for running statistics that
@@ -49,17 +63,15 @@ def make_flags(
     updates = negate(by_running)
     if not follows:
         updates = as_flag(update_running_average, "update_running_average")
-    if not has_running_average:
-        asked = {"use_running_average": by_running is not False}
-        asked["update_running_average"] = updates is True and not follows
-        for name, is_asked in asked.items():
-            if is_asked:
-                raise ValueError(
-                    f"batch_norm: {name} needs running statistics, and batch_stats is "
-                    f"None; give {{'mean', 'var'}}, or {name}=False."
-                )
+    if batch_stats is None:
+        if by_running is not False or (updates is True and not follows):
+            name = f"{'use' if by_running is not False else 'update'}_running_average"
+            raise ValueError(
+                f"batch_norm: {name} needs running statistics, and batch_stats is "
+                f"None; give {{'mean', 'var'}}, or {name}=False."
+            )
         updates = False
-    return Flags(by_running, updates, follows)
+    return TracedSettings(by_running, updates, follows, momentum)
 
 
 def as_flag(flag: Any, name: str) -> Flag:
