@@ -25,7 +25,7 @@ def normalize_by_batch(
     config: BatchNormConfig,
     devices: Devices,
 ) -> tuple[Inexact[Array, "*shape"], ShiftedMoments]:
-    """Returns x normalized by its own mean and variance, and these.
+    """Returns x normalized by its own moments, and the moments.
 
     The derivative is the closed form, which saves x and arrays of a feature's size,
     and sums across devices once in each direction. It is given as a tangent, which

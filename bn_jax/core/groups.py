@@ -20,10 +20,10 @@ def normalize_by_batch_or_group(
     config: BatchNormConfig,
     devices: Devices,
 ) -> tuple[Inexact[Array, "*shape"], Moments]:
-    """Returns x normalized by the batch's moments and these, or group by group.
+    """Returns x normalized by its own moments, and the moments.
 
-    Groups are `group_size` consecutive examples of the whole batch, along axis 0; the
-    moments are those of the average group then.
+    With a `group_size`, that many consecutive examples of the whole batch, along axis
+    0, are normalized by themselves; the moments are then those of the average group.
 
     Args:
         x: Activations, zero where the mask is False.

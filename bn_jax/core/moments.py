@@ -20,6 +20,8 @@ _STRIDE = 16
 _FEW_EXAMPLES = _STRIDE**2
 # A power of two, which costs no digits: 2**32 values of 1e38 add up to a finite number.
 _UNIT = 2.0**-32
+# Name of the mapped axis that takes the place of devices where parts are merged.
+_PARTS = "bn_jax parts"
 
 
 def batch_moments(
@@ -91,9 +93,7 @@ def merge_across(devices: Devices, moments: ShiftedMoments) -> ShiftedMoments:
 
 
 def merge_moments(moments: Moments) -> Moments:
-    """Returns moments of all parts together.
-
-    Parts are merged as devices are: a mapped axis takes their place.
+    """Returns moments of all parts together, merged as those of devices are.
 
     Args:
         moments: Moments with a leading axis of parts; a part without values adds
@@ -106,9 +106,6 @@ def merge_moments(moments: Moments) -> Moments:
         return merge_across(parts, part).rounded()
 
     return jax.vmap(merge, axis_name=_PARTS, out_axes=None)(*moments)
-
-
-_PARTS = "bn_jax parts"
 
 
 def abs_squared(x: Inexact[Array, "*shape"]) -> Float[Array, "*shape"]:
