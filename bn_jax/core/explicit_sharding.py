@@ -74,9 +74,9 @@ def with_automatic_sharding(
 
 
 def _explicit_mesh(arrays: PyTree) -> AbstractMesh | None:
-    """Returns the mesh with explicit axes that one of the arrays lies on."""
+    """Returns the mesh over whose explicit axes one of the arrays is sharded."""
     for array in jax.tree.leaves(arrays):
-        mesh = jax.typeof(array).sharding.mesh
-        if AxisType.Explicit in mesh.axis_types:
-            return mesh
+        sharding = jax.typeof(array).sharding
+        if any(sharding.spec) and AxisType.Explicit in sharding.mesh.axis_types:
+            return sharding.mesh
     return None

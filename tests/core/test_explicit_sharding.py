@@ -104,6 +104,24 @@ def test_features_may_be_explicit_where_examples_are_mapped(mesh, put):
     np.testing.assert_allclose(stats["mean"], X.mean(0), rtol=1e-5)
 
 
+def test_features_that_stay_explicit_where_examples_are_mapped_have_gradients(
+    mesh, put
+):
+    of_features = jax.tree.map(jnp.asarray, jax.device_get(state(put)))
+    mapped = jax.shard_map(
+        lambda x: step(x, *of_features, axis_name="examples")[0],
+        mesh=mesh,
+        in_specs=P("examples"),
+        out_specs=P("examples"),
+        axis_names={"examples"},
+    )
+    with jax.set_mesh(mesh):
+        _, pull_back = jax.vjp(jax.jit(mapped), put(X, "examples"))
+        (dx,) = pull_back(put(DY, "examples"))
+    expected, _, _ = oracles.batch_norm_gradients(X, DY)
+    np.testing.assert_allclose(dx, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_without_jit_and_without_a_mesh_in_the_context_it_is_the_same(put):
     y, stats = step(put(X, "examples", "features"), *state(put))
     np.testing.assert_allclose(y, oracles.batch_norm(X), atol=1e-5)
