@@ -5,8 +5,8 @@
 Counts the StableHLO operations and the jaxpr equations of one layer in training,
 forward, and the StableHLO lines of a training step of ResNet-18 (He et al., 2016, for
 images of 32 x 32, with momentum SGD). The step is compiled on the CPU in fresh
-processes, which take turns: compiled are the same lines in each, so the CPU seconds of
-all its threads are compared round by round. One process at a time runs.
+processes, one at a time, which take turns. Each program is the same in all rounds; the
+CPU seconds of all threads are compared round by round.
 
 Writes `results/compile_cost.json`.
 """
@@ -37,7 +37,7 @@ _OPERATION = re.compile(r"= \"?(?:stablehlo|chlo|func)\.|= call ")
 
 
 class _Block(nn.Module):
-    """Two convolutions and what is added to them."""
+    """A residual block of two convolutions."""
 
     features: int
     stride: int
@@ -56,7 +56,7 @@ class _Block(nn.Module):
 
 
 class _ResNet18(nn.Module):
-    """Eight blocks, of 20 normalizations with the stem's and the projections'."""
+    """Eight blocks, with 20 normalizations."""
 
     norm: Any
 

@@ -79,7 +79,7 @@ def batch_norm(
         ValueError: If an axis does not exist; an array of features or the mask does
             not fit x; a setting lies outside its range or needs another one; groups
             do not fit the batch; running statistics are missing where they are
-            needed; there is but one value a feature where the batch's statistics may
+            needed; there is only one value a feature where the batch's statistics may
             be needed (a traced flag may be False); or for an axis of vmap together
             with one of a mesh under a shard_map that checks types, over which JAX has
             no sum.

@@ -13,12 +13,12 @@ from bn_jax.core.config import BatchNormConfig
 
 
 class Devices(NamedTuple):
-    """Which devices share their statistics; hashable, and by default one alone.
+    """The devices that share statistics; hashable. The default is one device.
 
     Attributes:
-        axis_sizes: Name and size of each mapped axis whose devices share them.
-        groups: Groups of indices of those axes, if only these share them. Each index
-            is in one group.
+        axis_sizes: Name and size of each mapped axis whose devices share statistics.
+        groups: Groups of device indices; the devices of one group share statistics.
+            Each index is in one group. None for one group of all.
     """
 
     axis_sizes: tuple[tuple[str, int], ...] = ()
@@ -49,12 +49,11 @@ def make_devices(config: BatchNormConfig) -> Devices:
             hold each index of the axis once.
     """
     names, groups = config.axis_name, config.axis_index_groups
-    check_bound("batch_norm", names)
+    devices = mapped_devices("batch_norm", names)
     if len(set(names)) < len(names):
         raise ValueError(
             f"batch_norm: axis_name must name each axis once, and is {names}."
         )
-    devices = Devices(tuple((name, jax.lax.axis_size(name)) for name in names))
     if groups is None:
         return devices
     if len({len(group) for group in groups}) != 1:
@@ -71,8 +70,8 @@ def make_devices(config: BatchNormConfig) -> Devices:
     return devices._replace(groups=groups)
 
 
-def check_bound(who: str, names: Sequence[str]) -> None:
-    """Checks that axes are mapped.
+def mapped_devices(who: str, names: Sequence[str]) -> Devices:
+    """Returns the devices of mapped axes.
 
     Args:
         who: The function that needs them, for the message.
@@ -88,6 +87,7 @@ def check_bound(who: str, names: Sequence[str]) -> None:
                 "Call it inside pmap, shard_map or vmap with that axis name; under jit "
                 "on sharded arrays statistics are global without one."
             )
+    return Devices(tuple((name, jax.lax.axis_size(name)) for name in names))
 
 
 def bound(devices: Devices) -> AbstractContextManager[None]:
@@ -131,8 +131,9 @@ def sum_across(
     if not devices.axis_sizes:
         return list(values)
     dtype = jnp.result_type(*values)
+    packed = jnp.stack([value.astype(dtype) for value in values])
     with _refused_with_advice(devices):
-        sums = _sum_of_group(devices, jnp.stack([v.astype(dtype) for v in values]))
+        sums = _sum_of_group(devices, packed)
     pairs = zip(sums, values, strict=True)
     return [s if jnp.iscomplexobj(value) else s.real for s, value in pairs]
 

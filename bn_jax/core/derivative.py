@@ -99,8 +99,7 @@ def _tangent(
         devices, [jnp.sum(dx, axis=axes), jnp.sum(products, axis=axes)]
     )
     divisor = jnp.maximum(moments.num_samples, 1)
-    dmean = total / divisor
-    dvar = 2 * product / divisor
+    dmean, dvar = total / divisor, 2 * product / divisor
 
     # Without a value, and with an epsilon of 0, there is no inverse to multiply by.
     # With an infinite variance zero times the sums may be NaN.

@@ -16,7 +16,7 @@ def in_manual_context(arrays: PyTree) -> PyTree:
 
     JAX refuses to differentiate a custom rule inside shard_map if one of its arguments
     is an array that lies on the mesh outside ("Context mesh ..."), as an array does
-    that a function closes over. The result of an operation on it is accepted.
+    that a function closes over. JAX accepts a copy that is made inside.
 
     Args:
         arrays: Arrays, traced or not.

@@ -72,9 +72,9 @@ def plan_groups(
         return group_size, Devices()
     if not isinstance(batch_size, int):
         raise ValueError(
-            f"batch_norm: group_size={group_size} must divide the batch, and a batch "
-            f"of {batch_size} examples may be no multiple of it; leave a size such as "
-            f"{group_size}*k open."
+            f"batch_norm: group_size={group_size} must divide the batch, and the batch "
+            f"size {batch_size} is not known to be a multiple of it; export with a "
+            f"size such as {group_size}*k."
         )
     whole, size = batch_size * devices.number, devices.number
     if whole % group_size == 0 and group_size % batch_size == 0:

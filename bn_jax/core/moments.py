@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Inexact
 
 from bn_jax.core.axes import expand_to_rank, other_axes
 from bn_jax.core.collectives import Devices, sum_across
-from bn_jax.core.dtypes import wide_dtype
+from bn_jax.core.dtypes import wide_dtype, without_last_bit
 from bn_jax.core.types import Moments, ShiftedMoments
 
 # One value in so many makes the shift.
@@ -35,13 +35,14 @@ def batch_moments(
 
     One pass sums `x - shift` and its square, where `shift` is the mean of a sixteenth
     of the values. The variance is the mean square minus the square of the mean, and
-    loses digits if the shift is far from the mean. It never is: **the mean of a
-    sixteenth of the values lies within sqrt(15) standard deviations of the mean of
-    all of them, whatever they are.** For let a fraction f of the values have the mean
-    s, the others t, and all of them the mean m and the variance v. Then
+    loses digits if the shift is far from the mean. The shift stays near it: **the mean
+    of a sixteenth of the values lies within sqrt(15) standard deviations of the mean
+    of all of them, whatever they are.** Proof: let a fraction f of the values have the
+    mean s, the others t, and all of them the mean m and the variance v. Then
     f (s - m) = -(1 - f)(t - m), and
     v >= f (s - m)^2 + (1 - f)(t - m)^2 = (s - m)^2 f / (1 - f). With f = 1/16 that is
-    (s - m)^2 <= 15 v. So at most four of float32's 24 bits are lost.
+    (s - m)^2 <= 15 v. So the variance has at most 16 times the rounding error of the
+    sum of squares: four of float32's 24 bits.
     Source: Ioffe & Szegedy (2015), Algorithm 1; Samuelson (1968) for the bound, there
     of one value instead of a group; Chan, Golub & LeVeque (1983) for sums of shifted
     values.
@@ -167,8 +168,11 @@ def _number_of_values(x: Array, axes: Sequence[int], like: Array) -> Array:
 
 
 def _mean_of_units(total: Array, count: Array) -> Array:
-    """Returns the mean from a sum of values in units of `_UNIT`."""
-    return total / (jnp.maximum(count, 1) * _UNIT)
+    """Returns the mean from a sum of values in units of `_UNIT`, one bit short.
+
+    It is a shift that several expressions subtract, and must be one number in all.
+    """
+    return without_last_bit(total / (jnp.maximum(count, 1) * _UNIT))
 
 
 def _moments_of_sums(

@@ -79,10 +79,8 @@ def batch_norm_with_moments(
     config = config._replace(axis=canonical_axes(x.ndim, config.axis))
     check_groups_of_examples(config)
     check_arrays(x, scale, bias, batch_stats, mask, feature_axes=config.axis)
-    stats = None
-    if batch_stats is not None:
-        check_momentum(momentum, batch_stats, config)
-        stats = as_batch_stats(batch_stats)
+    check_momentum(momentum, batch_stats, config)
+    stats = None if batch_stats is None else as_batch_stats(batch_stats)
     settings = make_settings(
         use_running_average, update_running_average, momentum, stats
     )

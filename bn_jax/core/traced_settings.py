@@ -36,8 +36,7 @@ class TracedSettings(NamedTuple):
 
     def traced(self) -> dict[str, Array]:
         """Returns those that are arrays, by name."""
-        named = self._asdict().items()
-        return {name: value for name, value in named if isinstance(value, jax.Array)}
+        return {k: v for k, v in self._asdict().items() if isinstance(v, jax.Array)}
 
 
 def make_settings(

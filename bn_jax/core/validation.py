@@ -87,7 +87,7 @@ def check_arrays(
 
 def check_momentum(
     momentum: float | Float[Array, ""] | None,
-    batch_stats: Mapping[str, Array],
+    batch_stats: Mapping[str, Array] | None,
     config: BatchNormConfig,
 ) -> None:
     """Checks that the running average has the momentum and the count that it needs.
@@ -95,24 +95,24 @@ def check_momentum(
     Args:
         momentum: Fraction of the old statistics that is kept; None for an average of
             all batches alike.
-        batch_stats: Running statistics.
+        batch_stats: Running statistics, or None.
         config: The settings.
 
     Raises:
-        ValueError: If momentum is no number in [0, 1), a count is missing, or
+        ValueError: If momentum is not a number in [0, 1), a count is missing, or
             `debias` corrects an average that needs no correction.
     """
     if momentum is not None:
         check_is_number("momentum", momentum)
         # A float: inside shard_map a comparison of an array would be traced.
-        is_known = not isinstance(momentum, Tracer)
-        if is_known and not 0 <= float(momentum) < 1:
+        if not (isinstance(momentum, Tracer) or 0 <= float(momentum) < 1):
             raise ValueError(
                 f"batch_norm: momentum must lie in [0, 1), and is {momentum}; it is "
                 "the fraction of the old statistics that is kept (PyTorch's 0.1 is 0.9 "
                 "here). To keep all of them, update_running_average=False."
             )
-    if (momentum is None or config.debias) and "count" not in batch_stats:
+    needs_count = momentum is None or config.debias
+    if needs_count and batch_stats is not None and "count" not in batch_stats:
         raise ValueError(
             "batch_norm: momentum=None and debias=True need the number of batches so "
             f"far: batch_stats['count'], 0.0 at first; it has {sorted(batch_stats)}. "

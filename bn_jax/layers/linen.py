@@ -75,7 +75,7 @@ class BatchNorm(nn.Module):
         axis_name: Mapped axis or axes whose devices share one mean and variance.
         axis_index_groups: Groups of devices within that axis that share statistics.
         use_fast_variance: Accepted for Flax's sake; the variance is exact either way.
-        force_float32_reductions: Accepted likewise; reductions always are in float32
+        force_float32_reductions: Accepted for Flax's sake; reductions are in float32
             or wider.
         update_running_average: Whether a batch moves the running statistics; by
             default when it is normalized by its own. Without an update `batch_stats`

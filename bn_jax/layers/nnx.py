@@ -43,7 +43,7 @@ class BatchNorm(nnx.Module):
 
     Attributes:
         mean: Running mean, a `BatchStat` in float32 whatever `dtype` says.
-        var: Running variance, likewise.
+        var: Running variance, a `BatchStat` in float32 too.
         count: Batches behind them, a `BatchStat` where `debias` or `momentum=None`
             needs it, else None.
         scale: Learned factor, a `Param`, or None.
@@ -252,7 +252,7 @@ class BatchNorm(nnx.Module):
 
         Args:
           use_running_average: See the constructor; None leaves it as it is.
-          update_running_average: Likewise.
+          update_running_average: See the constructor; None leaves it as it is.
         """  # Indented as `nnx.view_info` reads it.
         if use_running_average is not None:
             self.use_running_average = use_running_average

@@ -18,8 +18,8 @@ def map_layers(
     Args:
         function: Takes the moments of a layer's calls and its old statistics.
         moments: A `batch_moments` collection.
-        batch_stats: The old collection; layers that are not in the other, frozen
-            ones for example, keep what it holds for them.
+        batch_stats: The old collection; layers without moments, such as
+            frozen ones, keep what it holds for them.
 
     Raises:
         ValueError: If there are moments of a layer that is not in the old collection,
@@ -81,6 +81,19 @@ def layers_with_moments(
         return
     for name, child in moments.items():
         yield from layers_with_moments(child, f"{path}/{name}".lstrip("/"))
+
+
+def without_sizes(moments: PyTree) -> PyTree:
+    """Returns a `batch_moments` collection without sizes, which are static.
+
+    Collections of batches that differ in size can then be stacked.
+
+    Args:
+        moments: The collection.
+    """
+    if _is_layer(moments):
+        return {"moments": moments["moments"]}
+    return {name: without_sizes(child) for name, child in moments.items()}
 
 
 def _is_layer(node: Any) -> bool:

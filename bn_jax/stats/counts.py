@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from bn_jax.core.running import LARGEST_COUNT
+from bn_jax.core.running import LARGEST_COUNT, as_batch_stats
 
 
 def with_counts(batch_stats: PyTree, like: PyTree, *, count: float) -> PyTree:
@@ -58,4 +58,6 @@ def with_counts(batch_stats: PyTree, like: PyTree, *, count: float) -> PyTree:
         needed = like["count"]
         finite = min(count, LARGEST_COUNT)
         completed["count"] = jnp.full(needed.shape, finite, needed.dtype)
+    elif "mean" in completed and "count" in completed:
+        completed |= as_batch_stats({"count": completed["count"]})
     return completed

@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from bn_jax.core.collectives import Devices, check_bound
+from bn_jax.core.collectives import Devices, mapped_devices
 from bn_jax.core.dtypes import wide_dtype
-from bn_jax.core.moments import merge_across, merge_moments
+from bn_jax.core.moments import merge_across
 from bn_jax.core.running import as_batch_stats
-from bn_jax.core.types import BatchStats, Moments, ShiftedMoments
+from bn_jax.core.types import BatchStats, ShiftedMoments
+
+# Name of the mapped axis that takes the place of a leading axis of devices.
+_DEVICES = "bn_jax devices"
 
 
 def merge_batch_stats(
@@ -45,9 +48,8 @@ def merge_batch_stats(
     if axis_name is None:
         return _merge(batch_stats, _pool_leading)
     names = (axis_name,) if isinstance(axis_name, str) else axis_name
-    check_bound("merge_batch_stats", names)
-    devices = Devices(tuple((name, jax.lax.axis_size(name)) for name in names))
-    return _merge(batch_stats, partial(_pool_mapped, devices=devices))
+    devices = mapped_devices("merge_batch_stats", names)
+    return _merge(batch_stats, partial(_pool, devices=devices))
 
 
 def _merge(node: Any, pool: Callable[[Mapping[str, Array]], BatchStats]) -> Any:
@@ -63,22 +65,22 @@ def _merge(node: Any, pool: Callable[[Mapping[str, Array]], BatchStats]) -> Any:
             "merge_batch_stats: a layer's statistics are 'mean', 'var' and 'count'; "
             f"found {sorted(node)}."
         )
+    stats = as_batch_stats(node)
     # Half precision has no room for the sums.
-    wide = {name: kept.astype(wide_dtype(kept.dtype)) for name, kept in node.items()}
-    pooled = pool(as_batch_stats(wide))
-    return {name: new.astype(node[name].dtype) for name, new in pooled.items()}
+    wide = {name: kept.astype(wide_dtype(kept.dtype)) for name, kept in stats.items()}
+    return {name: new.astype(stats[name].dtype) for name, new in pool(wide).items()}
 
 
 def _pool_leading(stats: Mapping[str, Array]) -> BatchStats:
-    mean, var = stats["mean"], stats["var"]
-    merged = merge_moments(Moments(jnp.ones_like(var), mean, var))
-    pooled = {"mean": merged.mean, "var": merged.var}
-    if "count" in stats:
-        pooled["count"] = jnp.mean(stats["count"], axis=0)
-    return pooled
+    """Pools along the leading axis, as a mapped axis in place of devices."""
+
+    def pool(stats: Mapping[str, Array]) -> BatchStats:
+        return _pool(stats, devices=mapped_devices("merge_batch_stats", [_DEVICES]))
+
+    return jax.vmap(pool, axis_name=_DEVICES, out_axes=None)(stats)
 
 
-def _pool_mapped(stats: Mapping[str, Array], *, devices: Devices) -> BatchStats:
+def _pool(stats: Mapping[str, Array], *, devices: Devices) -> BatchStats:
     mean, var = stats["mean"], stats["var"]
     kept = ShiftedMoments(jnp.ones_like(var), mean, jnp.zeros_like(mean), var)
     merged = merge_across(devices, kept)

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from bn_jax.core.moments import merge_moments
 from bn_jax.core.running import unbiased_variance
 from bn_jax.core.types import BatchStats, Moments
-from bn_jax.stats.collections import layers_with_moments, map_layers
+from bn_jax.stats.collections import layers_with_moments, map_layers, without_sizes
 
 
 def population_statistics(
@@ -68,7 +68,7 @@ def population_statistics(
     if not pooled:
         _check_sizes(moments)
     stacked = jax.tree.map(
-        lambda *leaves: jnp.stack(leaves), *map(_without_sizes, moments)
+        lambda *leaves: jnp.stack(leaves), *map(without_sizes, moments)
     )
     return average_moments(stacked, variables["batch_stats"], pooled=pooled)
 
@@ -118,27 +118,20 @@ def _average(
 
 
 def _check_sizes(moments: list[PyTree]) -> None:
-    """Checks that each layer has as many values in one batch as in another one."""
-    sizes: dict[str, set[Any]] = {}
+    """Checks that each call of a layer has as many values in all batches."""
+    first: dict[str, tuple[Any, ...]] = {}
     for of_batch in moments:
         for path, sown in layers_with_moments(of_batch):
-            found = sizes.setdefault(path, set())
-            found.update(size.value for size in sown.get("num_values", ()))
-    for path, found in sizes.items():
-        if len(found) > 1:
-            raise ValueError(
-                "population_statistics: batches must be of one size, because "
-                f"Algorithm 2 weighs them alike; {path or 'the layer'} has between "
-                f"{min(found)} and {max(found)} values a feature. Leave the smaller "
-                "batches out, or give pooled=True to weigh every value alike."
-            )
-
-
-def _without_sizes(moments: PyTree) -> PyTree:
-    """Returns the moments without their sizes, so that batches can be stacked."""
-    if "moments" in moments:
-        return {"moments": moments["moments"]}
-    return {name: _without_sizes(child) for name, child in moments.items()}
+            sizes = tuple(size.value for size in sown.get("num_values", ()))
+            if sizes != first.setdefault(path, sizes):
+                before, now = (", ".join(map(str, of)) for of in (first[path], sizes))
+                raise ValueError(
+                    "population_statistics: batches must be of one size, because "
+                    f"Algorithm 2 weighs them alike; {path or 'the layer'} has "
+                    f"{before} values a feature in the first batch and {now} in "
+                    "another one. Leave out batches of other sizes, or give "
+                    "pooled=True to weigh every value alike."
+                )
 
 
 def _moments_of(result: tuple[Any, Mapping[str, Any]]) -> PyTree:

@@ -306,6 +306,22 @@ def test_gradients_of_groups_of_devices_are_those_of_each_group(over_devices, gr
         )
 
 
+@pytest.mark.parametrize("mean", [1e4, 1e6])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_large_mean_of_an_odd_number_of_values_keeps_all_digits(
+    over_devices, masked, mean
+):
+    x = (np.random.default_rng(0).normal(size=(4, 43, 3)) + mean).astype(np.float32)
+    # Each device has a constant feature of its own.
+    x[..., 0] = mean + np.arange(4)[:, None]
+    mask = np.random.default_rng(1).random((4, 43, 1)) < (0.6 if masked else 2)
+    mapped = over_devices(lambda x, mask: train(x, mask if masked else None))
+    y, _ = mapped(jnp.asarray(x), jnp.asarray(mask))
+    flat, flat_mask = np.reshape(x, (-1, 3)), np.reshape(mask, (-1, 1))
+    expected = oracles.batch_norm(flat, mask=flat_mask).reshape(x.shape)
+    np.testing.assert_allclose(y, expected, atol=2e-6)
+
+
 def test_a_mean_that_overflows_on_one_device_is_no_nan_on_the_others(over_devices):
     x = jnp.asarray(normal(4, 8, 3)).at[1].set(3e38).at[2].set(-3e38)
     y, stats = over_devices(lambda x: train(x, skip_nonfinite=True))(x)

@@ -261,7 +261,7 @@ UNEQUAL = [jnp.array([[1.0], [3.0]]), jnp.array([[5.0], [9.0], [7.0], [7.0]])]
 
 def test_batches_that_differ_in_size_are_refused_or_pooled():
     layer = bn_jax.nnx.BatchNorm(1, debias=True, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"between 2 and 4 values .* pooled=True"):
+    with pytest.raises(ValueError, match=r"2 values .* and 4 in .* pooled=True"):
         population_statistics(run, layer, UNEQUAL)
     nnx.update(layer, population_statistics(run, layer, UNEQUAL, pooled=True))
     np.testing.assert_allclose(layer.mean[...], [16 / 3], rtol=1e-6)

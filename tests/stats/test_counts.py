@@ -83,6 +83,15 @@ def test_stacked_layers_get_a_count_each():
     np.testing.assert_array_equal(stats["count"], np.full(3, 2**24))
 
 
+def test_a_count_of_infinity_that_is_there_becomes_finite():
+    x, model = normal(8, 2), Model()
+    variables, like = variables_of(model, x)
+    completed = bn_jax.with_counts(variables["batch_stats"], like, count=np.inf)
+    completed["BatchNorm_1"]["count"] = jnp.asarray(jnp.inf)
+    again = bn_jax.with_counts(completed, like, count=0)
+    assert again["BatchNorm_1"]["count"] == 2**24
+
+
 def test_what_needs_no_count_is_left_as_it_is():
     x, model = normal(8, 2), Model()
     variables, like = variables_of(model, x)
