@@ -42,26 +42,6 @@ def as_stored(x: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
 as_stored.defjvps(lambda tangent, _, x: tangent)
 
 
-def without_last_bit(x: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
-    """Returns x rounded to one bit less than its dtype has.
-
-    Compilers fuse a multiplication and an addition and then skip the rounding between
-    them. A number that several expressions read would have one value in one of them
-    and another value in the next. A rounding of its own is never skipped, unless it
-    is to all bits of the dtype.
-
-    Args:
-        x: Real or complex.
-
-    >>> without_last_bit(jnp.array([1 + 2.0**-23]))
-    Array([1.], dtype=float32)
-    """
-    if jnp.iscomplexobj(x):
-        return jax.lax.complex(without_last_bit(x.real), without_last_bit(x.imag))
-    bits = jnp.finfo(x.dtype)
-    return jax.lax.reduce_precision(x, bits.nexp, bits.nmant - 1)
-
-
 def _at_least_float32(dtype: DTypeLike) -> np.dtype:
     dtype = jnp.dtype(dtype)
     is_wide = jnp.issubdtype(dtype, jnp.inexact) and dtype.itemsize >= 4

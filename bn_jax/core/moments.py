@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Inexact
 
 from bn_jax.core.axes import expand_to_rank, other_axes
 from bn_jax.core.collectives import Devices, sum_across
-from bn_jax.core.dtypes import wide_dtype, without_last_bit
+from bn_jax.core.dtypes import wide_dtype
 from bn_jax.core.types import Moments, ShiftedMoments
 
 # One value in so many makes the shift.
@@ -86,8 +86,10 @@ def merge_across(devices: Devices, moments: ShiftedMoments) -> ShiftedMoments:
     count = moments.num_samples
     num_samples, total = sum_across(devices, [count, count * _UNIT * moments.mean])
     shift = _mean_of_units(total, num_samples)
-    shift = jnp.where(jnp.isfinite(shift), shift, jnp.zeros_like(shift))
     distance = (moments.shift - shift) + moments.offset
+    # An offset that overflowed may be NaN; the variance says what it stands for.
+    is_finite = jnp.isfinite(moments.offset)
+    distance = jnp.where(is_finite, distance, moments.var.astype(distance.dtype))
     square = moments.var + abs_squared(distance)
     sums = sum_across(devices, [count * distance, count * square])
     return _moments_of_sums(num_samples, shift, *sums)
@@ -168,11 +170,14 @@ def _number_of_values(x: Array, axes: Sequence[int], like: Array) -> Array:
 
 
 def _mean_of_units(total: Array, count: Array) -> Array:
-    """Returns the mean from a sum of values in units of `_UNIT`, one bit short.
+    """Returns the mean from a sum of values in units of `_UNIT`; 0 if not finite.
 
-    It is a shift that several expressions subtract, and must be one number in all.
+    The selection has a second purpose. Without it compilers fuse the multiplication
+    that makes the mean with a subtraction of it, and skip the rounding between them:
+    sums would be taken around another number than the one that is subtracted from x.
     """
-    return without_last_bit(total / (jnp.maximum(count, 1) * _UNIT))
+    mean = total / (jnp.maximum(count, 1) * _UNIT)
+    return jnp.where(jnp.isfinite(mean), mean, jnp.zeros_like(mean))
 
 
 def _moments_of_sums(
@@ -184,8 +189,6 @@ def _moments_of_sums(
     """
     divisor = jnp.maximum(count, 1)
     offset, square = differences / divisor, squares / divisor
-    # The sum of infinities of both signs; of a NaN in x the square is NaN too.
-    offset = jnp.where(jnp.isnan(offset), square.astype(offset.dtype), offset)
-    var = jnp.maximum(square - abs_squared(offset), 0)
-    var = jnp.where(jnp.isinf(square), square, var)
-    return ShiftedMoments(count, shift, offset, var)
+    # The difference of two infinities would be NaN.
+    loss = jnp.where(jnp.isfinite(square), abs_squared(offset), jnp.zeros_like(square))
+    return ShiftedMoments(count, shift, offset, jnp.maximum(square - loss, 0))

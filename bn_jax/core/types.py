@@ -65,18 +65,19 @@ class ShiftedMoments(NamedTuple):
 
     @property
     def mean(self) -> Inexact[Array, "*features"]:
-        """The mean as one number."""
-        return self.shift + self.offset
+        """The mean as one number; infinite or NaN, as the variance, if it overflows."""
+        mean = self.shift + self.offset
+        return jnp.where(jnp.isfinite(self.offset), mean, self.var.astype(mean.dtype))
 
     def rounded(self) -> Moments:
         """Returns the moments with the mean as one number."""
         return Moments(self.num_samples, self.mean, self.var)
 
     def center(self) -> tuple[Inexact[Array, "*features"], ...]:
-        """Returns shift and offset to subtract from x, 0 where the mean is not finite.
+        """Returns shift and offset to subtract from x; 0 for an offset that overflowed.
 
-        A difference from an infinite mean would be NaN. The variance is infinite or
+        A difference from an infinite number would be NaN. The variance is infinite or
         NaN there too, and decides what the normalized values are.
         """
-        is_finite, zero = jnp.isfinite(self.mean), jnp.zeros_like(self.shift)
+        is_finite, zero = jnp.isfinite(self.offset), jnp.zeros_like(self.shift)
         return tuple(jnp.where(is_finite, of, zero) for of in (self.shift, self.offset))
