@@ -15,12 +15,10 @@ first step on an input with a mean of 1e4 standard deviations in float32 and 30 
 bfloat16, whose numbers end there. A value of bfloat16 is rounded by up to 2^-9 of it in
 the end.
 
-PyTorch gets its channels-last layout. On an accelerator the shapes are larger, so that
-they fill it.
+PyTorch gets its channels-last layout. Shapes are larger on an accelerator, to fill it.
 
-Freed memory is kept for the next call. Otherwise glibc hands large arrays back to the
-kernel or not, by what was allocated before: a call then takes once or twice as long,
-and which library that hits is chance.
+Freed memory is kept for the next call. Otherwise glibc may hand large arrays back to
+the kernel: a call then takes twice as long, and which library that hits is chance.
 
 Writes `results/batch_norm-<device>.json`.
 """
@@ -127,9 +125,8 @@ def _measure(
         compared = {n: of for n, of in layers.items() if usual or n in _COMPARED}
         for shape in work.shapes:
             arrays = _arrays(shape, dtype, mean)
-            for what, calls_of in zip(
-                _WHATS, (_forward_calls, _backward_calls), strict=True
-            ):
+            both = (_forward_calls, _backward_calls)
+            for what, calls_of in zip(_WHATS, both, strict=True):
                 calls = calls_of(arrays, compared, with_torch=usual)
                 repeats = max(1, work.values // int(np.prod(shape)))
                 times = _time(calls, repeats, rounds)
@@ -138,7 +135,6 @@ def _measure(
                     ratios[f"{mean:g}"][what].setdefault(name, []).append(ratio)
                     median = float(np.median(values)) * 1e3
                     milliseconds[f"{mean:g}"][what].setdefault(name, []).append(median)
-    usual_ratios = ratios[f"{_USUAL_MEAN:g}"]
     ours = {what: [by[what]["bn_jax"] for by in ratios.values()] for what in _WHATS}
     large = [int(np.prod(shape)) >= _LARGE_ENOUGH for shape in work.shapes]
     return {
@@ -146,7 +142,7 @@ def _measure(
         "time_over_reference": ratios,
         "geometric_mean": {
             what: {name: _geometric_mean(of) for name, of in by_name.items()}
-            for what, by_name in usual_ratios.items()
+            for what, by_name in ratios[f"{_USUAL_MEAN:g}"].items()
         },
         "bn_jax_over_all_means": {
             what: {
