@@ -33,3 +33,13 @@ def over_devices(request, make_mesh):
         return jax.jit(mapped)
 
     return over_devices
+
+
+@pytest.fixture
+def optimized():
+    """Compiles as for users: `make test` leaves most optimizations out."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)

@@ -308,6 +308,7 @@ def test_gradients_of_groups_of_devices_are_those_of_each_group(over_devices, gr
 
 @pytest.mark.parametrize("mean", [1e4, 1e6])
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.usefixtures("optimized")
 def test_a_large_mean_of_an_odd_number_of_values_keeps_all_digits(
     over_devices, masked, mean
 ):

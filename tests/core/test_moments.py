@@ -367,6 +367,7 @@ def test_a_mask_of_true_differs_by_rounding_alone():
 
 @pytest.mark.parametrize("mean", [1e2, 1e4, 1e6])
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.usefixtures("optimized")
 def test_the_mean_that_is_subtracted_is_the_one_that_was_summed_around(masked, mean):
     # Compilers fuse the multiplication that makes a mean with the subtraction of it.
     mask = np.random.default_rng(1).random((43, 1)) < (0.6 if masked else 2)
