@@ -36,7 +36,7 @@ test-faults: $(VENV)/.installed-dev
 
 test-peers: $(VENV)/.installed-dev
 	$(BIN)/pip install -q -e '.[dev,peers]' -c constraints.txt
-	$(BIN)/python -m pytest tests/models/test_torch_peers.py
+	$(BIN)/python -m pytest tests/models/inception/test_torch_peers.py
 
 demo-multi: $(VENV)/.installed
 	$(BIN)/python scripts/demo_multi.py --workdir=$(DEMO_WORKDIR)

@@ -18,10 +18,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from bn_jax.errors import UserError
-from bn_jax.training.compilation import keep_compiled_code
-from bn_jax.training.ends import ending_in_words
+from bn_jax.training.distributed.compilation import keep_compiled_code
+from bn_jax.training.distributed.processes import join_processes
 from bn_jax.training.loop import train
-from bn_jax.training.processes import join_processes
+from bn_jax.training.shutdown.exit_codes import ending_in_words
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File that describes the run, `file.py` or `file.py:argument`."

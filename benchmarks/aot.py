@@ -40,7 +40,7 @@ from jax.experimental import topologies
 import bn_jax
 from bn_jax.experiments.configs import load_config
 from bn_jax.training.build import Parts, build_init, build_train_step, parts_around
-from bn_jax.training.parallel import compile_chunk, make_parallel
+from bn_jax.training.distributed.parallel import compile_chunk, make_parallel
 from bn_jax.training.steps import Examples, make_train_chunk
 
 _ROOT = Path(__file__).parent.parent

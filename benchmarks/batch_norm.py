@@ -43,7 +43,7 @@ from norm_errors import largest_errors
 from norm_layers import Layer, jax_layers, to_torch, torch_arrays
 
 import bn_jax
-from bn_jax.reporting.machine import describe_machine
+from bn_jax.machine import describe_machine
 
 _REFERENCE = "flax"
 _COMPARED = ("bn_jax", _REFERENCE)

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import optax
 
 import bn_jax
-from bn_jax.reporting.machine import describe_machine
+from bn_jax.machine import describe_machine
 
 _NORMS: dict[str, Any] = {"bn_jax": bn_jax.BatchNorm, "flax": nn.BatchNorm}
 _RESULTS = Path(__file__).parents[1] / "results" / "compile_cost.json"

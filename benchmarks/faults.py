@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
-from bn_jax.reporting.machine import describe_machine
+from bn_jax.machine import describe_machine
 
 _ROOT = Path(__file__).parent.parent
 

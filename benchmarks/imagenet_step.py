@@ -112,7 +112,7 @@ def _prepare_jax(options: argparse.Namespace) -> _Prepared:
     import bn_jax
     from bn_jax.experiments.configs import load_config
     from bn_jax.training import build
-    from bn_jax.training.parallel import compile_chunk, make_parallel
+    from bn_jax.training.distributed.parallel import compile_chunk, make_parallel
     from bn_jax.training.steps import make_train_chunk
 
     if jax.default_backend() == "cpu":

@@ -37,7 +37,7 @@ from photographs import write_images
 import bn_jax
 from bn_jax.data import load_dataset
 from bn_jax.data.dataset import Split
-from bn_jax.reporting.machine import describe_machine
+from bn_jax.machine import describe_machine
 
 _SIZE = 224
 # Strength of the changes of colour, and whether PyTorch normalizes.

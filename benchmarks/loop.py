@@ -25,7 +25,7 @@ import jax
 
 import bn_jax
 from bn_jax.experiments.configs import load_config
-from bn_jax.reporting.machine import describe_machine
+from bn_jax.machine import describe_machine
 from bn_jax.training import loop
 from bn_jax.training.build import (
     build_initial_state,
@@ -33,9 +33,9 @@ from bn_jax.training.build import (
     build_train_step,
     read_batches,
 )
-from bn_jax.training.compilation import keep_compiled_code
-from bn_jax.training.pace import Pace
-from bn_jax.training.parallel import compile_chunk, make_parallel
+from bn_jax.training.distributed.compilation import keep_compiled_code
+from bn_jax.training.distributed.parallel import compile_chunk, make_parallel
+from bn_jax.training.logs.reports import Pace
 from bn_jax.training.steps import make_train_chunk
 
 

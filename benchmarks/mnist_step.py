@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bn_jax.reporting.machine import describe_machine
+from bn_jax.machine import describe_machine
 
 _BATCH_SIZE = 60
 _ARMS = ("baseline", "bn")
@@ -191,9 +191,9 @@ def _jax_block(arm: str, steps: int) -> tuple[Callable[[], None], dict[str, str]
 
     from bn_jax.data import load_dataset
     from bn_jax.data.batching import batch_indices
-    from bn_jax.data.image import binarize
+    from bn_jax.data.preprocess import binarize
     from bn_jax.models import make_model, make_norm
-    from bn_jax.training.optim import make_optimizer
+    from bn_jax.training.optim.optimizers import make_optimizer
     from bn_jax.training.state import init_state
     from bn_jax.training.steps import Examples, make_train_step
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bn_jax.data.prepare_imagenet import prepare_imagenet
+from bn_jax.data.preparation.imagenet import prepare_imagenet
 
 _WIDTH, _HEIGHT = 500, 375
 _SYNSETS = ("n01440764", "n01443537")

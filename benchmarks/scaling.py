@@ -24,7 +24,7 @@ from typing import NamedTuple
 import jax
 
 import bn_jax
-from bn_jax.reporting.machine import describe_machine
+from bn_jax.machine import describe_machine
 
 _ROOT = Path(__file__).parent.parent
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bn_jax.experiments.configs import load_config
-from bn_jax.reporting.machine import describe_machine
-from bn_jax.training.compilation import keep_compiled_code
+from bn_jax.machine import describe_machine
+from bn_jax.training.distributed.compilation import keep_compiled_code
 from bn_jax.training.loop import train
 
 

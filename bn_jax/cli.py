@@ -149,11 +149,11 @@ def _do(
 ) -> None:
     # Each verb imports what it needs: TFDS, Orbax and Matplotlib take seconds.
     if options.verb == "figure1":
-        from bn_jax.experiments.figure1 import figure1
+        from bn_jax.experiments.run_figure1 import figure1
 
         print(figure1(options.workdir, seeds=options.seeds, overrides=changes))
     elif options.verb == "figure2":
-        from bn_jax.experiments.figure2 import figure2
+        from bn_jax.experiments.run_figure2 import figure2
 
         print(
             figure2(
@@ -179,26 +179,26 @@ def _do(
         print(f"{folder}: {images} images; read it with {call}.")
     elif options.verb == "evaluate":
         from bn_jax.reporting.tables import evaluation_table
-        from bn_jax.training.evaluate import evaluate
+        from bn_jax.training.evaluation.evaluate import evaluate
 
         config = _saved_config(options.workdir, changes)
         way = {"statistics": options.statistics, "crops": options.crops}
         print(evaluation_table(evaluate(config, options.workdir, **way), **way))
     elif options.verb == "ensemble":
         from bn_jax.reporting.tables import ensemble_table
-        from bn_jax.training.ensemble import ensemble
+        from bn_jax.training.evaluation.ensemble import ensemble
 
         configs = [_saved_config(workdir, changes) for workdir in options.workdirs]
         way = {"statistics": options.statistics, "crops": options.crops}
         print(ensemble_table(ensemble(configs, options.workdirs, **way), **way))
     elif options.verb == "inspect":
         from bn_jax.reporting.tables import layer_table
-        from bn_jax.training.inspect import inspect
+        from bn_jax.training.evaluation.inspect import inspect
 
         step, layers = inspect(_saved_config(options.workdir, {}), options.workdir)
         print(layer_table(layers, step=step))
     else:
-        from bn_jax.launch import launch
+        from bn_jax.launch.launcher import launch
 
         sys.exit(launch(command, num_processes=options.num_processes))
 
@@ -206,12 +206,12 @@ def _do(
 def _prepare(options: argparse.Namespace, data_dir: Path) -> Path:
     """Prepares a data set and gives back its folder."""
     if options.name == "mnist":
-        from bn_jax.data.prepare import prepare_mnist
+        from bn_jax.data.preparation.mnist import prepare_mnist
 
         if options.manual_dir is not None or options.subset:
             raise UserError("mnist needs no --manual_dir and no --subset.")
         return prepare_mnist(data_dir)
-    from bn_jax.data.prepare_imagenet import prepare_imagenet
+    from bn_jax.data.preparation.imagenet import prepare_imagenet
 
     # Where TFDS looks for what one has to download oneself.
     manual_dir = options.manual_dir or data_dir / "downloads" / "manual"
@@ -223,7 +223,7 @@ def _saved_config(workdir: Path, dataset: Mapping[str, str]) -> Any:
     from ml_collections import ConfigDict
 
     from bn_jax.experiments.configs import override
-    from bn_jax.workdir import read_config
+    from bn_jax.workdir.files import read_config
 
     config: Any = ConfigDict(read_config(workdir)).lock()
     for key, value in dataset.items():

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-import bn_jax.data.prepare
-import bn_jax.data.prepare_imagenet
+import bn_jax.data.preparation.imagenet
+import bn_jax.data.preparation.mnist
 import bn_jax.data.tfds
-import bn_jax.experiments.figure1
+import bn_jax.experiments.run_figure1
 from bn_jax.cli import main
 from bn_jax.errors import UserError
 
@@ -26,7 +26,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> Calls:
         calls.append({"workdir": workdir, "seeds": seeds, "overrides": overrides})
         return "the table"
 
-    monkeypatch.setattr(bn_jax.experiments.figure1, "figure1", figure1)
+    monkeypatch.setattr(bn_jax.experiments.run_figure1, "figure1", figure1)
     return calls
 
 
@@ -45,7 +45,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         folders.append(data_dir)
         return data_dir / "mnist" / "3.0.1"
 
-    monkeypatch.setattr(bn_jax.data.prepare, "prepare_mnist", prepare_mnist)
+    monkeypatch.setattr(bn_jax.data.preparation.mnist, "prepare_mnist", prepare_mnist)
     monkeypatch.setattr(bn_jax.data.tfds, "split_sizes", split_sizes)
     return folders
 
@@ -88,7 +88,7 @@ def test_a_users_mistake_ends_the_program_with_its_message(
     def refuse(*_: Any, **__: Any) -> str:
         raise UserError("this cannot be.")
 
-    monkeypatch.setattr(bn_jax.experiments.figure1, "figure1", refuse)
+    monkeypatch.setattr(bn_jax.experiments.run_figure1, "figure1", refuse)
     with pytest.raises(SystemExit) as end:
         main(["figure1", "--workdir=runs"])
     # A string is printed to stderr, and the exit status is 1.
@@ -152,7 +152,7 @@ def test_imagenet_is_prepared_from_the_folder_of_its_tar_files(
         given.extend([*folders, is_subset])
         return Path("there")
 
-    module = bn_jax.data.prepare_imagenet
+    module = bn_jax.data.preparation.imagenet
     monkeypatch.setattr(module, "prepare_imagenet", prepare_imagenet)
     monkeypatch.setattr(bn_jax.data.tfds, "split_sizes", split_sizes)
     main(["prepare", "imagenet2012", "--data_dir=folder", *words])

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-import bn_jax.training.ensemble
-import bn_jax.training.evaluate
-from bn_jax.analysis.trained import EnsembleEvaluation, Evaluation
+import bn_jax.training.evaluation.ensemble
+import bn_jax.training.evaluation.evaluate
 from bn_jax.cli import main
+from bn_jax.results import EnsembleEvaluation, Evaluation
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_evaluate_has_one_crop_of_each_image_unless_told_otherwise(
         ways.append((workdir, way))
         return Evaluation(5, "digits", 9, {"test_loss": 0.5})
 
-    monkeypatch.setattr(bn_jax.training.evaluate, "evaluate", evaluate)
+    monkeypatch.setattr(bn_jax.training.evaluation.evaluate, "evaluate", evaluate)
     main(["evaluate", f"--workdir={runs[0]}"])
     main(["evaluate", f"--workdir={runs[1]}", "--crops=144", "--statistics=moving"])
     assert ways == [
@@ -79,7 +79,7 @@ def test_ensemble_gets_every_run_with_the_same_change_of_its_data(
         calls.append((names, workdirs, way))
         return EnsembleEvaluation("digits", 9, [], {"test_loss": 0, "test_accuracy": 1})
 
-    monkeypatch.setattr(bn_jax.training.ensemble, "ensemble", ensemble)
+    monkeypatch.setattr(bn_jax.training.evaluation.ensemble, "ensemble", ensemble)
     main(["ensemble", *map(str, runs), "--dataset.name=other", "--crops=144"])
     way = {"statistics": "population", "crops": 144}
     assert calls == [(["other", "other"], runs, way)]
@@ -95,7 +95,7 @@ def test_a_folder_of_the_run_can_be_left_out_for_another(
         given.append(config.dataset.to_dict())
         return Evaluation(5, "digits", 9, {"test_loss": 0.5})
 
-    monkeypatch.setattr(bn_jax.training.evaluate, "evaluate", evaluate)
+    monkeypatch.setattr(bn_jax.training.evaluation.evaluate, "evaluate", evaluate)
     change = ["--dataset.idx_dir=None", "--dataset.data_dir=prepared"]
     main(["evaluate", f"--workdir={runs[0]}", *change])
     assert given == [{"name": "mnist", "idx_dir": None, "data_dir": "prepared"}]

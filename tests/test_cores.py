@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from bn_jax.cores import number_of_cores, own_cores
+from bn_jax.machine import number_of_cores, own_cores
 
 
 def test_cores_are_those_that_this_process_is_bound_to(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bn_jax.data.crops import NUM_CROPS
+from bn_jax.data.imagenet.crops import NUM_CROPS
 from bn_jax.experiments.configs import load_config
 
 _ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from data.idx_files import write_idx_folder
 from training.tiny_runs import SHORT
 
 import bn_jax
-from bn_jax.workdir import claim_workdir, read_metrics, read_summary
+from bn_jax.workdir.files import claim_workdir, read_metrics, read_summary
 
 ROOT = Path(bn_jax.__file__).parents[1]
 SCRIPT = ROOT / "train.py"

@@ -39,8 +39,8 @@ class Split(Protocol):
     def all_crops(self) -> "Split":
         """The same examples, with the 144 crops of each image in its place.
 
-        See `bn_jax.data.crops.all_crops`; pixels have the shape `(*indices, 144,
-        height, width, channels)`.
+        See `bn_jax.data.imagenet.crops.all_crops`; pixels have the shape
+        `(*indices, 144, height, width, channels)`.
 
         Raises:
             UserError: If there is no more of an image than what `read` gives.

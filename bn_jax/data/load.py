@@ -4,7 +4,7 @@ from pathlib import Path
 
 from bn_jax.data.dataset import Dataset
 from bn_jax.data.idx import load_idx_folder
-from bn_jax.data.imagenet import ImageSettings
+from bn_jax.data.imagenet.records import ImageSettings
 from bn_jax.data.mnist import load_mnist
 from bn_jax.data.splits import choose_splits
 from bn_jax.data.tfds import load_tfds

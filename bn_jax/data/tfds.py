@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bn_jax.data.dataset import ArrayDataset, Dataset, StreamedDataset, check_dataset
-from bn_jax.data.imagenet import ImageSettings, RecordSplit
+from bn_jax.data.imagenet.records import ImageSettings, RecordSplit
 from bn_jax.errors import UserError
 
 # A set is held in memory twice while it is stacked, and once on the device.

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bn_jax.cores import number_of_cores, own_cores
 from bn_jax.errors import DivergedError
+from bn_jax.machine import number_of_cores, own_cores
 from bn_jax.progress import progress_bar
-from bn_jax.training.compilation import keep_compiled_code
+from bn_jax.training.distributed.compilation import keep_compiled_code
 from bn_jax.training.loop import train
-from bn_jax.workdir import read_metrics
+from bn_jax.workdir.files import read_metrics
 
 
 class Job(NamedTuple):

@@ -8,8 +8,8 @@ from flax.typing import Dtype
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
-from bn_jax.models.mixed_precision import convolve_same, promote_inputs
-from bn_jax.models.pooling import max_pool
+from bn_jax.models.ops.mixed_precision import convolve_same, promote_inputs
+from bn_jax.models.ops.pooling import max_pool
 
 
 class CNN(nn.Module):

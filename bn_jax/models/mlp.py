@@ -8,7 +8,7 @@ from flax.typing import Dtype
 from jax.nn import initializers
 from jaxtyping import Array, Float
 
-from bn_jax.models.mixed_precision import dot_general, promote_inputs
+from bn_jax.models.ops.mixed_precision import dot_general, promote_inputs
 
 
 class MLP(nn.Module):

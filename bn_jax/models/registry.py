@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from bn_jax.errors import UserError
 from bn_jax.layers.linen import BatchNorm
 from bn_jax.models.cnn import CNN
-from bn_jax.models.inception import Inception
+from bn_jax.models.inception.network import Inception
 from bn_jax.models.mlp import MLP
 
 _MODELS: Mapping[str, type[nn.Module]] = {

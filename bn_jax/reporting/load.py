@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bn_jax.errors import UserError
-from bn_jax.workdir import read_metrics, read_summary
+from bn_jax.workdir.files import read_metrics, read_summary
 
 
 class Run(NamedTuple):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from bn_jax.analysis.trained import EnsembleEvaluation, Evaluation, Layer
+from bn_jax.results import EnsembleEvaluation, Evaluation, Layer
 
 
 def evaluation_table(evaluation: Evaluation, *, statistics: str, crops: int) -> str:

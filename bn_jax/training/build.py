@@ -14,13 +14,13 @@ from jaxtyping import Array
 from bn_jax.data import load_dataset
 from bn_jax.data.batching import batch_indices
 from bn_jax.data.dataset import Dataset
-from bn_jax.data.image import make_preprocess
+from bn_jax.data.preprocess import make_preprocess
 from bn_jax.errors import UserError
 from bn_jax.models import make_model, make_norm
 from bn_jax.stats.accumulate import accumulate_batch_stats
-from bn_jax.training.optim import make_optimizer
-from bn_jax.training.parallel import Parallel, put_split, result_shapes
-from bn_jax.training.schedules import make_schedule
+from bn_jax.training.distributed.parallel import Parallel, put_split, result_shapes
+from bn_jax.training.optim.optimizers import make_optimizer
+from bn_jax.training.optim.schedules import make_schedule
 from bn_jax.training.state import TrainState, init_state
 from bn_jax.training.steps import Examples, TrainStep, make_train_step
 

@@ -21,27 +21,30 @@ from ml_collections import ConfigDict
 
 import bn_jax
 from bn_jax.errors import DivergedError
-from bn_jax.training.alike import check_started_alike
 from bn_jax.training.build import (
     Parts,
     Settings,
     build_parts,
     describe_normalization,
 )
-from bn_jax.training.check import check_batch_size, check_config
-from bn_jax.training.checkpoint import Checkpoints
+from bn_jax.training.checkpoints.checkpoint import Checkpoints
+from bn_jax.training.config_checks import check_batch_size, check_config
+from bn_jax.training.distributed.parallel import make_parallel
+from bn_jax.training.distributed.processes import (
+    is_primary,
+    refused_together,
+    wait_for_all,
+)
+from bn_jax.training.distributed.same_settings import check_started_alike
+from bn_jax.training.logs.profile import Profile
+from bn_jax.training.logs.reports import GivenUpError, Pace, Reports
+from bn_jax.training.logs.writer import MetricsWriter
 from bn_jax.training.nonfinite import name_of_value
-from bn_jax.training.pace import Pace
-from bn_jax.training.parallel import make_parallel
-from bn_jax.training.processes import is_primary, refused_together, wait_for_all
-from bn_jax.training.profile import Profile
-from bn_jax.training.reports import GivenUpError, Reports
 from bn_jax.training.run import Run, compile_run
-from bn_jax.training.signals import StoppedBySignalError, StopSignals
+from bn_jax.training.shutdown.signals import StoppedBySignalError, StopSignals
 from bn_jax.training.state import TrainState, resume_tally
-from bn_jax.training.stops import checkpoint_steps, chunks, evaluation_steps
-from bn_jax.training.writer import MetricsWriter
-from bn_jax.workdir import (
+from bn_jax.training.step_schedule import checkpoint_steps, chunks, evaluation_steps
+from bn_jax.workdir.files import (
     check_metrics,
     check_workdir,
     claim_workdir,
@@ -49,7 +52,7 @@ from bn_jax.workdir import (
     read_summary,
     write_summary,
 )
-from bn_jax.workdir_lock import locked
+from bn_jax.workdir.lock import locked
 
 # Settings on which no figure of a run depends: it goes on with others.
 _MAY_DIFFER = (

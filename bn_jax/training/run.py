@@ -16,13 +16,17 @@ from bn_jax.training.build import (
     read_batches,
     settings_to_blame,
 )
-from bn_jax.training.compilation import compile_ahead
-from bn_jax.training.held_out import add_up, make_test_reader
+from bn_jax.training.distributed.compilation import compile_ahead
+from bn_jax.training.distributed.parallel import compile_chunk, result_shapes
+from bn_jax.training.distributed.processes import make_any
+from bn_jax.training.evaluation.eval_batches import add_up, make_test_reader
+from bn_jax.training.evaluation.predict import (
+    PaddedBatches,
+    make_eval_step,
+    make_predict,
+)
+from bn_jax.training.evaluation.probes import make_probes
 from bn_jax.training.metrics import PredictionSums
-from bn_jax.training.parallel import compile_chunk, result_shapes
-from bn_jax.training.predict import PaddedBatches, make_eval_step, make_predict
-from bn_jax.training.probes import make_probes
-from bn_jax.training.processes import make_any
 from bn_jax.training.state import Tally, TrainState, clear_losses
 from bn_jax.training.steps import Examples, make_population_step, make_train_chunk
 
@@ -49,7 +53,7 @@ class Run(NamedTuple):
         evaluate: Measures a state on the test set after that many steps; None if
             `should_stop` tells it to stop, before it begins or between two parts.
         clear_losses: See `bn_jax.training.state.clear_losses`.
-        any_process: See `bn_jax.training.processes.make_any`.
+        any_process: See `bn_jax.training.distributed.processes.make_any`.
         must_wait: See `Parallel.must_wait`.
     """
 

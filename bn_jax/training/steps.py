@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from bn_jax.stats.precise import average_moments
-from bn_jax.training.losses import smoothed_cross_entropy
+from bn_jax.training.metrics import smoothed_cross_entropy
 from bn_jax.training.nonfinite import first_nonfinite, undo_nonfinite
 from bn_jax.training.state import Tally, TrainState
 

@@ -10,7 +10,7 @@ from data.idx_files import write_idx_folder
 
 from bn_jax.data import load_dataset
 from bn_jax.data.idx import load_idx_folder
-from bn_jax.data.imagenet import ImageSettings
+from bn_jax.data.imagenet.records import ImageSettings
 from bn_jax.errors import UserError
 
 

@@ -6,7 +6,7 @@ import pytest
 from experiments.flat_settings import flat_settings
 
 from bn_jax.experiments.configs import load_config
-from bn_jax.training.check import check_config
+from bn_jax.training.config_checks import check_config
 
 PAPER_ARMS = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid")
 ARMS = (*PAPER_ARMS, "modern")

@@ -9,7 +9,7 @@ from experiments.flat_settings import flat_settings
 from ml_collections import ConfigDict
 
 from bn_jax.experiments.configs import load_config
-from bn_jax.training.check import check_config
+from bn_jax.training.config_checks import check_config
 
 ARMS = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid")
 ARMS_TOLD = ("inception_x5", "inception_sigmoid")

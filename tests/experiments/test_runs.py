@@ -21,7 +21,7 @@ from bn_jax.errors import DivergedError, UserError
 from bn_jax.experiments import runs
 from bn_jax.experiments.runs import Job, run_jobs, run_on_devices
 from bn_jax.training.loop import train
-from bn_jax.workdir import read_metrics, read_summary
+from bn_jax.workdir.files import read_metrics, read_summary
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from faults.conftest import Train
 from faults.programs import wait_for_all
 
-from bn_jax.training.parallel import MODES
+from bn_jax.training.distributed.parallel import MODES
 
 # Evaluated at every step; plain gradient descent, which enlarges no last bit.
 CLOSELY = {

@@ -20,7 +20,7 @@ from faults.programs import (
     wait_for_all,
 )
 
-from bn_jax.training.manifest import damaged_files, write_manifest
+from bn_jax.training.checkpoints.manifest import damaged_files, write_manifest
 
 
 def _payload(step: Path) -> Path:

@@ -19,7 +19,7 @@ FAIL = """
 import runpy, sys
 import jax
 from bn_jax.training import loop
-from bn_jax.training.processes import wait_for_all
+from bn_jax.training.distributed.processes import wait_for_all
 def train(*_, **__):
     wait_for_all("all have begun")
     if jax.process_index() == 1:

@@ -11,7 +11,7 @@ import pytest
 from faults.conftest import Train
 from faults.programs import assert_same_end, saved_state, steps, until
 
-from bn_jax.training.manifest import damaged_files
+from bn_jax.training.checkpoints.manifest import damaged_files
 
 
 @contextmanager

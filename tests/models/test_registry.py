@@ -6,7 +6,7 @@ import bn_jax
 from bn_jax.errors import UserError
 from bn_jax.models import make_model, make_norm
 from bn_jax.models.cnn import CNN
-from bn_jax.models.inception import Inception
+from bn_jax.models.inception.network import Inception
 from bn_jax.models.mlp import MLP
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bn_jax.reporting.load import Run
-from bn_jax.workdir import claim_workdir, write_summary
+from bn_jax.workdir.files import claim_workdir, write_summary
 
 VERSIONS = {"jax": "1.2.3", "flax": "4.5.6", "bn_jax": "7.8.9"}
 

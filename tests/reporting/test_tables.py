@@ -3,8 +3,8 @@
 import numpy as np
 
 from bn_jax.analysis.drift import Drift
-from bn_jax.analysis.trained import EnsembleEvaluation, Evaluation, Layer, Member
 from bn_jax.reporting.tables import ensemble_table, evaluation_table, layer_table
+from bn_jax.results import EnsembleEvaluation, Evaluation, Layer, Member
 
 DENSE = Layer("dense", {"bias": (3,), "kernel": (4, 3)}, 15, None, None)
 NORM = Layer(

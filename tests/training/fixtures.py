@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from training.tiny_imagenet import tiny_imagenet_config
 from training.tiny_runs import Complete, complete_run, tiny_config
 
-from bn_jax.data.prepare_imagenet import prepare_imagenet
+from bn_jax.data.preparation.imagenet import prepare_imagenet
 
 _CACHE_SETTINGS = (
     "jax_compilation_cache_dir",

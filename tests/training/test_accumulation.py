@@ -14,10 +14,10 @@ import pytest
 from training import numpy_mlp
 from training.tiny_runs import plain
 
-from bn_jax.data.image import binarize
+from bn_jax.data.preprocess import binarize
 from bn_jax.models import make_model, make_norm
 from bn_jax.stats.accumulate import accumulate_batch_stats
-from bn_jax.training.parallel import compile_chunk, make_parallel
+from bn_jax.training.distributed.parallel import compile_chunk, make_parallel
 from bn_jax.training.state import TrainState, init_state
 from bn_jax.training.steps import Examples, make_train_chunk, make_train_step
 

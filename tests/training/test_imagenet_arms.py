@@ -11,10 +11,10 @@ import pytest
 from data.imagenet_files import write_tars
 from training.tiny_runs import PowerFailureError, fail_at
 
-from bn_jax.data.crops import NUM_CROPS
-from bn_jax.data.prepare_imagenet import prepare_imagenet
+from bn_jax.data.imagenet.crops import NUM_CROPS
+from bn_jax.data.preparation.imagenet import prepare_imagenet
 from bn_jax.experiments.configs import load_config
-from bn_jax.models import inception_table
+from bn_jax.models.inception import table
 from bn_jax.training.build import (
     Parts,
     build_initial_state,
@@ -22,14 +22,14 @@ from bn_jax.training.build import (
     build_train_step,
     read_batches,
 )
-from bn_jax.training.checkpoint import Checkpoints
-from bn_jax.training.ensemble import ensemble
-from bn_jax.training.evaluate import evaluate
+from bn_jax.training.checkpoints.checkpoint import Checkpoints
+from bn_jax.training.distributed.parallel import compile_chunk, make_parallel
+from bn_jax.training.evaluation.ensemble import ensemble
+from bn_jax.training.evaluation.evaluate import evaluate
 from bn_jax.training.loop import train
-from bn_jax.training.parallel import compile_chunk, make_parallel
 from bn_jax.training.state import init_state
 from bn_jax.training.steps import make_train_chunk
-from bn_jax.workdir import read_metrics
+from bn_jax.workdir.files import read_metrics
 
 ARMS = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid", "modern")
 # 43 training images; the stem needs 23 pixels.
@@ -68,8 +68,8 @@ def tiny(arm: str, data_dir: str) -> tuple[Any, Parts]:
 
 def leave_modules(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """Makes the network one of these modules: all ten take minutes to compile."""
-    rows = [row for row in inception_table.FIGURE_5 if row.name in names]
-    monkeypatch.setattr(inception_table, "FIGURE_5", tuple(rows))
+    rows = [row for row in table.FIGURE_5 if row.name in names]
+    monkeypatch.setattr(table, "FIGURE_5", tuple(rows))
 
 
 @pytest.mark.slow

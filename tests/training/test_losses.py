@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from training import numpy_mlp
 
-from bn_jax.training.losses import smoothed_cross_entropy
-from bn_jax.training.metrics import cross_entropy
+from bn_jax.training.metrics import cross_entropy, smoothed_cross_entropy
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 3, (7, 5))

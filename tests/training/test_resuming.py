@@ -17,10 +17,10 @@ from training.tiny_runs import (
 )
 
 from bn_jax.training import loop
-from bn_jax.training.checkpoint import Checkpoints
+from bn_jax.training.checkpoints.checkpoint import Checkpoints
+from bn_jax.training.logs.writer import MetricsWriter
 from bn_jax.training.loop import train
-from bn_jax.training.writer import MetricsWriter
-from bn_jax.workdir import read_metrics
+from bn_jax.workdir.files import read_metrics
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ import os, signal, sys
 from pathlib import Path
 from training.tiny_runs import tiny_config
 from bn_jax.training.loop import train
-from bn_jax.training.writer import MetricsWriter
+from bn_jax.training.logs.writer import MetricsWriter
 write = MetricsWriter.write
 def write_or_die(self, step, values):
     if step == 40:

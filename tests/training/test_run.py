@@ -12,7 +12,7 @@ from training.tiny_runs import parts_of, tiny_config
 
 from bn_jax.data.dataset import ArraySplit, StreamedDataset
 from bn_jax.errors import UserError
-from bn_jax.training.parallel import MODES
+from bn_jax.training.distributed.parallel import MODES
 from bn_jax.training.run import compile_run
 
 

@@ -25,9 +25,9 @@ from bn_jax.data.batching import batch_indices
 from bn_jax.data.idx import load_idx_folder
 from bn_jax.experiments.configs import load_config
 from bn_jax.training import loop
+from bn_jax.training.logs.writer import MetricsWriter
 from bn_jax.training.loop import train
-from bn_jax.training.writer import MetricsWriter
-from bn_jax.workdir import read_metrics
+from bn_jax.workdir.files import read_metrics
 
 
 def test_a_run_leaves_these_files(bn: Complete) -> None:

@@ -10,7 +10,7 @@ from training.tiny_runs import Complete, parts_of, tiny_config
 
 from bn_jax.errors import UserError
 from bn_jax.training.loop import train
-from bn_jax.workdir import claim_workdir
+from bn_jax.workdir.files import claim_workdir
 
 
 def test_a_folder_of_another_run_is_refused_with_the_differences(

@@ -11,9 +11,9 @@ import pytest
 from training import numpy_mlp
 from training.tiny_runs import plain
 
-from bn_jax.data.image import binarize
+from bn_jax.data.preprocess import binarize
 from bn_jax.models import make_model, make_norm
-from bn_jax.training.optim import make_optimizer
+from bn_jax.training.optim.optimizers import make_optimizer
 from bn_jax.training.state import TrainState, init_state
 from bn_jax.training.steps import (
     Examples,

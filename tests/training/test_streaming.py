@@ -19,10 +19,10 @@ from training.tiny_runs import (
 )
 
 from bn_jax.data import load_dataset
-from bn_jax.data.crops import NUM_CROPS
-from bn_jax.data.imagenet import RecordSplit
-from bn_jax.training.checkpoint import Checkpoints
-from bn_jax.training.evaluate import evaluate
+from bn_jax.data.imagenet.crops import NUM_CROPS
+from bn_jax.data.imagenet.records import RecordSplit
+from bn_jax.training.checkpoints.checkpoint import Checkpoints
+from bn_jax.training.evaluation.evaluate import evaluate
 from bn_jax.training.loop import train
 from bn_jax.training.metrics import mean_metrics
 from bn_jax.training.run import compile_run

@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 
 from bn_jax.experiments.configs import load_config
 from bn_jax.training.build import Parts, build_initial_state, build_parts
-from bn_jax.training.checkpoint import Checkpoints
+from bn_jax.training.checkpoints.checkpoint import Checkpoints
+from bn_jax.training.distributed.parallel import make_parallel
 from bn_jax.training.loop import train
-from bn_jax.training.parallel import make_parallel
 from bn_jax.training.state import TrainState
-from bn_jax.workdir import read_config, read_metrics
+from bn_jax.workdir.files import read_config, read_metrics
 
 # Stretches are 10 or 5 steps long, so that little is compiled; the batches divide
 # neither the training set nor the test set. One device, of the eight there are.

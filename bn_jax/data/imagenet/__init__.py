@@ -1,0 +1,1 @@
+"""ImageNet: records, crops and distortion."""

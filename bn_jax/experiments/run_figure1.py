@@ -1,0 +1,56 @@
+"""Figure 1 of the paper: both arms over several seeds, drawn and summarized."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from bn_jax.errors import UserError
+from bn_jax.experiments.configs import load_config
+from bn_jax.experiments.runs import Job, run_jobs
+from bn_jax.machine import describe_machine
+from bn_jax.reporting.figure1 import draw_figure1, figure1_record, figure1_table
+from bn_jax.reporting.load import load_run
+from bn_jax.workdir.lock import locked
+
+_ARMS = ("baseline", "bn")
+
+
+def figure1(
+    workdir: Path, *, seeds: int = 3, overrides: Mapping[str, str] | None = None
+) -> str:
+    """Trains what is not trained yet, and writes `figure1.{svg,png,json}`.
+
+    Args:
+        workdir: Folder of the figure; each run has one in it, `<arm>/seed<n>`.
+        seeds: How many seeds each arm is trained with, from 0.
+        overrides: Settings of `configs/mnist_mlp.py` to change, as text, in both
+            arms.
+
+    Returns:
+        Where the picture lies, and a small table of the arms.
+
+    Raises:
+        UserError: If there is no seed, another command is using the folder, or as for
+            training.
+    """
+    if seeds < 1:
+        raise UserError(f"figure1: --seeds must be at least 1, and is {seeds}.")
+    if overrides and "seed" in overrides:
+        raise UserError(
+            "figure1: it trains the seeds 0, 1, 2, ...; --seeds says how many. Leave "
+            "--config.seed out."
+        )
+    jobs: dict[str, list[Job]] = {arm: [] for arm in _ARMS}
+    for seed in range(seeds):
+        for arm in _ARMS:
+            config = load_config("mnist_mlp.py", arm, overrides=overrides)
+            config.seed = seed
+            jobs[arm].append(Job(config, workdir / arm / f"seed{seed}"))
+    with locked(workdir):
+        run_jobs([job for pair in zip(*jobs.values(), strict=True) for job in pair])
+        arms = {arm: [load_run(job.workdir) for job in jobs[arm]] for arm in _ARMS}
+        record = {"machine": describe_machine(), **figure1_record(arms)}
+        picture = workdir / "figure1.png"
+        draw_figure1(arms, [picture, workdir / "figure1.svg"])
+        (workdir / "figure1.json").write_text(json.dumps(record) + "\n")
+    return f"{figure1_table(record)}\n\nThe figure: {picture}"

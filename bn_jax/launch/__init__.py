@@ -1,0 +1,1 @@
+"""Several local processes of one program."""

@@ -1,0 +1,212 @@
+"""How well several trained models do together, by their folders."""
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from bn_jax.data.idx import load_idx_folder
+from bn_jax.errors import UserError
+from bn_jax.results import EnsembleEvaluation, Member
+from bn_jax.training.build import Parts, Settings, settings_to_blame
+from bn_jax.training.checkpoints.restore import restore
+from bn_jax.training.evaluation.eval_batches import add_up
+from bn_jax.training.evaluation.evaluate import (
+    check_choices,
+    choose_predict,
+    normalized,
+    read_test_set,
+)
+from bn_jax.training.evaluation.predict import (
+    EnsembleSums,
+    PaddedBatches,
+    Predict,
+    make_ensemble_step,
+)
+from bn_jax.training.metrics import mean_metrics
+from bn_jax.training.state import TrainState
+from bn_jax.workdir.files import read_config
+
+# Settings of data on which only the crops and colours of training images depend, or
+# nothing at all.
+_MAY_DIFFER = ("distortion", "augmentation_seed", "read_threads")
+# Settings of data that name one folder in several ways.
+_FOLDERS = ("data_dir", "idx_dir")
+
+
+def ensemble(
+    configs: Sequence[Settings],
+    workdirs: Sequence[Path],
+    *,
+    statistics: str,
+    crops: int = 1,
+) -> EnsembleEvaluation:
+    """Accuracy of the averaged probabilities of several runs' newest checkpoints.
+
+    A run that keeps an average of its parameters takes part with that. Each image is
+    read once for all. Source: Ioffe & Szegedy (2015), section 4.2.3.
+
+    Args:
+        configs: The runs' configurations, perhaps with another `dataset`; the first
+            says how many images are evaluated at once.
+        workdirs: The runs' folders, in the same order; nothing in them is changed.
+        statistics: See `bn_jax.training.evaluation.evaluate.evaluate`.
+        crops: See there; the probabilities of all crops by all networks are averaged.
+
+    Raises:
+        UserError: If there are fewer than two runs, one is given twice or has no
+            checkpoint, they differ in their data or classes, or the data do not suit
+            the models or the crops.
+    """
+    check_choices(statistics, crops)
+    _check_folders(workdirs)
+    _check_same_data(configs, workdirs)
+    _check_same_label_spaces(workdirs)
+    # One after the other, so that the training images of all are not there at once.
+    restored = (
+        restore(config, workdir)
+        for config, workdir in zip(configs, workdirs, strict=True)
+    )
+    parts, state = next(restored)
+    name = parts.data.name
+    read_test = read_test_set(configs[0], parts, statistics=statistics, crops=crops)
+    networks = [
+        _network(config, *one, statistics=statistics, crops=crops)
+        for config, one in zip(configs, chain([(parts, state)], restored), strict=True)
+    ]
+    _check_same_classes(networks, workdirs)
+    step = jax.jit(make_ensemble_step([network.predict for network in networks]))
+
+    def sums_of(part: PaddedBatches) -> EnsembleSums:
+        with settings_to_blame():
+            return step([network.variables for network in networks], part)
+
+    sums = add_up(sums_of, read_test())
+    return EnsembleEvaluation(
+        data=name,
+        num_examples=int(sums.ensemble.num_examples),
+        members=[
+            Member(str(workdir), network.step, network.is_averaged, mean_metrics(one))
+            for workdir, network, one in zip(
+                workdirs, networks, sums.members, strict=True
+            )
+        ],
+        metrics=mean_metrics(sums.ensemble),
+    )
+
+
+class _Network(NamedTuple):
+    step: int
+    is_averaged: bool
+    num_classes: int
+    predict: Predict
+    variables: PyTree
+
+
+def _network(
+    config: Settings, parts: Parts, state: TrainState, *, statistics: str, crops: int
+) -> _Network:
+    """What a run takes part with, without its data."""
+    # The averaged parameters come last, where they are kept.
+    prefix, variables = list(state.networks.items())[-1]
+    step = int(state.step)
+    ready = normalized(
+        config, parts, {prefix: variables}, step=step, statistics=statistics
+    )
+    model: Any = parts.model
+    return _Network(
+        step=step,
+        is_averaged=bool(prefix),
+        num_classes=model.num_classes,
+        predict=choose_predict(parts, statistics=statistics, crops=crops),
+        variables=ready[prefix],
+    )
+
+
+def _check_folders(workdirs: Sequence[Path]) -> None:
+    if len(workdirs) < 2:
+        raise UserError(
+            f"an ensemble needs two runs or more, and got {len(workdirs)}; "
+            "`bn-jax evaluate --workdir=DIR` is for one."
+        )
+    folders = [workdir.resolve() for workdir in workdirs]
+    for place, folder in enumerate(folders):
+        first = folders.index(folder)
+        if first < place:
+            raise UserError(
+                f"workdirs {workdirs[first]} and {workdirs[place]} are one folder, "
+                "whose run would count twice; name each run once."
+            )
+
+
+def _check_same_data(configs: Sequence[Settings], workdirs: Sequence[Path]) -> None:
+    first, *others = [_data_settings(config) for config in configs]
+    for workdir, other in zip(workdirs[1:], others, strict=True):
+        differing = [
+            f"dataset.{key} is {first.get(key)!r} in {workdirs[0]} and "
+            f"{other.get(key)!r} in {workdir}"
+            for key in sorted(first.keys() | other.keys())
+            if first.get(key) != other.get(key)
+        ]
+        if differing:
+            raise UserError(
+                "the runs of an ensemble must have been trained on the same data; "
+                f"{'; '.join(differing)}. Leave one of them out, or give a "
+                "--dataset.KEY=VALUE, which holds for all."
+            )
+
+
+def _data_settings(config: Settings) -> dict[str, Any]:
+    """Those that must agree, without what is not set."""
+    return {
+        key: str(Path(value).expanduser().resolve()) if key in _FOLDERS else value
+        for key, value in config.dataset.items()
+        if key not in _MAY_DIFFER and value is not None
+    }
+
+
+def _check_same_classes(networks: Sequence[_Network], workdirs: Sequence[Path]) -> None:
+    first = networks[0].num_classes
+    for network, workdir in zip(networks, workdirs, strict=True):
+        if network.num_classes != first:
+            raise UserError(
+                "the networks of an ensemble must tell the same classes apart; that of "
+                f"{workdirs[0]} has {first} classes, and that of {workdir} "
+                f"{network.num_classes}. Leave one of them out."
+            )
+
+
+def _check_same_label_spaces(workdirs: Sequence[Path]) -> None:
+    first, *others = [_trained_on(workdir) for workdir in workdirs]
+    for workdir, other in zip(workdirs[1:], others, strict=True):
+        if not _is_same_set(first, other):
+            raise UserError(
+                "the networks of an ensemble must tell the same classes apart; that of "
+                f"{workdirs[0]} was trained on {first}, and that of {workdir} on "
+                f"{other}. Leave one of them out."
+            )
+
+
+def _trained_on(workdir: Path) -> str | Path:
+    """Name or folder of the data of a run, whatever it is tested on now."""
+    data = read_config(workdir)["dataset"]
+    folder = data.get("idx_dir")
+    return Path(folder).expanduser().resolve() if folder else data["name"].split(":")[0]
+
+
+def _is_same_set(first: str | Path, other: str | Path) -> bool:
+    """Whether data have one name and, where that can still be seen, the same labels.
+
+    A folder of IDX files is known by its own name: it may have been copied since.
+    """
+    if Path(first).name != Path(other).name:
+        return False
+    folders = [data for data in (first, other) if isinstance(data, Path)]
+    if first == other or len(folders) < 2 or not all(map(Path.is_dir, folders)):
+        return True
+    labels = [load_idx_folder(folder).train_labels for folder in folders]
+    return np.array_equal(labels[0], labels[1])

@@ -1,0 +1,58 @@
+"""The layers of a trained model, by its folder."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from bn_jax.analysis.drift import statistics_drift
+from bn_jax.results import Layer
+from bn_jax.stats.collections import layers_with_statistics
+from bn_jax.training.build import Settings, read_batches
+from bn_jax.training.checkpoints.restore import restore
+from bn_jax.training.steps import make_population_step
+
+
+def inspect(config: Settings, workdir: Path) -> tuple[int, list[Layer]]:
+    """The steps that a run was trained, and the layers of its newest checkpoint.
+
+    Args:
+        config: The run's configuration.
+        workdir: The run's folder; nothing in it is changed.
+
+    Raises:
+        UserError: If there is no checkpoint.
+    """
+    parts, state = restore(config, workdir)
+    running = dict(layers_with_statistics(state.batch_stats))
+    batch: Mapping[str, Any] = {}
+    if running:
+        one = read_batches(config, parts, int(state.step), 1)
+        step = jax.jit(make_population_step(parts.model, preprocess=parts.preprocess))
+        batch = dict(layers_with_statistics(step(state.variables, one)["batch_stats"]))
+    layers = [
+        Layer(
+            path=path,
+            shapes={name: tuple(leaf.shape) for name, leaf in leaves.items()},
+            num_parameters=sum(leaf.size for leaf in leaves.values()),
+            batch_stats=jax.tree.map(np.asarray, running.get(path)),
+            drift=statistics_drift(batch[path], running[path])
+            if path in running
+            else None,
+        )
+        for path, leaves in _layers(state.params)
+    ]
+    return int(state.step), layers
+
+
+def _layers(params: PyTree, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Path and own parameters of each layer that has any."""
+    own = {name: leaf for name, leaf in params.items() if not hasattr(leaf, "items")}
+    if own:
+        yield path, own
+    for name, child in params.items():
+        if hasattr(child, "items"):
+            yield from _layers(child, f"{path}/{name}".lstrip("/"))

@@ -1,0 +1,1 @@
+"""Stopping a run: signals and exit codes."""

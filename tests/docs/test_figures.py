@@ -1,0 +1,85 @@
+"""The figures of docs/data.md and docs/inception.md, and the code of the latter."""
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bn_jax.models import make_model, make_norm
+from bn_jax.models.inception.network import multiply_adds
+
+_ROOT = Path(__file__).parents[2]
+# What the page calls the arms of the benchmark.
+_ARMS = {
+    "crop": "crop, resize, flip; uint8 from both",
+    "crop and colours": "with colours changed as well",
+    "crop, PyTorch's in floats": "PyTorch's normalized to floats, as in its recipes",
+}
+
+
+def _rows(page: str) -> dict[str, list[str]]:
+    """The cells of all tables' rows, by the first."""
+    lines = (_ROOT / "docs" / page).read_text().splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    return {row[0]: row[1:] for row in rows}
+
+
+@pytest.mark.parametrize("arm", _ARMS)
+def test_the_speed_of_reading_is_that_of_the_committed_benchmark(arm: str) -> None:
+    record = json.loads((_ROOT / "results" / "input.json").read_text())
+    values = record["arms"][arm]
+    rates = values["images_per_second"]
+    # What reading must be faster by than PyTorch's to be worth its code.
+    assert values["bn_jax_over_torch"] >= 1.8
+    assert _rows("data.md")[_ARMS[arm]] == [
+        f"{rates['bn_jax']['median'] / record['cores']:.0f}",
+        f"{rates['grain']['median'] / record['cores']:.0f}",
+        f"{rates['torch']['median'] / record['cores']:.0f}",
+        f"{values['bn_jax_over_torch']:.2f}",
+        f"{values['torch_over_bn_jax_in_cpu_time']:.2f}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("network", "fields"),
+    [
+        ("`paper_rows`", {}),
+        ("`paper_rows`, `separable=False`", {"separable": False}),
+        (
+            "`paper_rows`, `separable=False`, `use_bias=True`",
+            {"separable": False, "use_bias": True},
+        ),
+        ("`slim`", {"variant": "slim"}),
+    ],
+)
+def test_the_counts_of_each_network_are_its_own(
+    network: str, fields: dict[str, Any]
+) -> None:
+    norm = make_norm("batch_norm")
+    model: Any = make_model("inception", num_classes=1000, norm=norm, **fields)
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    init = partial(model.init, train=False)
+    shapes = jax.eval_shape(init, jax.random.key(0), images)
+    params, stats = (
+        sum(leaf.size for leaf in jax.tree.leaves(shapes[name]))
+        for name in ("params", "batch_stats")
+    )
+    # A mean and a variance for each channel.
+    expected = [params, stats // 2, multiply_adds(model, (224, 224, 3))]
+    assert _rows("inception.md")[network] == [f"{count:,}" for count in expected]
+
+
+@pytest.mark.slow
+def test_the_networks_of_the_page_compute_scores() -> None:
+    text = (_ROOT / "docs" / "inception.md").read_text()
+    (block, *_) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(block, "inception.md", "exec"), names)
+    assert names["logits"].shape == (2, 10)
+    count = names["multiply_adds"](names["model"], (224, 224, 3))
+    assert f"multiply_adds(model, (224, 224, 3))  # {count}\n" in block

@@ -1,0 +1,117 @@
+"""Shapes and dtypes of BN-Inception, without computing anything."""
+
+from functools import cache, partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bn_jax.models import make_model, make_norm
+from bn_jax.models.inception.sizes import walk
+
+pytestmark = pytest.mark.shapes
+
+KEY = jax.random.key(0)
+NORMS = [None, "batch_norm"]
+
+
+@cache
+def variables_of(channels, norm, dtype, **fields):
+    """The model and shapes of its variables, which no size of the images changes."""
+    model = make_model(
+        "inception", num_classes=10, norm=make_norm(norm), dtype=dtype, **fields
+    )
+    images = jax.ShapeDtypeStruct((2, 64, 64, channels), jnp.float32)
+    return model, jax.eval_shape(partial(model.init, train=False), KEY, images)
+
+
+def shapes_of(
+    shape, *, norm=None, train=True, dtype=None, image_dtype=jnp.float32, **fields
+):
+    """The model, and shapes of its variables, scores and what it sows."""
+    model, variables = variables_of(shape[-1], norm, dtype, **fields)
+    images = jax.ShapeDtypeStruct(shape, image_dtype)
+    mutable = ["batch_stats", "batch_moments", "intermediates"]
+    logits, updates = jax.eval_shape(
+        partial(model.apply, train=train, mutable=mutable), variables, images
+    )
+    return model, variables, logits, updates
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("stem", "size", "channels"),
+    [
+        ("imagenet", (224, 224), 3),
+        ("imagenet", (23, 301), 3),
+        ("imagenet", (299, 299), 1),
+        ("small", (28, 28), 1),
+        ("small", (33, 64), 3),
+    ],
+)
+def test_every_convolution_sows_what_the_walk_expects(stem, size, channels, norm):
+    shape = (5, *size, channels)
+    model, _, logits, updates = shapes_of(shape, norm=norm, stem=stem)
+    chex.assert_shape(logits, (5, 10))
+    found = walk(model.network, (*size, channels))
+    assert len(updates["intermediates"]) == len(found.places) == 69
+    for place in found.places:
+        name, features = place.convolution.name, place.convolution.features
+        (inputs,) = updates["intermediates"][f"{name}_input"]
+        chex.assert_shape(inputs, (5, *place.size, features))
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("batch", [1, 7])
+def test_scores_are_one_row_an_image(batch, train):
+    _, _, logits, _ = shapes_of((batch, 28, 28, 1), stem="small", train=train)
+    chex.assert_shape(logits, (batch, 10))
+    chex.assert_type(logits, jnp.float32)
+
+
+def test_statistics_and_moments_are_one_value_a_channel():
+    fields = {"norm": "batch_norm", "stem": "small"}
+    model, variables, _, updates = shapes_of((7, 28, 28, 1), **fields)
+    for place in walk(model.network, (28, 28, 1)).places:
+        layer = f"{place.convolution.name}_norm"
+        statistics = jax.tree.leaves(variables["batch_stats"][layer])
+        (moments,) = updates["batch_moments"][layer]["moments"]
+        chex.assert_shape([*statistics, *moments], (place.convolution.features,))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.uint8])
+def test_scores_are_float32_for_any_image(dtype, norm):
+    fields = {"stem": "small", "norm": norm, "image_dtype": dtype}
+    _, _, logits, _ = shapes_of((7, 28, 28, 1), **fields)
+    chex.assert_type(logits, jnp.float32)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_convolutions_compute_in_the_dtype_and_nothing_else_is_in_it(dtype, norm):
+    fields = {"stem": "small", "norm": norm, "dtype": dtype}
+    _, variables, logits, updates = shapes_of((7, 28, 28, 1), **fields)
+    intermediates = jax.tree.leaves(updates.pop("intermediates"))
+    chex.assert_type(intermediates, getattr(jnp, dtype))
+    chex.assert_type([logits, *jax.tree.leaves((variables, updates))], jnp.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_gradients_have_the_shapes_of_the_parameters(dtype, stem, norm):
+    fields = {"stem": stem, "norm": norm, "dtype": dtype, "width": 0.25}
+    model, variables, _, _ = shapes_of((7, 64, 64, 3), **fields)
+
+    def loss(params, variables, images):
+        logits, _ = model.apply(
+            variables | {"params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        return jnp.sum(logits)
+
+    images = jax.ShapeDtypeStruct((7, 64, 64, 3), jnp.float32)
+    gradients = jax.eval_shape(jax.grad(loss), variables["params"], variables, images)
+    chex.assert_trees_all_equal_shapes_and_dtypes(gradients, variables["params"])

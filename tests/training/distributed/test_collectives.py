@@ -1,0 +1,86 @@
+"""What a training step asks the network between devices for."""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from training.tiny_runs import parts_of, tiny_config
+
+from benchmarks.hlo import count_collectives, summed_dtypes
+from bn_jax.training.build import build_initial_state, build_train_step, read_batches
+from bn_jax.training.distributed.parallel import compile_chunk
+from bn_jax.training.steps import make_train_chunk
+
+# Operands of an all-reduce in what JAX hands to XLA, before a backend changes them.
+_REDUCED = re.compile(r"stablehlo\.all_reduce.*?\}\) : \((.*?)\) ->", re.DOTALL)
+
+
+def lowered(idx_dir: Path, mode: str, **settings: Any) -> Any:
+    """A stretch of steps on four devices, lowered."""
+    config = tiny_config(
+        idx_dir,
+        batch_size=24,
+        parallel__mode=mode,
+        parallel__num_devices=4,
+        **settings,
+    )
+    parts = parts_of(config)
+    chunk = make_train_chunk(build_train_step(config, parts))
+    return jax.jit(compile_chunk(parts.parallel, chunk)).lower(
+        build_initial_state(config, parts), read_batches(config, parts, 0, 3)
+    )
+
+
+@pytest.mark.parametrize("mode", ["shard_map", "pmap"])
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_a_step_has_one_all_reduce_and_three_more_for_each_norm(
+    idx_dir: Path, mode: str, num_layers: int
+) -> None:
+    features = (8, 7)[:num_layers]
+    program = lowered(idx_dir, mode, model__hidden_features=features)
+    found = count_collectives(program.compile().as_text())
+    assert found == Counter({"all-reduce": 1 + 3 * num_layers})
+
+
+@pytest.mark.parametrize("mode", ["shard_map", "pmap"])
+def test_without_synchronization_the_gradients_travel_alone(
+    idx_dir: Path, mode: str
+) -> None:
+    text = lowered(idx_dir, mode, norm__sync=False).compile().as_text()
+    found = count_collectives(text)
+    # Running statistics are those of all devices; they need no way back.
+    assert found["all-reduce"] <= 1 + 2
+    assert set(found) == {"all-reduce"}
+
+
+@pytest.mark.parametrize("mode", ["shard_map", "pmap"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_everything_is_summed_over_devices_in_float32(
+    idx_dir: Path, mode: str, dtype: str
+) -> None:
+    text = lowered(idx_dir, mode, dtype=dtype).as_text()
+    assert ("bf16" in text) == (dtype == "bfloat16")
+    reduced = _REDUCED.findall(text)
+    # Eight gradients, the loss, and each norm's statistics there and back at least.
+    assert len(reduced) >= 8 + 1 + 4
+    assert {re.split(r"[<x>]", operand)[-2] for operand in reduced} == {"f32"}
+
+
+@pytest.mark.parametrize("arm", ["bn", "baseline"])
+def test_everything_is_summed_in_float32_where_xla_divides_the_program(
+    idx_dir: Path, tmp_path: Path, arm: str
+) -> None:
+    program = lowered(idx_dir, "jit", dtype="bfloat16", arm=arm)
+    assert "bf16" in program.as_text()
+    assert set(summed_dtypes(program, tmp_path)) == {"f32"}
+
+
+def test_accumulation_sums_gradients_over_devices_once(idx_dir: Path) -> None:
+    program = lowered(idx_dir, "shard_map", accumulation_steps=2)
+    text = program.compile().as_text()
+    # Two layers, two forward and one backward in the loop over microbatches; gradients
+    # outside it.
+    assert count_collectives(text) == Counter({"all-reduce": 1 + 6})

@@ -1,0 +1,222 @@
+"""One result on any number of devices, in every mode; and what is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from training.tiny_runs import parts_of, tiny_config
+
+from bn_jax.errors import UserError
+from bn_jax.training.build import build_initial_state, build_train_step, read_batches
+from bn_jax.training.distributed.parallel import (
+    MODES,
+    compile_chunk,
+    make_parallel,
+    put_split,
+)
+from bn_jax.training.state import TrainState
+
+STEPS = 20
+PLACES = [(mode, count) for mode in MODES for count in (1, 2, 4, 8)]
+
+
+class Trained(NamedTuple):
+    """Loss of each step, and the parameters and statistics after the last."""
+
+    losses: np.ndarray
+    params: Any
+    batch_stats: Any
+
+
+class Stretch(NamedTuple):
+    """A compiled stretch of steps, which returns their losses, and its arguments."""
+
+    steps: Callable[[Any, Any], tuple[TrainState, Any]]
+    state: TrainState
+    batches: Any
+
+
+def stretch(config: ConfigDict, *, num_steps: int) -> Stretch:
+    parts = parts_of(config)
+    step = build_train_step(config, parts)
+    steps = compile_chunk(
+        parts.parallel, lambda state, batches: jax.lax.scan(step, state, batches)
+    )
+    batches = read_batches(config, parts, 0, num_steps)
+    return Stretch(steps, build_initial_state(config, parts), batches)
+
+
+def train(
+    idx_dir: Path,
+    mode: str,
+    num_devices: int,
+    *,
+    group_size: int | None = None,
+    **settings: Any,
+) -> Trained:
+    config = tiny_config(
+        idx_dir,
+        batch_size=48,
+        optimizer__learning_rate=0.5,
+        norm__momentum=0.9,
+        parallel__mode=mode,
+        parallel__num_devices=num_devices,
+        **settings,
+    )
+    if group_size is not None:
+        with config.unlocked():
+            config.norm.group_size = group_size
+    steps, state, batches = stretch(config, num_steps=STEPS)
+    state, losses = steps(state, batches)
+    return Trained(*jax.tree.map(np.asarray, (losses, state.params, state.batch_stats)))
+
+
+def assert_same_training(found: Trained, expected: Trained) -> None:
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["whole", "accumulated"])
+def one_device(request: pytest.FixtureRequest, idx_dir: Path) -> tuple[int, Trained]:
+    """Microbatches a step, and what one device makes of them."""
+    count = request.param
+    return count, train(idx_dir, "jit", 1, accumulation_steps=count)
+
+
+@pytest.mark.parametrize(("mode", "num_devices"), PLACES)
+def test_every_mode_on_any_number_of_devices_trains_the_same(
+    idx_dir: Path, one_device: tuple[int, Trained], mode: str, num_devices: int
+) -> None:
+    accumulation_steps, expected = one_device
+    found = train(idx_dir, mode, num_devices, accumulation_steps=accumulation_steps)
+    assert_same_training(found, expected)
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["whole", "accumulated"])
+def one_device_in_groups(
+    request: pytest.FixtureRequest, idx_dir: Path
+) -> tuple[int, Trained]:
+    """Microbatches a step, and one device that normalizes in four groups."""
+    count = request.param
+    size = 12 // count
+    return count, train(idx_dir, "jit", 1, accumulation_steps=count, group_size=size)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_statistics_of_each_device_are_those_of_groups_on_one(
+    idx_dir: Path, one_device_in_groups: tuple[int, Trained], mode: str
+) -> None:
+    accumulation_steps, expected = one_device_in_groups
+    changes = {"accumulation_steps": accumulation_steps, "norm__sync": False}
+    assert_same_training(train(idx_dir, mode, 4, **changes), expected)
+
+
+def test_statistics_of_each_device_are_not_those_of_all(
+    idx_dir: Path, one_device: tuple[int, Trained]
+) -> None:
+    # What the test above compares would agree as well if `sync` did nothing.
+    accumulation_steps, expected = one_device
+    changes = {"accumulation_steps": accumulation_steps, "norm__sync": False}
+    found = train(idx_dir, "shard_map", 4, **changes)
+    assert np.abs(found.losses - expected.losses).max() > 1e-3
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_state_is_the_same_on_every_device(idx_dir: Path, mode: str) -> None:
+    config = tiny_config(
+        idx_dir, batch_size=24, parallel__mode=mode, parallel__num_devices=4
+    )
+    steps, state, batches = stretch(config, num_steps=2)
+    state, _ = steps(state, batches)
+    for leaf in jax.tree.leaves((state.params, state.batch_stats, state.tally)):
+        assert leaf.is_fully_replicated
+        copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        assert len(copies) == 4
+        chex.assert_trees_all_equal(*copies)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_state_that_is_passed_in_is_given_away(idx_dir: Path, mode: str) -> None:
+    config = tiny_config(idx_dir, parallel__mode=mode)
+    steps, state, batches = stretch(config, num_steps=2)
+    steps(state, batches)
+    assert state.params["hidden0"]["kernel"].is_deleted()
+
+
+def test_each_device_reads_its_own_examples() -> None:
+    parallel = make_parallel("jit", num_devices=4)
+    asked = []
+
+    def read(indices: np.ndarray) -> np.ndarray:
+        asked.append(indices.shape)
+        return np.stack([indices, -indices], axis=-1)
+
+    indices = np.arange(24).reshape(3, 8)
+    array = put_split(parallel, read, indices)
+    np.testing.assert_array_equal(array, np.stack([indices, -indices], axis=-1))
+    assert asked == [(3, 2)] * 4
+    for number, shard in enumerate(array.addressable_shards):
+        part = indices[:, 2 * number : 2 * number + 2]
+        np.testing.assert_array_equal(shard.data[..., 0], part)
+
+
+def test_the_first_devices_are_taken() -> None:
+    parallel = make_parallel("jit", num_devices=3)
+    assert list(parallel.mesh.devices) == jax.devices()[:3]
+    assert make_parallel("pmap").num_devices == 8
+
+
+def test_devices_may_be_chosen() -> None:
+    chosen = jax.devices()[5:7]
+    assert list(make_parallel("jit", devices=chosen).mesh.devices) == chosen
+
+
+@pytest.mark.parametrize(("num_devices", "waits"), [(1, False), (2, True)])
+def test_several_devices_of_a_cpu_take_one_program_at_a_time(
+    num_devices: int, waits: bool
+) -> None:
+    assert make_parallel("jit", num_devices=num_devices).must_wait == waits
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    expected = "must be one of jit, shard_map, pmap, and is 'xmap'"
+    with pytest.raises(UserError, match=expected):
+        make_parallel("xmap")
+
+
+@pytest.mark.parametrize("num_devices", [-1, 0, 9])
+def test_devices_that_are_not_there_are_refused(num_devices: int) -> None:
+    expected = f"num_devices must lie in 1 to 8, .* and is {num_devices}"
+    with pytest.raises(UserError, match=expected):
+        make_parallel("jit", num_devices=num_devices)
+
+
+def test_several_processes_use_all_of_their_devices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    expected = "num_devices=4: 2 processes use all of their 8 devices; leave it out"
+    with pytest.raises(UserError, match=expected):
+        make_parallel("jit", num_devices=4)
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "accumulation_steps", "parts"),
+    [(4, 1, "4, which is 4 devices"), (1, 4, "4, .* 1 d"), (2, 5, "10, .* 2 d")],
+)
+def test_a_batch_that_cannot_be_divided_is_refused(
+    idx_dir: Path, num_devices: int, accumulation_steps: int, parts: str
+) -> None:
+    config = tiny_config(
+        idx_dir,
+        parallel__num_devices=num_devices,
+        accumulation_steps=accumulation_steps,
+    )
+    expected = f"batch_size=25 must be divisible by {parts}"
+    with pytest.raises(UserError, match=expected):
+        parts_of(config)
