@@ -1,32 +1,32 @@
-"""Errors for what a user can mend, whose messages say how."""
+"""Errors that a user can fix; their messages say how."""
 
 
 class UserError(ValueError):
-    """A setting, a file or a folder is not as it must be.
+    """Error about a setting, a file or a folder that the user can fix.
 
-    The message names what was expected, what came and what to do, so that programs
+    The message states what was expected, what came and what to do. Programs therefore
     print it without a traceback.
     """
 
 
 class DivergedError(UserError):
-    """Training has reached a loss, gradient or measurement that is not finite.
+    """Error about a loss, a gradient or an evaluation result that is not finite.
 
     Attributes:
         step: The last step whose state was finite.
     """
 
     def __init__(self, message: str, step: int) -> None:
-        """A message for the user, and the step.
+        """Stores the message and the step.
 
         Args:
-            message: As of every `UserError`.
+            message: Text for the user.
             step: The last step whose state was finite.
         """
-        # Copies for other processes are made from these two.
+        # Pickle passes these two arguments when another process receives the error.
         super().__init__(message, step)
         self.step = step
 
     def __str__(self) -> str:
-        """The message alone."""
+        """Returns the message without the step."""
         return self.args[0]

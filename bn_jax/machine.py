@@ -1,4 +1,4 @@
-"""The machine: its processor, and the cores that this process may use."""
+"""Processor and cores of the machine that runs this process."""
 
 import os
 import platform
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def describe_machine() -> dict[str, str | int | None]:
-    """What timings depend on: processor, number of cores, Python."""
+    """Returns what timings depend on: processor, number of cores, Python version."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -15,9 +15,9 @@ def describe_machine() -> dict[str, str | int | None]:
 
 
 def own_cores() -> list[int]:
-    """Numbers of the cores that this process is bound to; none where that is not told.
+    """Returns the numbers of the cores that this process may use.
 
-    Linux tells, macOS does not.
+    The list is empty on systems that do not report them, such as macOS.
     """
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
@@ -25,7 +25,7 @@ def own_cores() -> list[int]:
 
 
 def number_of_cores() -> int:
-    """Cores that this process may use, which may be fewer than there are."""
+    """Returns how many cores this process may use; the machine may have more."""
     return len(own_cores()) or os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""What there is to know of a trained model: how well it does, and its layers."""
+"""Results of evaluations, and descriptions of a model's layers."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -9,15 +9,15 @@ from bn_jax.analysis.drift import Drift
 
 
 class Evaluation(NamedTuple):
-    """How well a model does.
+    """Test results of one model.
 
     Attributes:
-        step: Steps that it was trained.
+        step: Number of steps that the model was trained.
         data: Name of the data set.
-        num_examples: Test examples that were evaluated.
-        metrics: `test_loss` in nats, `test_accuracy` in [0, 1] and, where there are
-            more than five classes, `test_top5_accuracy`; with `ema_` in front those of
-            the averaged parameters, where the run keeps them.
+        num_examples: Number of test examples.
+        metrics: `test_loss` in nats, `test_accuracy` in [0, 1] and, if there are more
+            than five classes, `test_top5_accuracy`. If the run keeps averaged
+            parameters, also their metrics, with the prefix `ema_`.
     """
 
     step: int
@@ -27,13 +27,14 @@ class Evaluation(NamedTuple):
 
 
 class Member(NamedTuple):
-    """How well a model of an ensemble does by itself.
+    """Test results of one model of an ensemble, evaluated alone.
 
     Attributes:
-        name: What it is called.
-        step: Steps that it was trained.
-        is_averaged: Whether its parameters are a moving average of training's.
-        metrics: See `Evaluation`.
+        name: Name of the model.
+        step: Number of steps that the model was trained.
+        is_averaged: True if the model uses averaged parameters.
+        metrics: `test_loss` in nats, `test_accuracy` and `test_top5_accuracy` in
+            [0, 1], as in `Evaluation`.
     """
 
     name: str
@@ -43,13 +44,14 @@ class Member(NamedTuple):
 
 
 class EnsembleEvaluation(NamedTuple):
-    """How well several models do together.
+    """Test results of an ensemble and of each of its models.
 
     Attributes:
         data: Name of the data set.
-        num_examples: Test examples that were evaluated.
-        members: The models.
-        metrics: See `Evaluation`; of the arithmetic means of their probabilities.
+        num_examples: Number of test examples.
+        members: Results of each model.
+        metrics: Metrics of the arithmetic mean of the models' probabilities, with the
+            names and units of `Evaluation`.
     """
 
     data: str
@@ -62,11 +64,12 @@ class Layer(NamedTuple):
     """One layer of a trained model.
 
     Attributes:
-        path: Its place in the model.
-        shapes: Shape of each of its parameters, by name.
-        num_parameters: How many numbers those are.
-        batch_stats: Its running `mean` and `var`; None if it has none.
-        drift: How far the next training batch's statistics lie from them.
+        path: Path of the layer in the model.
+        shapes: Shape of each parameter, by name.
+        num_parameters: Total number of values in these parameters.
+        batch_stats: Running `mean` and `var`; None if the layer has none.
+        drift: Distance of the next training batch's statistics from the running
+            statistics; None if the layer has none.
     """
 
     path: str

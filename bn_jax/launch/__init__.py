@@ -1,1 +1,1 @@
-"""Several local processes of one program."""
+"""Launching of several local processes of one program."""

@@ -1,4 +1,4 @@
-"""Several local processes of one program, which find each other and end together."""
+"""Launcher that runs one program as several connected processes on this machine."""
 
 import os
 import selectors
@@ -17,9 +17,9 @@ from bn_jax.launch.supervisor import SECONDS_TO_DIE, Supervisor, kill
 
 _OWN_FLAGS = ("coordinator_address", "num_processes", "process_id")
 
-# Linux kills the process when the launcher dies, however that comes about; a launcher
-# that died before this was asked for is no longer the parent. A program that replaces
-# itself, and not `preexec_fn`, which is unsafe where threads run.
+# Program that asks Linux to kill this process when the launcher dies, and then replaces
+# itself with the command. If the launcher died before the request, the process has
+# another parent by now and exits. `preexec_fn` would be unsafe because threads may run.
 _DIE_WITH_THE_LAUNCHER = """
 import ctypes, os, signal, sys
 PR_SET_PDEATHSIG = 1
@@ -34,40 +34,44 @@ except OSError as error:
 
 
 def launch(command: Sequence[str], *, num_processes: int) -> int:
-    r"""The exit code of a program that ran as several processes of this machine.
+    """Runs a program as several processes on this machine.
 
-    Each gets `--coordinator_address`, `--num_processes` and `--process_id`, as
-    `jax.distributed` needs them, and a session of its own, so that Ctrl-C reaches it
-    once, through the launcher. What it writes comes out line by line behind its
-    number. Call it in the main thread: signals, and a child's tie to its parent, are
-    the thread's that made it.
+    Each process receives `--coordinator_address`, `--num_processes` and `--process_id`,
+    as `jax.distributed` needs them. Each process has its own session, so that Ctrl-C
+    reaches it exactly once, through the launcher. The launcher copies the output line
+    by line and puts the process's number in front of each line. Call `launch` in the
+    main thread: Python handles signals there only, and Linux kills a child when the
+    thread that created it ends.
 
-    SIGINT and SIGTERM are passed on. When a process fails, the others have
-    `SECONDS_TO_END` to end by themselves, then SIGTERM, and `SECONDS_TO_DIE` later
-    SIGKILL; after a signal they have `SECONDS_TO_SAVE`, as `supervisor` says.
-    On Linux they die with the launcher; elsewhere they outlive its SIGKILL.
+    The launcher forwards SIGINT and SIGTERM. When a process fails, the remaining ones
+    have `SECONDS_TO_END` seconds to exit. After a signal all have `SECONDS_TO_SAVE`
+    seconds. Then the launcher sends SIGTERM, and after `SECONDS_TO_DIE` more seconds
+    SIGKILL. If the launcher itself is killed by SIGKILL, its processes die with it on
+    Linux and continue to run on other systems.
 
     Args:
-        command: The program and its arguments. What must receive the signals is the
-            program itself, no shell around it.
-        num_processes: How many, at least 1. With GPUs each process sees one, unless
-            `JAX_LOCAL_DEVICE_IDS` says which.
+        command: The program and its arguments. The launcher sends signals to this
+            program only, so it must not be a shell that starts the real one.
+        num_processes: Number of processes, at least 1. With GPUs each process uses one,
+            unless `JAX_LOCAL_DEVICE_IDS` is set.
 
     Returns:
-        0 if all have returned 0; 128 + n after signal n; otherwise the code of the
-        process that failed first, which is 128 + n if signal n killed it.
+        0 if all processes returned 0; 128 + n after the launcher received signal n;
+        otherwise the code of the process that failed first, which is 128 + n if signal
+        n killed it.
 
     Raises:
-        UserError: If `num_processes` is below 1, there is no such program, its
-            arguments name a process already, or the system is not POSIX.
+        UserError: If `num_processes` is below 1, the program does not exist, its
+            arguments already identify a process, or the system is not POSIX.
     """
-    path = _check(command, num_processes)
+    path = _find_program(command, num_processes)
     processes: list[subprocess.Popen[bytes]] = []
-    with selectors.DefaultSelector() as selector, _signals() as (wakeup, received):
-        run = Supervisor(processes, received)
+    with selectors.DefaultSelector() as selector, _collect_signals() as signals:
+        wakeup, received = signals
+        supervisor = Supervisor(processes, received)
         selector.register(wakeup, selectors.EVENT_READ, lambda: bool(wakeup.recv(4096)))
         try:
-            for words, environment in _children(command, path, num_processes):
+            for words, environment in _commands(command, path, num_processes):
                 processes.append(
                     subprocess.Popen(
                         words,
@@ -79,47 +83,47 @@ def launch(command: Sequence[str], *, num_processes: int) -> int:
                     )
                 )
                 relay_output(processes[-1], f"[{len(processes) - 1}] ", selector)
-            while run.is_going_on():
-                handle_events(selector, run.seconds_left())
-            # What has left a process's session may keep its output open for ever.
+            while supervisor.poll():
+                handle_events(selector, supervisor.seconds_left())
+            # A program that left its process's session can keep the pipes open forever.
             deadline = time.monotonic() + SECONDS_TO_DIE
             while len(selector.get_map()) > 1 and time.monotonic() < deadline:
                 handle_events(selector, deadline - time.monotonic())
         finally:
             kill(processes)
-    return run.exit_code
+    return supervisor.exit_code
 
 
-def _check(command: Sequence[str], num_processes: int) -> str:
-    """The file of the program, once nothing is wrong with the arguments."""
+def _find_program(command: Sequence[str], num_processes: int) -> str:
+    """Checks the arguments and returns the path of the program."""
     if os.name != "posix":
-        raise UserError("launch: it needs Linux or macOS; start each process by hand.")
+        raise UserError("launch: needs Linux or macOS. Start each process by hand.")
     if num_processes < 1:
         raise UserError(
-            f"launch: --num_processes must be at least 1, and is {num_processes}."
+            f"launch: --num_processes must be at least 1, but is {num_processes}."
         )
     if not command:
         raise UserError(
-            "launch: the command to run is missing; it comes last, behind --, as in "
+            "launch: the command to run is missing. Write it last, after --, as in "
             "-- python train.py --config=FILE --workdir=DIR."
         )
     for word in command:
         name = word.lstrip("-").partition("=")[0]
         if word.startswith("-") and name in _OWN_FLAGS:
-            raise UserError(f"launch: it adds --{name} itself; leave {word} out.")
+            raise UserError(f"launch: leave {word} out; launch adds --{name} itself.")
     path = shutil.which(command[0])
     if path is None:
         raise UserError(
-            f"launch: {command[0]!r} is no program that can be run; the command is "
-            "everything behind --, such as -- python train.py --config=FILE."
+            f"launch: command not found: {command[0]!r}. The command is everything "
+            "after --, such as -- python train.py --config=FILE."
         )
     return os.path.abspath(path)
 
 
-def _children(
+def _commands(
     command: Sequence[str], path: str, num_processes: int
 ) -> Iterator[tuple[list[str], dict[str, str]]]:
-    """Command line and environment of each process."""
+    """Yields the command line and the environment of each process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -132,22 +136,23 @@ def _children(
             shim = [sys.executable, "-I", "-S", "-c", _DIE_WITH_THE_LAUNCHER, parent]
             words = [*shim, path, *words]
         environment = {
-            # Each process would take all GPUs otherwise.
+            # Otherwise each process would claim all GPUs.
             "JAX_LOCAL_DEVICE_IDS": str(index),
-            # What a process prints would be lost with it otherwise.
+            # Otherwise a killed process would lose the output that Python buffers.
             "PYTHONUNBUFFERED": "1",
             **os.environ,
-            # JAX listens to the whole network otherwise.
+            # Otherwise JAX would accept connections from the whole network.
             "JAX_COORDINATOR_BIND_ADDRESS": address,
         }
         yield words, environment
 
 
 @contextmanager
-def _signals() -> Iterator[tuple[socket.socket, list[int]]]:
-    """A socket that wakes the launcher, and the SIGINTs and SIGTERMs it has got.
+def _collect_signals() -> Iterator[tuple[socket.socket, list[int]]]:
+    """Yields a socket that wakes the launcher, and a list of received signals.
 
-    SIGCHLD wakes it as well: whoever fails first is seen before those who follow.
+    The list collects SIGINT and SIGTERM. SIGCHLD wakes the launcher too, so that it
+    sees the first failing process before others fail as a consequence.
     """
     received: list[int] = []
     reader, writer = socket.socketpair()

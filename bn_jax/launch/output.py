@@ -1,4 +1,4 @@
-"""What processes write, copied line by line to where it belongs."""
+"""Copying of processes' output, line by line, to the caller's own output."""
 
 import os
 import re
@@ -12,12 +12,12 @@ from typing import IO
 def relay_output(
     process: subprocess.Popen[bytes], prefix: str, selector: selectors.BaseSelector
 ) -> None:
-    """Has the process's output written wherever the caller's own goes.
+    """Registers a process's output to be copied to the caller's own output.
 
     Args:
-        process: A process whose output and errors are pipes.
-        prefix: What stands in front of each line.
-        selector: Waits for output; `handle_events` copies what has come.
+        process: A process whose standard output and error are pipes.
+        prefix: Text to put in front of each line.
+        selector: Selector that waits for the output; `handle_events` then copies it.
     """
     assert process.stdout is not None
     assert process.stderr is not None
@@ -27,11 +27,13 @@ def relay_output(
 
 
 def handle_events(selector: selectors.BaseSelector, seconds: float | None) -> None:
-    """Waits for events; one whose handler returns False is not waited for again.
+    """Waits for events, and calls the handler of each.
+
+    A handler returns False to be unregistered.
 
     Args:
-        selector: Its data are the handlers.
-        seconds: How long to wait at most; None for as long as it takes.
+        selector: Selector whose keys hold the handlers as their data.
+        seconds: Longest time to wait; None waits without limit.
     """
     for key, _ in selector.select(seconds):
         if not key.data():
@@ -39,11 +41,11 @@ def handle_events(selector: selectors.BaseSelector, seconds: float | None) -> No
 
 
 def write(stream: IO[str], text: bytes) -> None:
-    """Writes to the caller's own output, at once.
+    """Writes to the caller's own output, without buffering.
 
     Args:
         stream: `sys.stdout` or `sys.stderr`.
-        text: Bytes, because what a process writes need not be text.
+        text: Bytes, because a process can write bytes that are not valid text.
     """
     stream.flush()
     stream.buffer.write(text)  # pyright: ignore[reportAttributeAccessIssue]
@@ -51,11 +53,12 @@ def write(stream: IO[str], text: bytes) -> None:
 
 
 def _copier(pipe: IO[bytes], stream: IO[str], prefix: bytes) -> Callable[[], bool]:
-    """A function that copies whole lines from a pipe, and says whether more may come.
+    """Returns a function that copies whole lines from a pipe to a stream.
 
-    A carriage return ends a line as well: progress bars are drawn with them.
+    That function returns False at the end of the pipe. It also treats a carriage return
+    as the end of a line, because progress bars write one before each update.
     """
-    # A carriage return at the end may be half of a CRLF.
+    # A carriage return at the end of the data may be the first half of a CRLF.
     end_of_line = re.compile(rb"(\r\n|\n|\r(?=.))", re.DOTALL)
     rest = b""
 
@@ -67,7 +70,7 @@ def _copier(pipe: IO[bytes], stream: IO[str], prefix: bytes) -> Callable[[], boo
             rest = rest.rstrip(b"\r") + b"\n"
         *parts, rest = end_of_line.split(rest)
         lines = [a + b for a, b in zip(parts[::2], parts[1::2], strict=True)]
-        # A progress bar begins with a carriage return, before which is nothing.
+        # Drop the empty line before the carriage return that starts a progress bar.
         write(stream, b"".join(prefix + line for line in lines if line != b"\r"))
         return bool(new)
 

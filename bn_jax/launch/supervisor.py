@@ -1,4 +1,4 @@
-"""What becomes of local processes: all end when one has failed, or on a signal."""
+"""Supervisor that ends all local processes after a failure or a signal."""
 
 import os
 import signal
@@ -10,110 +10,119 @@ from contextlib import suppress
 
 from bn_jax.launch.output import write
 
-# A process that loses another one notices in seconds, and has its own output to write.
+# After one process has failed, the remaining ones notice within seconds. They then need
+# time to write their own output.
 SECONDS_TO_END = 30.0
-# After a signal all processes save a checkpoint.
+# After a signal all processes need time to save a checkpoint.
 SECONDS_TO_SAVE = 120.0
-# From SIGTERM, or a second signal, to SIGKILL.
+# Time from SIGTERM, or from a second signal, to SIGKILL.
 SECONDS_TO_DIE = 5.0
 
 
 class Supervisor:
-    """What becomes of the processes, and what is done about it when.
+    """Supervisor of several processes.
 
     Attributes:
-        exit_code: 0 until one has failed or a signal has come, whichever is first.
+        exit_code: Exit code for the launcher. The first failure or signal sets it; 0
+            before that.
     """
 
     def __init__(
         self, processes: Sequence[subprocess.Popen[bytes]], received: Sequence[int]
     ) -> None:
-        """Begins with what runs.
+        """Starts to supervise.
 
         Args:
-            processes: Each in a session of its own; more may be added.
-            received: Signals that are to be passed on; more may be added.
+            processes: Processes, each in its own session. The caller may add more.
+            received: Numbers of the signals to forward. The caller may add more.
         """
         self.exit_code = 0
         self._processes = processes
         self._received = received
-        self._num_passed_on = 0
+        self._num_forwarded = 0
         self._ended: set[int] = set()
-        # The next signal that the launcher sends by itself, and when.
+        # The next signal for late processes, and the time at which to send it.
         self._next_signal = signal.SIGTERM
         self._deadline: float | None = None
 
-    def is_going_on(self) -> bool:
-        """Passes signals on, looks who has ended, and ends who is late."""
-        self._pass_signals_on()
+    def poll(self) -> bool:
+        """Forwards signals, polls the processes, and ends those past the deadline.
+
+        Returns:
+            True while at least one process is running.
+        """
+        self._forward_signals()
         for index, process in enumerate(self._processes):
             if index not in self._ended and process.poll() is not None:
                 self._ended.add(index)
-                # Whatever it has started ends with it.
+                # Kill the programs that this process has started.
                 _send(process, signal.SIGKILL, to_group=True)
-                self._judge(index, process.returncode)
+                self._record_end(index, process.returncode)
         if self.seconds_left() == 0:
-            self._end_who_is_late()
+            self._signal_late_processes()
         return len(self._ended) < len(self._processes)
 
     def seconds_left(self) -> float | None:
-        """Seconds until something is due; None if nothing is."""
+        """Returns the seconds until the deadline; None if there is no deadline."""
         if self._deadline is None:
             return None
         return max(0.0, self._deadline - time.monotonic())
 
-    def _pass_signals_on(self) -> None:
-        while self._num_passed_on < len(self._received):
-            number = self._received[self._num_passed_on]
-            self._num_passed_on += 1
+    def _forward_signals(self) -> None:
+        while self._num_forwarded < len(self._received):
+            number = self._received[self._num_forwarded]
+            self._num_forwarded += 1
             for process in self._running():
                 _send(process, number)
             if self.exit_code == 0:
                 self.exit_code = 128 + number
-                self._say(f"{_name(number)} is passed on to all processes.")
-                self._wait_for(SECONDS_TO_SAVE)
+                self._report(f"forwarding {_signal_name(number)} to all processes.")
+                self._set_deadline(SECONDS_TO_SAVE)
             else:
-                # The second signal, or nothing left to save: one has failed.
+                # This is the second signal, or a process has failed: the remaining
+                # processes cannot save a checkpoint.
                 self._next_signal = signal.SIGKILL
-                self._wait_for(SECONDS_TO_DIE)
+                self._set_deadline(SECONDS_TO_DIE)
 
-    def _judge(self, index: int, returncode: int) -> None:
+    def _record_end(self, index: int, returncode: int) -> None:
         code = returncode if returncode >= 0 else 128 - returncode
         if returncode >= 0:
             how = f"ended with code {code}"
         else:
-            how = f"was killed by {_name(-returncode)} (code {code})"
+            how = f"was killed by {_signal_name(-returncode)} (code {code})"
         if self.exit_code == 0 and code != 0:
             self.exit_code = code
-            self._say(f"process {index} {how}.")
-            self._wait_for(SECONDS_TO_END)
+            self._report(f"process {index} {how}.")
+            self._set_deadline(SECONDS_TO_END)
         elif self._received and code not in (0, self.exit_code):
-            self._say(f"process {index} {how}.")
+            self._report(f"process {index} {how}.")
 
-    def _end_who_is_late(self) -> None:
+    def _signal_late_processes(self) -> None:
         number = self._next_signal
         for index, process in enumerate(self._processes):
             if index not in self._ended:
-                self._say(f"process {index} is still running: {_name(number)}.")
+                name = _signal_name(number)
+                self._report(f"process {index} is still running; sending {name}.")
                 _send(process, number, to_group=number == signal.SIGKILL)
         self._next_signal = signal.SIGKILL
-        self._wait_for(SECONDS_TO_DIE)
+        self._set_deadline(SECONDS_TO_DIE)
 
-    def _wait_for(self, seconds: float) -> None:
+    def _set_deadline(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
 
     def _running(self) -> list[subprocess.Popen[bytes]]:
         return [p for i, p in enumerate(self._processes) if i not in self._ended]
 
-    def _say(self, what: str) -> None:
-        write(sys.stderr, f"[launch] {what}\n".encode())
+    def _report(self, message: str) -> None:
+        write(sys.stderr, f"[launch] {message}\n".encode())
 
 
 def kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Leaves no process behind, nor its pipes.
+    """Kills the processes that still run, and closes all pipes.
 
     Args:
-        processes: Each in a session of its own, its output and errors pipes.
+        processes: Processes, each in its own session, whose standard output and error
+            are pipes.
     """
     for process in processes:
         if process.returncode is None:
@@ -127,12 +136,12 @@ def kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 def _send(
     process: subprocess.Popen[bytes], number: int, *, to_group: bool = False
 ) -> None:
-    # It may have ended since; macOS refuses signals to who has.
+    # The process may have ended meanwhile. For that, macOS raises PermissionError.
     with suppress(ProcessLookupError, PermissionError):
         (os.killpg if to_group else os.kill)(process.pid, number)
 
 
-def _name(number: int) -> str:
+def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -93,13 +93,13 @@ def test_a_process_whose_launcher_has_died_before_it_began_does_not_begin(
 @pytest.mark.parametrize(
     ("command", "num_processes", "message"),
     [
-        (["true"], 0, "--num_processes must be at least 1, and is 0"),
+        (["true"], 0, "--num_processes must be at least 1, but is 0"),
         ([], 2, "the command to run is missing"),
-        (["no-such-program"], 2, "'no-such-program' is no program"),
-        (["./setup.txt"], 2, "is no program"),
+        (["no-such-program"], 2, "command not found: 'no-such-program'"),
+        (["./setup.txt"], 2, "command not found: './setup.txt'"),
         (["true", "--process_id=0"], 2, "leave --process_id=0 out"),
         (["true", "-process_id", "0"], 2, "leave -process_id out"),
-        (["true", "--num_processes=2"], 2, "it adds --num_processes itself"),
+        (["true", "--num_processes=2"], 2, "launch adds --num_processes itself"),
     ],
 )
 def test_what_cannot_be_launched_is_refused(

@@ -52,7 +52,7 @@ print("terminated")
     out, err = capfd.readouterr()
     assert out == "[1] terminated\n"
     assert "process 0 ended with code 1." in err
-    assert "process 1 is still running: SIGTERM." in err
+    assert "process 1 is still running; sending SIGTERM." in err
     assert not any(map(is_alive, pids_of(tmp_path)))
 
 
@@ -80,7 +80,7 @@ def test_a_signal_reaches_each_process_exactly_once(
     out, err = capfd.readouterr()
     expected = [f"[{i}] signal {number}, then None" for i in range(2)]
     assert sorted(out.splitlines()) == expected
-    assert err == f"[launch] {name} is passed on to all processes.\n"
+    assert err == f"[launch] forwarding {name} to all processes.\n"
 
 
 def test_a_second_signal_is_passed_on_as_well(tmp_path: Path, capfd: Capture) -> None:
@@ -108,7 +108,7 @@ os.kill(os.getppid(), signal.SIGTERM)
 time.sleep(60)
 """
     assert launch(program(tmp_path, text), num_processes=1) == 143
-    assert "process 0 is still running: SIGKILL." in capfd.readouterr().err
+    assert "process 0 is still running; sending SIGKILL." in capfd.readouterr().err
     assert not any(map(is_alive, pids_of(tmp_path)))
 
 
