@@ -1,4 +1,4 @@
-"""BN-Inception, the paper's network for ImageNet, at any width and for small images."""
+"""BN-Inception, the ImageNet network of the paper, also at other widths and sizes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,44 +23,46 @@ from bn_jax.models.ops.pooling import average_pool, max_pool
 
 
 class Inception(nn.Module):
-    """A stem, ten modules of joined branches, their average, and a linear layer.
+    """A stem, ten modules of parallel branches, a global average and a linear layer.
 
-    Normalization stands before each nonlinearity and takes the bias's place; one mean
-    and variance belong to each channel, over all examples and positions. The scores
-    are not normalized. The layers are those of `inception.table.FIGURE_5`; poolings
-    and strides are aligned as in the networks that PyTorch's users exchange.
+    Each convolution is followed by a normalization and then a nonlinearity. The
+    normalization replaces the bias and has one mean and variance for each channel,
+    over all examples and positions. The class scores are not normalized.
+    `inception.table.FIGURE_5` lists the layers. Poolings and strided convolutions are
+    aligned as in the PyTorch networks whose weights `torch_weights` reads.
     Source: Ioffe & Szegedy (2015), section 4.2 and Figure 5.
 
-    What each nonlinearity receives is sown into `intermediates` as `<name>_input`,
-    by the convolution's name: conv1, conv2_reduce, conv2, and for the module 3a, as
-    for every other, 3a_1x1, 3a_3x3_reduce, 3a_3x3, 3a_double_3x3_reduce,
-    3a_double_3x3_1, 3a_double_3x3_2 and 3a_pool_projection. Its normalization has the
-    name with `_norm` behind it.
+    The input of each nonlinearity is sown into `intermediates` as `<name>_input`,
+    where `<name>` is the name of the convolution. The stem has conv1, conv2_reduce and
+    conv2. The module 3a has 3a_1x1, 3a_3x3_reduce, 3a_3x3, 3a_double_3x3_reduce,
+    3a_double_3x3_1, 3a_double_3x3_2 and 3a_pool_projection; the other modules have
+    their own prefix. The normalization after a convolution is called `<name>_norm`.
 
     Attributes:
         num_classes: Number of class scores.
         variant: "paper_rows" or "slim"; see `inception.table.stages`.
-        stem: "imagenet" for images of 224 pixels or so, "small" for 28 to 64.
-        separable: Whether the first convolution is separable, as in the paper, or
-            dense, as in most networks that were trained.
-        width: Factor of all channels.
-        nonlinearity: Function applied behind each convolution.
-        norm: Makes a normalization layer from `use_running_average`, `name` and,
-            where the model has them, `dtype` and `axis`; None for none.
-        use_bias: Whether convolutions have a bias; by default where nothing is
-            normalized. A bias that is normalized away changes nothing.
-        dropout_rate: Fraction of the averages before the linear layer that training
-            drops, drawn from the key "dropout"; the paper's networks drop none, some
-            of its ensemble 0.05 or 0.1, and Inception without normalization 0.4.
-        per_activation_modules: Modules whose normalization has a mean and variance
-            for each position and channel, over the examples alone. The paper has
-            that in "last hidden layers" of some networks of its ensemble and names
-            none; ("5b",) is what it may have meant. Images must keep their size then.
-        kernel_gain: Factor of the initial weights' standard deviation, that of He et
-            al. (2015); the networks of the paper's ensemble began with larger ones.
-        dtype: Dtype that the convolutions compute in; by default that of images and
-            parameters promoted. Parameters are float32, and so are the averages and
-            the layer of scores.
+        stem: "imagenet" for images of about 224 pixels, "small" for 28 to 64.
+        separable: True makes the first convolution separable, as in the paper; False
+            makes it dense, as in most networks whose trained weights are published.
+        width: Factor of all channel numbers.
+        nonlinearity: Function applied after each normalization.
+        norm: Function that makes a normalization layer from `use_running_average`,
+            `name` and, if the model sets them, `dtype` and `axis`. None leaves
+            normalization out.
+        use_bias: True gives convolutions a bias. By default they have one only without
+            normalization, which would subtract the bias again with the mean.
+        dropout_rate: Fraction of the global averages that training drops before the
+            linear layer, drawn with the key "dropout". The paper uses 0, in some
+            networks of its ensemble 0.05 or 0.1, and 0.4 without normalization.
+        per_activation_modules: Names of modules whose normalization has one mean and
+            variance for each position and channel, over the examples only. All images
+            must then have the same size. The paper does so in the "last hidden layers"
+            of some networks of its ensemble, without naming them; it may mean ("5b",).
+        kernel_gain: Factor of the initial weights' standard deviation; 1.0 is that of
+            He et al. (2015). The networks of the paper's ensemble used larger values.
+        dtype: Dtype of the convolutions; by default the dtype to which images and
+            parameters promote. Parameters, global averages and class scores are
+            float32.
     """
 
     num_classes: int
@@ -80,18 +82,19 @@ class Inception(nn.Module):
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch classes"]:
-        """Scores of each class.
+        """Computes the scores of each class.
 
         Args:
             images: Pixels, channels last.
-            train: Normalize by the batch's statistics, and update the running ones.
+            train: True normalizes by the batch's statistics, updates the running
+                statistics and applies dropout.
 
         Returns:
             Unnormalized log-probabilities (logits), in float32 or wider.
 
         Raises:
-            ValueError: If a field has a value that it cannot have, or if the images
-                have another rank or are too small.
+            ValueError: If a field is invalid, or the images have the wrong rank or are
+                too small.
         """
         self.check_shape(images.shape)
         h = images
@@ -109,7 +112,7 @@ class Inception(nn.Module):
 
     @property
     def network(self) -> Network:
-        """The layers by stages."""
+        """The stages of the network, each with its layers."""
         return stages(
             variant=self.variant,
             stem=self.stem,
@@ -119,43 +122,44 @@ class Inception(nn.Module):
 
     @property
     def has_biases(self) -> bool:
-        """Whether convolutions have a bias."""
+        """True if convolutions have a bias."""
         return self.norm is None if self.use_bias is None else self.use_bias
 
     @property
     def last_hidden_input(self) -> str:
-        """Name in `intermediates` of what the deepest hidden nonlinearity receives."""
+        """Name in `intermediates` of the input to the deepest hidden nonlinearity."""
         return f"{self.network[-1].name}_double_3x3_2_input"
 
     def check_shape(self, shape: Sequence[int]) -> None:
-        """Makes sure that the network can be made, and made for such images.
+        """Checks that the fields are valid and that the network accepts the images.
 
         Args:
-            shape: Of the images, `(batch, height, width, channels)`.
+            shape: Shape of the images, `(batch, height, width, channels)`.
 
         Raises:
-            ValueError: As for a call.
+            ValueError: If a field is invalid, or the images have the wrong rank or are
+                too small.
         """
         self._check_fields()
         network = self.network
         if len(shape) != 4 or shape[3] < 1:
             raise ValueError(
                 "Inception: images must have the axes (batch, height, width, channels)"
-                f", and have the shape {tuple(shape)}."
+                f", but have the shape {tuple(shape)}."
             )
         if shape[1] in (1, 3) and shape[3] > 4:
             raise ValueError(
-                "Inception: channels come last, and images of the shape "
-                f"{tuple(shape)} have them first, it seems; transpose them to "
+                "Inception: channels must come last, but images of the shape "
+                f"{tuple(shape)} seem to have them first; transpose them to "
                 "(batch, height, width, channels)."
             )
         if not all(sizes.is_large_enough(network, n) for n in shape[1:3]):
             smallest = sizes.smallest_size(network)
-            hint = "" if self.stem == "small" else "; stem='small' would do from 3 x 3"
+            hint = "" if self.stem == "small" else "; stem='small' accepts 3 x 3"
             raise ValueError(
-                f"Inception: the stem {self.stem!r} and two modules that halve the "
-                f"image need images of at least {smallest} x {smallest} pixels, and "
-                f"these have {shape[1]} x {shape[2]}{hint}."
+                f"Inception: the stem {self.stem!r} and the two modules that halve the "
+                f"image need at least {smallest} x {smallest} pixels, but the images "
+                f"have {shape[1]} x {shape[2]}{hint}."
             )
 
     def _branch(
@@ -190,7 +194,7 @@ class Inception(nn.Module):
             kernel_init=self._kernel_init(2.0),
             dtype=self.dtype,
             promote_dtype=promote_inputs,
-            # Which pads odd kernels on both sides alike.
+            # Ignores `_padding`, but pads odd kernels equally on both sides too.
             conv_general_dilated=convolve_same,
             name=layer.name,
         )
@@ -204,7 +208,7 @@ class Inception(nn.Module):
             _padding(layer, h),
             feature_group_count=h.shape[-1],
             use_bias=False,
-            # No nonlinearity follows that would halve the squares.
+            # 1.0 instead of 2.0: no nonlinearity follows that halves the mean square.
             kernel_init=self._kernel_init(1.0),
             dtype=self.dtype,
             promote_dtype=promote_inputs,
@@ -220,45 +224,46 @@ class Inception(nn.Module):
         modules = [row.name for row in FIGURE_5]
         if isinstance(self.per_activation_modules, str):
             raise ValueError(
-                "Inception: per_activation_modules must be a sequence of modules' names"
-                f", and is the string {self.per_activation_modules!r}; "
-                f"({self.per_activation_modules!r},) has one."
+                "Inception: per_activation_modules must be a sequence of module names, "
+                f"but is the string {self.per_activation_modules!r}; write "
+                f"({self.per_activation_modules!r},)."
             )
         unknown = [n for n in self.per_activation_modules if n not in modules]
         if unknown:
             raise ValueError(
-                f"Inception: per_activation_modules must be among {', '.join(modules)}"
-                f", and {', '.join(map(repr, unknown))} is not."
+                "Inception: per_activation_modules must be from "
+                f"{', '.join(modules)}, but has {', '.join(map(repr, unknown))}."
             )
         if self.per_activation_modules and self.norm is None:
             raise ValueError(
-                "Inception: per_activation_modules says how the modules "
-                f"{', '.join(self.per_activation_modules)} are normalized, and norm is "
-                "None; give a norm, or no such modules."
+                "Inception: per_activation_modules="
+                f"{tuple(self.per_activation_modules)} needs a normalization, but norm "
+                "is None; set norm or leave per_activation_modules empty."
             )
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(
-                "Inception: dropout_rate must be the fraction in [0, 1) that is "
-                f"dropped, and is {self.dropout_rate}; 0.0 drops none."
+                "Inception: dropout_rate must be a fraction in [0, 1), but is "
+                f"{self.dropout_rate}; 0.0 drops nothing."
             )
         if not 0 < self.kernel_gain < float("inf"):
             raise ValueError(
                 "Inception: kernel_gain must be a positive factor of the initial "
-                f"weights, and is {self.kernel_gain}; 1.0 is that of He et al."
+                f"weights, but is {self.kernel_gain}; 1.0 is that of He et al."
             )
 
 
 def multiply_adds(model: Inception, image_shape: Sequence[int]) -> int:
-    """Multiply-adds of one image's scores: convolutions and linear layer alone.
+    """Counts the multiply-adds of convolutions and linear layer for one image.
 
-    The FLOPs that others print are twice as many, or as many by another name.
+    Authors who publish FLOPs give twice this number, or this number itself.
 
     Args:
         model: The network.
         image_shape: Height, width and channels of an image.
 
     Raises:
-        ValueError: If the network takes no such images.
+        ValueError: If a field of the model is invalid, or the images have the wrong
+            rank or are too small.
 
     >>> multiply_adds(Inception(num_classes=1000), (224, 224, 3))
     1948605440

@@ -1,4 +1,4 @@
-"""Sizes, channels and costs of BN-Inception's layers for images of a given size."""
+"""Sizes, channels and multiply-adds of BN-Inception's layers for a given image size."""
 
 import math
 from collections.abc import Sequence
@@ -7,19 +7,20 @@ from typing import NamedTuple
 
 from bn_jax.models.inception.table import Convolution, Network, Pool, Stage
 
-# Channels that each one of the image gives in a separable convolution's first half.
+# Output channels for each input channel in the depthwise half of a separable
+# convolution.
 DEPTH_MULTIPLIER = 8
 
 Size = tuple[int, ...]
 
 
 class Place(NamedTuple):
-    """Where in the network a convolution stands.
+    """A convolution with the sizes that follow from its place in the network.
 
     Attributes:
         convolution: The convolution.
-        inputs: Channels it is given.
-        size: Height and width of what it gives, in pixels.
+        inputs: Number of input channels.
+        size: Height and width of the output, in pixels.
     """
 
     convolution: Convolution
@@ -28,9 +29,10 @@ class Place(NamedTuple):
 
     @property
     def kernel_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of its kernels: of both halves where it is separable.
+        """Shapes of its kernels: one, or two (depthwise, 1 x 1) if it is separable.
 
-        The axes are height, width, inputs of each output, and outputs.
+        The axes are height, width, input channels of each output channel, and output
+        channels.
         """
         convolution = self.convolution
         square = (convolution.kernel_size,) * 2
@@ -41,12 +43,12 @@ class Place(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """What an image meets on its way through the network.
+    """Sizes and channels throughout the network, for one image shape.
 
     Attributes:
-        places: Every convolution in its place, in order.
-        sizes: Height and width that each stage gives, in pixels.
-        channels: Channels that each stage gives.
+        places: All convolutions with their sizes, in network order.
+        sizes: Height and width of each stage's output, in pixels.
+        channels: Number of channels of each stage's output.
     """
 
     places: tuple[Place, ...]
@@ -55,16 +57,16 @@ class Walk(NamedTuple):
 
 
 def walk(network: Network, image_shape: Sequence[int]) -> Walk:
-    """Follows an image through the network.
+    """Computes the sizes and channels of all convolutions and stages.
 
     Args:
-        network: What `stages` gives.
+        network: Stages of the network, from `stages`.
         image_shape: Height, width and channels of the image.
     """
     *axes, channels = image_shape
     size, found = tuple(axes), Walk((), {}, {})
     for stage in network:
-        places, size, channels = _through(stage, size, channels)
+        places, size, channels = _walk_stage(stage, size, channels)
         found = Walk(
             found.places + places,
             found.sizes | {stage.name: size},
@@ -76,13 +78,13 @@ def walk(network: Network, image_shape: Sequence[int]) -> Walk:
 def multiply_adds(
     network: Network, image_shape: Sequence[int], *, num_classes: int
 ) -> int:
-    """Multiplications of an image's value by a weight, each with its addition.
+    """Counts the multiplications by a weight, each with its addition, for one image.
 
-    Those of the convolutions and of the layer of scores; biases, normalization,
-    nonlinearities and poolings are not counted, nor is zero padding left out.
+    The convolutions and the layer of class scores count, including products with zero
+    padding. Biases, normalization, nonlinearities and poolings do not.
 
     Args:
-        network: What `stages` gives.
+        network: Stages of the network, from `stages`.
         image_shape: Height, width and channels of the image.
         num_classes: Number of class scores.
     """
@@ -96,19 +98,20 @@ def multiply_adds(
 
 
 def output_size(layer: Convolution | Pool, size: int) -> int:
-    """Height or width of what a layer makes of so many pixels."""
+    """Returns the height or width of a layer's output, from that of its input."""
     rounds_up = isinstance(layer, Convolution) or layer.rounds_up
     return -(-size // layer.stride) if rounds_up else size // layer.stride
 
 
 def padding(layer: Convolution | Pool, size: int) -> tuple[int, int]:
-    """Pixels that an axis of so many is given before its first and after its last.
+    """Returns the padding before and after an axis of `size` pixels.
 
-    They are PyTorch's. The kernel of a convolution stands on the first pixel at
-    first, and so does the window of a pooling of stride 1; one of stride 2 begins at
-    the edge, and its last window reaches over the other. Only where a pooling halves
-    an odd size and rounds up does its window stand on the first pixel too, as no
-    mode of PyTorch has it.
+    The padding is PyTorch's, with one exception. The first kernel of a convolution is
+    centered on the first pixel, and so is the first window of a pooling of stride 1.
+    The first window of a pooling of stride 2 begins at the first pixel, and for an even
+    size its last window reaches one pixel beyond the edge. The exception is a pooling
+    of stride 2 that rounds an odd size up: its first window is centered on the first
+    pixel, which no mode of PyTorch does.
     """
     if isinstance(layer, Convolution):
         return layer.kernel_size // 2, layer.kernel_size // 2
@@ -117,14 +120,14 @@ def padding(layer: Convolution | Pool, size: int) -> tuple[int, int]:
 
 
 def is_large_enough(network: Network, size: int) -> bool:
-    """Whether every module that halves the image has 2 pixels at least to halve.
+    """Returns whether every module that halves its input gets at least 2 pixels.
 
     Args:
-        network: What `stages` gives.
+        network: Stages of the network, from `stages`.
         size: Height or width of the image, in pixels.
     """
     sizes = walk(network, (size, 1)).sizes
-    # Pairs begin with the stem, which is no module.
+    # `stage` is never the stem, which is the first stage and not a module.
     return all(
         sizes[before.name][0] >= 2
         for before, stage in pairwise(network)
@@ -133,7 +136,7 @@ def is_large_enough(network: Network, size: int) -> bool:
 
 
 def smallest_size(network: Network) -> int:
-    """Least height and width that are large enough, in pixels."""
+    """Returns the smallest height and width that are large enough, in pixels."""
     size = 1
     while not is_large_enough(network, size):
         size += 1
@@ -144,10 +147,10 @@ def _halves(stage: Stage) -> bool:
     return any(layer.stride > 1 for branch in stage.branches for layer in branch)
 
 
-def _through(
+def _walk_stage(
     stage: Stage, size: Size, channels: int
 ) -> tuple[tuple[Place, ...], Size, int]:
-    """The stage's convolutions, and the size and channels that it gives."""
+    """Returns the stage's convolutions, and the size and channels of its output."""
     places: list[Place] = []
     joined, output = 0, size
     for branch in stage.branches:

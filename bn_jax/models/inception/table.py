@@ -1,4 +1,4 @@
-"""Figure 5 of the paper, the layers of BN-Inception, and what follows from it."""
+"""Figure 5 of the paper: the layers of BN-Inception, and networks made from them."""
 
 from typing import Literal, NamedTuple
 
@@ -7,15 +7,14 @@ STEMS = ("imagenet", "small")
 
 
 class Convolution(NamedTuple):
-    """One convolution, padded alike on both sides.
+    """A convolution, padded equally on both sides.
 
     Attributes:
-        name: Name in the parameters.
-        features: Channels it gives.
+        name: Name of the layer in the parameters.
+        features: Number of output channels.
         kernel_size: Height and width of the kernel, in pixels.
         stride: Pixels from one output to the next.
-        is_separable: Whether each channel is convolved by itself, and the results are
-            mixed pixel by pixel.
+        is_separable: True for a depthwise convolution followed by a 1 x 1 convolution.
     """
 
     name: str
@@ -26,13 +25,14 @@ class Convolution(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """Average or maximum of 3 x 3 pixels.
+    """A pooling with windows of 3 x 3 pixels.
 
     Attributes:
-        kind: "avg", of which zeros beyond the edges are part, or "max".
+        kind: "avg", which includes the zeros beyond the edges, or "max".
         stride: Pixels from one output to the next.
-        rounds_up: Whether half an odd size is rounded up, as a convolution does that
-            the result is joined to; down otherwise, as PyTorch's `ceil_mode` makes it.
+        rounds_up: True rounds half of an odd size up, like the strided convolutions
+            with whose outputs the result is concatenated. False rounds it down, like
+            PyTorch's pooling without padding and with `ceil_mode=True`.
     """
 
     kind: Literal["avg", "max"]
@@ -44,11 +44,11 @@ Branch = tuple[Convolution | Pool, ...]
 
 
 class Stage(NamedTuple):
-    """Branches that read one array, and whose results are joined by channels.
+    """Branches with the same input, whose outputs are concatenated by channel.
 
     Attributes:
         name: "stem", or the module's name in the paper.
-        branches: Each a sequence of convolutions and poolings.
+        branches: Branches, each a sequence of convolutions and poolings.
     """
 
     name: str
@@ -59,18 +59,18 @@ Network = tuple[Stage, ...]
 
 
 class Row(NamedTuple):
-    """One row of Figure 5; 0 channels where the paper has no such convolution.
+    """A row of Figure 5, with 0 channels where the paper has no such convolution.
 
     Attributes:
         name: The module.
-        stride: 2 where the module halves the image.
+        stride: 2 if the module halves the image, 1 otherwise.
         conv1: Channels of the 1 x 1 convolution.
         reduce3: Channels of the 1 x 1 convolution before the 3 x 3 one.
         conv3: Channels of the 3 x 3 convolution.
         reduce_double: Channels of the 1 x 1 convolution before the two 3 x 3 ones.
-        double3: Channels of each of those.
+        double3: Channels of each of these two 3 x 3 convolutions.
         pool: Kind of the pooling.
-        projection: Channels of the 1 x 1 convolution behind it.
+        projection: Channels of the 1 x 1 convolution after the pooling.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Row(NamedTuple):
     projection: int
 
 
-# Source: Ioffe & Szegedy (2015), Figure 5, each row as it is printed.
+# Source: Ioffe & Szegedy (2015), Figure 5, each row as printed.
 # fmt: off
 FIGURE_5 = (
     #   name stride 1x1 reduce 3x3 reduce double   pool proj
@@ -109,33 +109,35 @@ def stages(
     separable: bool = True,
     width: float = 1.0,
 ) -> Network:
-    """The stem and the modules, in the order of the network.
+    """Returns the stem and the modules, in network order.
 
     Args:
-        variant: "paper_rows" has the rows of Figure 5, by which 4c, 4d and 4e give
-            608, 608 and 1056 channels; "slim" the sizes that Figure 5 prints beside
-            them (576, 576, 1024), for which the projections of 4c and 4d have 96.
-        stem: "imagenet" makes an eighth of the image's size, by strides; "small"
-            keeps it, by a first convolution of 3 x 3 pixels and no pooling, so that
-            28 x 28 pixels meet the modules as 224 x 224 do.
-        separable: Whether the first convolution is separable, as in the paper.
-        width: Factor of all channels, which are rounded, to 1 at least.
+        variant: "paper_rows" uses the rows of Figure 5, with which the modules 4c, 4d
+            and 4e have 608, 608 and 1056 output channels. "slim" has the output sizes
+            that Figure 5 prints beside these rows, 576, 576 and 1024, because it gives
+            the projections of 4c and 4d 96 channels.
+        stem: "imagenet" has strides that reduce the image to an eighth of its height
+            and width. "small" keeps the size, with a first convolution of 3 x 3 pixels
+            and no pooling, so that the modules get 28 x 28 pixels from images of
+            28 x 28, as they do with "imagenet" from images of 224 x 224.
+        separable: True makes the first convolution separable, as in the paper.
+        width: Factor of all channel numbers, which are rounded to at least 1.
 
     Raises:
-        ValueError: If there is no such variant or stem, or the width is not positive.
+        ValueError: If the variant or stem is unknown, or the width is not positive.
     """
     if variant not in VARIANTS:
         raise ValueError(
-            f"Inception: variant must be one of {', '.join(VARIANTS)}, and is "
+            f"Inception: variant must be one of {', '.join(VARIANTS)}, but is "
             f"{variant!r}."
         )
     if stem not in STEMS:
         raise ValueError(
-            f"Inception: stem must be one of {', '.join(STEMS)}, and is {stem!r}."
+            f"Inception: stem must be one of {', '.join(STEMS)}, but is {stem!r}."
         )
     if not 0 < width < float("inf"):
         raise ValueError(
-            f"Inception: width must be a positive factor of all channels, and is "
+            "Inception: width must be a positive factor of all channel numbers, but is "
             f"{width}; 1.0 is the paper's."
         )
     rows = [_slim(row) if variant == "slim" else row for row in FIGURE_5]

@@ -1,4 +1,4 @@
-"""What PyTorch's BN-Inceptions call the layers."""
+"""Layer names of BN-Inception in PyTorch, by pytorchcv and by Cadene."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
@@ -9,18 +9,19 @@ Naming = Literal["pytorchcv", "cadene"]
 
 
 class TorchLayers(NamedTuple):
-    """Names of a convolution and of the normalization behind it."""
+    """Names of a convolution and of the normalization after it."""
 
     convolution: str
     norm: str
 
 
 class TorchNames(NamedTuple):
-    """One naming.
+    """A naming scheme of PyTorch's layers.
 
     Attributes:
-        layers: Names of all layers of a network, by the convolutions' names here.
-        first_weight: Key of the first convolution's weight, by which it is known.
+        layers: Returns the names of a network's layers, keyed by the names that
+            `Inception` gives the convolutions.
+        first_weight: Key of the first convolution's weight; it identifies the scheme.
         logits: Name of the linear layer.
     """
 
@@ -35,7 +36,7 @@ def _pytorchcv_names(network: Network) -> dict[str, TorchLayers]:
     prefixes = {name: f"{block}.{theirs}" for name, theirs in stem.items()}
     stage, unit = 1, 0
     for module in network[1:]:
-        # What begins a stage halves the image, and has no 1 x 1 branch.
+        # The first module of a stage halves the image and has no 1 x 1 branch.
         halves = len(module.branches) == 3
         stage, unit = (stage + 1, 1) if halves else (stage, unit + 1)
         for index, branch in enumerate(module.branches, start=1):

@@ -1,4 +1,4 @@
-"""BN-Inception's weights as PyTorch's users exchange them, read and written."""
+"""Conversion of BN-Inception's weights from and to PyTorch's state dicts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,33 +17,33 @@ Variables = dict[str, dict[str, dict[str, Array]]]
 def from_torch_state_dict(
     state_dict: Mapping[str, Any], model: Inception, *, with_count: bool = False
 ) -> Variables:
-    """Variables of the model, with the weights of a BN-Inception made by PyTorch.
+    """Converts the weights of a PyTorch BN-Inception to variables of the model.
 
-    Both namings are read, and told apart: that of pytorchcv, and that of Caffe's
-    layers, which pretrainedmodels (Cadene) and others have. The networks are
-    `Inception(num_classes=1000, separable=False, norm=...)`, with an epsilon of 1e-5;
-    what PyTorch calls a momentum of 0.1 is `momentum=0.9, variance_correction=1`,
-    with which training goes on as there. Cadene's expects BGR pixels from 0 to 255
-    less (104, 117, 128).
+    The function recognizes two naming schemes: that of pytorchcv, and that of Caffe's
+    layers, which pretrainedmodels (Cadene) and others use. Their networks are
+    `Inception(num_classes=1000, separable=False, norm=...)` with an epsilon of 1e-5.
+    To continue training as PyTorch does with its momentum of 0.1, use
+    `momentum=0.9, variance_correction=1`. Cadene's network expects BGR pixels from 0
+    to 255, minus (104, 117, 128).
 
-    They have a bias in front of each normalization, which normalization takes away.
-    A model without biases takes it off the running mean, which is exact: the model
-    computes the same in inference and in training, and its running statistics go on
-    as those there do, less the bias. A model with `use_bias=True` keeps it.
+    These networks have a bias before each normalization, which subtracts it again with
+    the mean. For a model without biases, the bias is subtracted from the running mean.
+    This is exact: the outputs stay equal in inference and in training, and the
+    running means keep differing by the bias. A model with `use_bias=True` keeps it.
 
     Args:
-        state_dict: Arrays or tensors by name, as `state_dict()` gives them.
-        model: The network; its number of classes, width and variant must be those of
-            the weights, and its stem "imagenet" and dense.
-        with_count: Whether the number of batches (`num_batches_tracked`) is read, as
-            `count`, for layers with `debias` or `momentum=None`; missing ones are 0.
+        state_dict: Arrays or tensors by name, as `state_dict()` returns them.
+        model: The network. Its number of classes, width and variant must match the
+            weights; its stem must be "imagenet" and its first convolution dense.
+        with_count: True reads the number of batches (`num_batches_tracked`) as
+            `count`, for layers with `debias` or `momentum=None`; 0 if it is missing.
 
     Returns:
-        `params`, and `batch_stats` where the model normalizes, all in float32.
+        `params`, and `batch_stats` if the model normalizes, all in float32.
 
     Raises:
-        ValueError: If the model has no such form, a key is missing or unknown, or an
-            array has the wrong shape; the message names all of them.
+        ValueError: If the model does not have this form, a key is missing or unknown,
+            or an array has the wrong shape; the message lists all such keys.
     """
     naming = _naming_of(state_dict)
     in_channels = _in_channels(state_dict, naming)
@@ -74,25 +74,26 @@ def from_torch_state_dict(
 def to_torch_state_dict(
     variables: Mapping[str, Any], model: Inception, *, naming: Naming = "pytorchcv"
 ) -> dict[str, np.ndarray]:
-    """The model's weights under PyTorch's names, as NumPy arrays of its shapes.
+    """Converts variables of the model to a PyTorch state dict of NumPy arrays.
 
-    `load_state_dict({k: torch.from_numpy(v) for k, v in ...items()})` takes them.
-    Reading them again gives the same variables, bit for bit, and so does writing what
-    was read into a model with `use_bias=True` and `with_count=True`. Biases that the
-    model lacks are written as 0, and so are numbers of batches.
+    PyTorch loads it by
+    `load_state_dict({k: torch.from_numpy(v) for k, v in ...items()})`. Reading it
+    returns the variables, bit for bit. Weights that were read with `use_bias=True` and
+    `with_count=True` are also written back bit for bit. Biases and numbers of batches
+    that the model lacks are written as 0.
 
     Args:
-        variables: `params` and `batch_stats`; other collections are left out.
-        model: The network that they are of.
+        variables: `params` and `batch_stats`; other collections are ignored.
+        model: The network that the variables belong to.
         naming: "pytorchcv" or "cadene".
 
     Raises:
-        ValueError: If there is no such naming, the model has not the form that
-            PyTorch's has, or the variables are not those of the model.
+        ValueError: If the naming is unknown, the model does not have the form of
+            PyTorch's networks, or the variables do not match the model.
     """
     if naming not in NAMINGS:
         raise ValueError(
-            f"to_torch_state_dict: naming must be one of {', '.join(NAMINGS)}, and "
+            f"to_torch_state_dict: naming must be one of {', '.join(NAMINGS)}, but "
             f"is {naming!r}."
         )
     flat = {
@@ -115,22 +116,22 @@ def to_torch_state_dict(
     for entry in entries:
         array = flat.get(entry.path, np.zeros(entry.shape, np.float32))
         dtype = np.int64 if entry.leaf == "count" else np.float32
-        # PyTorch takes no views with other strides, nor arrays that cannot be written.
+        # A copy: PyTorch needs arrays that are writable and in C order.
         state_dict[entry.key] = np.array(entry.to_torch(array), dtype, order="C")
     return state_dict
 
 
 class _Entry(NamedTuple):
-    """One array of the model and of PyTorch's network."""
+    """An array of PyTorch's network with its place in the model's variables."""
 
     key: str
     collection: str
     layer: str
     leaf: str
     shape: tuple[int, ...]
-    # The bias that the running mean is less here, by PyTorch's name.
+    # PyTorch's name of the bias that is subtracted from this running mean.
     folds_bias: str | None = None
-    # Whether the model has no such array.
+    # True for a bias that the model lacks.
     is_folded: bool = False
 
     @property
@@ -146,11 +147,11 @@ class _Entry(NamedTuple):
         return self.to_torch(np.empty(self.shape, np.bool_)).shape
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
-        """Outputs and inputs first, instead of last in the other order."""
+        """Transposes an array to PyTorch's order of axes: outputs, then inputs."""
         return np.transpose(array, _OUTPUTS_FIRST.get(array.ndim))
 
     def from_torch(self, array: np.ndarray) -> np.ndarray:
-        """The inverse."""
+        """Transposes an array from PyTorch's order of axes to the model's."""
         return np.transpose(array, _OUTPUTS_LAST.get(array.ndim))
 
 
@@ -159,18 +160,20 @@ _OUTPUTS_LAST = {4: (2, 3, 1, 0)}
 
 
 def _naming_of(state_dict: Mapping[str, Any]) -> Naming:
-    """The naming that has the first convolution's weight."""
+    """Returns the naming scheme of the first convolution's weight."""
     for name, naming in NAMINGS.items():
         if naming.first_weight in state_dict:
             return name
     if not state_dict:
-        raise ValueError("from_torch_state_dict: state_dict is empty.")
-    firsts = " nor ".join(repr(n.first_weight) for n in NAMINGS.values())
+        raise ValueError(
+            "from_torch_state_dict: state_dict is empty; pass the network's weights."
+        )
+    firsts = " or ".join(f"{n.first_weight!r} ({name})" for name, n in NAMINGS.items())
     some = ", ".join(map(repr, list(state_dict)[:3]))
     raise ValueError(
-        f"from_torch_state_dict: neither {firsts} is among the {len(state_dict)} keys, "
-        f"which begin with {some}; they are no BN-Inception's of "
-        f"{' or '.join(NAMINGS)}, or have a prefix to take off."
+        f"from_torch_state_dict: state_dict must have the key {firsts}, but its "
+        f"{len(state_dict)} keys start with {some}; if the keys have a common prefix, "
+        "remove it."
     )
 
 
@@ -184,21 +187,22 @@ def _entries(
 ) -> list[_Entry]:
     if not isinstance(model, Inception):
         raise ValueError(
-            f"{who}: model must be an Inception, and is a {type(model).__name__}; "
+            f"{who}: model must be an Inception, but is a {type(model).__name__}; "
             "`make_model('inception', ...)` makes one."
         )
     if model.separable or model.stem != "imagenet" or model.per_activation_modules:
         raise ValueError(
-            f"{who}: PyTorch's networks have a dense first convolution of 7 x 7 pixels "
-            "and a mean for each channel: the model must have separable=False, "
-            "stem='imagenet' and no per_activation_modules, and has "
+            f"{who}: the model must have separable=False, stem='imagenet' and "
+            "per_activation_modules=(), but has "
             f"separable={model.separable}, stem={model.stem!r} and "
-            f"per_activation_modules={tuple(model.per_activation_modules)}."
+            f"per_activation_modules={tuple(model.per_activation_modules)}; PyTorch's "
+            "networks have a dense first convolution of 7 x 7 pixels and one mean for "
+            "each channel."
         )
     _check_norm(who, model)
     names = NAMINGS[naming].layers(model.network)
     folds = not model.has_biases
-    # Channels do not depend on the image's size.
+    # Channels do not depend on the image's size, so any size will do.
     found = walk(model.network, (224, 224, in_channels))
     entries: list[_Entry] = []
     for place in found.places:
@@ -210,7 +214,8 @@ def _entries(
             f"{conv}.bias", "params", name, "bias", features, is_folded=folds
         )
         if model.norm is None:
-            # No running mean is there that a bias could be taken off.
+            # The model has no running mean to subtract the bias from, so without
+            # biases of its own it accepts no bias at all.
             entries += [weight] if folds else [weight, bias_entry]
             continue
         entries += [weight, bias_entry]
@@ -235,7 +240,7 @@ def _entries(
 
 
 def _check_norm(who: str, model: Inception) -> None:
-    """PyTorch's normalization has a scale and a bias; a layer may have neither."""
+    """Checks that the model's normalization has a scale and a bias, like PyTorch's."""
     if model.norm is None:
         return
     layer: Any = model.norm(use_running_average=True, name=None)
@@ -244,9 +249,9 @@ def _check_norm(who: str, model: Inception) -> None:
     ]
     if lacking:
         raise ValueError(
-            f"{who}: PyTorch's network has a scale and a bias in every normalization, "
-            f"and the model's has {' and '.join(lacking)}=False; leave that out of its "
-            "norm."
+            f"{who}: every normalization must have a scale and a bias, as in PyTorch's "
+            f"network, but the model's norm has {' and '.join(lacking)}=False; set "
+            "both to True."
         )
 
 
@@ -268,14 +273,15 @@ def _check_keys(
             )
     if faults:
         raise ValueError(
-            f"{who}: {len(faults)} of {len(known)} arrays are not as the model has "
-            f"them: {'; '.join(faults)}."
+            f"{who}: {len(faults)} of {len(known)} arrays do not match the model: "
+            f"{'; '.join(faults)}."
         )
 
 
 def _to_numpy(value: Any) -> np.ndarray:
-    # Tensors may need gradients, lie on a device, or be of a dtype that NumPy lacks.
+    # A tensor may require gradients, lie on a device or have a dtype that NumPy lacks.
     if hasattr(value, "detach"):
         value = value.detach().cpu().double()
-    # A bias is taken off its mean in float64, and the difference rounded once.
+    # A bias is subtracted from its mean in float64, so that only the difference is
+    # rounded.
     return np.asarray(value, np.float64)

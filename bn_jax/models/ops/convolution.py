@@ -1,4 +1,4 @@
-"""Convolutions whose gradients are as fast inside a loop as outside, also on a CPU."""
+"""A convolution whose gradients are fast inside a compiled loop too, even on a CPU."""
 
 from functools import partial
 
@@ -14,30 +14,34 @@ def same_convolution(
     kernel: Float[Array, "kernel_height kernel_width inputs outputs"],
     stride: int = 1,
 ) -> Float[Array, "batch output_height output_width outputs"]:
-    """Each pixel's neighbourhood times the kernel; zeros lie beyond the edges.
+    """Convolves images with a kernel, padded with zeros.
 
-    The values and gradients are those of JAX, computed in another way. XLA compiles the
-    convolutions of a loop's body for a CPU as they are written: to code that takes ten
-    times as long if channels are not the last in memory, or if zeros are to be thought
-    between the pixels. A kernel of one pixel is a product of matrices to begin with.
-    JAX takes gradients of it, and derivatives of those in either mode; a forward-mode
-    derivative of the convolution itself (`jax.jvp`) is not defined.
+    Values and gradients equal those of `jax.lax.conv_general_dilated`, but the
+    gradients are written differently. On a CPU, XLA does not optimize convolutions in
+    the body of a loop. If their channels are not the last axis in memory, or if their
+    input is dilated (zeros between pixels), they take ten times as long; JAX's own
+    gradients have both. A kernel of one pixel becomes a matrix product.
+
+    JAX can differentiate this function in reverse mode, and the gradient in either
+    mode. The forward-mode derivative of the function itself (`jax.jvp`) is not defined.
 
     Args:
         x: Pixels.
         kernel: Weights.
-        stride: Of every so many pixels, in each direction, the first has an output.
+        stride: Pixels from one output to the next in each direction, starting with
+            the first pixel.
     """
     if stride == 1 and kernel.shape[:2] == (1, 1):
         return jnp.tensordot(x, kernel[0, 0], 1)
-    return _convolution(*_of_one_type(x, kernel), stride)
+    return _convolution(*_vary_alike(x, kernel), stride)
 
 
-def _of_one_type(x: Array, kernel: Array) -> tuple[Array, Array]:
-    """Both as arrays that differ on the axes on which either does.
+def _vary_alike(x: Array, kernel: Array) -> tuple[Array, Array]:
+    """Casts both arrays to vary over every mesh axis over which one of them varies.
 
-    Only `shard_map` tells these types apart, when it checks them. What is the same on
-    all devices gets its gradient summed over them here, as by JAX's convolutions.
+    These types differ only inside a `shard_map` that checks them. The transpose of the
+    cast sums the gradient of a replicated array over the devices, as JAX's own
+    convolution does.
     """
     axes = [jax.typeof(array).manual_axis_type.varying for array in (x, kernel)]
 
@@ -54,8 +58,8 @@ def _convolution(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    # Not by the function with this rule, of which forward mode has no derivative: it
-    # may be the gradient that is differentiated.
+    # `_convolve` instead of `_convolution`: the caller may differentiate the gradient
+    # in forward mode, which `_convolution` does not support.
     return _convolve(x, kernel, _padding(kernel), stride), (x, kernel)
 
 
@@ -65,8 +69,8 @@ def _backward(
     if stride == 1:
         return _gradients(*residuals, dy)
 
-    def with_zeros_between(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
-        return _gradients(x, kernel, _spread(dy, stride, x.shape))
+    def dilated(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
+        return _gradients(x, kernel, _dilate(dy, stride, x.shape))
 
     def of_jax(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
         def convolve(x: Array, kernel: Array) -> Array:
@@ -75,29 +79,30 @@ def _backward(
         _, pullback = jax.vjp(convolve, x, kernel)
         return pullback(dy)
 
-    # Zeros are multiplied too, which accelerators need not do.
-    return jax.lax.platform_dependent(
-        *residuals, dy, cpu=with_zeros_between, default=of_jax
-    )
+    # Only for a CPU: `dilated` also multiplies by the zeros that it inserts, which
+    # JAX's gradients avoid on an accelerator.
+    return jax.lax.platform_dependent(*residuals, dy, cpu=dilated, default=of_jax)
 
 
 _convolution.defvjp(_forward, _backward)
 
 
 def _gradients(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
-    """The gradients of a convolution of stride 1."""
+    """Returns the gradients of x and kernel for a convolution of stride 1."""
     padding = _padding(kernel)
-    # What an output took from a pixel, the pixel takes back from the output.
+    # A pixel collects the gradients of the outputs that read it, each times the weight
+    # that the output used: a convolution with the kernel flipped.
     turned = jnp.transpose(jnp.flip(kernel, (0, 1)), (0, 1, 3, 2))
     dx = _convolve(dy, turned, [(after, before) for before, after in padding])
-    # Every weight's gradient is a sum over examples, which take the channels' place.
+    # The gradient of a weight is a sum over the examples, and a convolution sums over
+    # its input channels. So the examples take the place of the channels.
     examples_last = jnp.transpose(x, (3, 1, 2, 0))
     dkernel = _convolve(examples_last, jnp.transpose(dy, (1, 2, 0, 3)), padding)
     return dx, jnp.transpose(dkernel, (1, 2, 0, 3))
 
 
-def _spread(dy: Array, stride: int, shape: tuple[int, ...]) -> Array:
-    """An image of that shape with zeros for the pixels that a stride leaves out."""
+def _dilate(dy: Array, stride: int, shape: tuple[int, ...]) -> Array:
+    """Enlarges dy to `shape`, with zeros at the pixels that the stride skips."""
     sizes = zip(shape[1:3], dy.shape[1:3], strict=True)
     rest = [size - 1 - stride * (outputs - 1) for size, outputs in sizes]
     zeros = [(0, 0, 0), *((0, after, stride - 1) for after in rest), (0, 0, 0)]

@@ -1,15 +1,16 @@
-"""Layers in half precision whose float32 parameters get float32 gradients.
+"""Products in half precision whose float32 parameters get float32 gradients.
 
-Flax's layers round their parameters to the dtype they compute in, and the gradients
-with them: devices would then sum, in the mode in which XLA divides the program, what
-was rounded to bfloat16. The functions here take the place of Flax's own in its layers:
+Flax's layers cast their parameters to the dtype they compute in, which rounds the
+gradients to that dtype too. In the mode in which XLA partitions the program ("jit"),
+the devices would then sum gradients that were rounded to bfloat16. The functions here
+replace Flax's own functions in its layers:
 `nn.Dense(promote_dtype=promote_inputs, dot_general=dot_general)` and
-`nn.Conv(promote_dtype=promote_inputs, conv_general_dilated=convolve)`. A bias is added
-in float32, and `jnp.asarray(layer(x), dtype)` is the layer's result.
+`nn.Conv(promote_dtype=promote_inputs, conv_general_dilated=convolve)`. The layer then
+adds its bias in float32; cast its result by `jnp.asarray(layer(x), dtype)`.
 
-Where inputs and parameters have one dtype, nothing is different from Flax's layers.
-Where they have not, forward-mode derivatives are not defined, and the gradient of a
-kernel is a product of float32 numbers, which a GPU may take longer for.
+If inputs and parameters have the same dtype, the layers are exactly Flax's. If not,
+forward-mode derivatives are not defined, and the gradient of a kernel is a product of
+float32 numbers, which may be slower on a GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,19 +25,20 @@ from jaxtyping import Array
 
 from bn_jax.models.ops.convolution import same_convolution
 
-# Linear in each of the two, inputs and kernel, which have one dtype.
+# Function of inputs and kernel of one dtype, linear in each of them.
 _Product = Callable[[Array, Array], Array]
 
 
 def promote_inputs(
     *arrays: Any, dtype: Dtype | None = None, inexact: bool = True
 ) -> Any:
-    """The inputs in the dtype that a layer computes in, its parameters as they are.
+    """Casts a layer's inputs to the dtype it computes in, but not its parameters.
 
     Args:
-        arrays: Inputs, kernel and bias, or None in its place.
-        dtype: Dtype to compute in; by default that of inputs and parameters promoted.
-        inexact: Whether integers become floating-point numbers.
+        arrays: Inputs, kernel and bias; the bias may be None.
+        dtype: Dtype to compute in; by default the dtype to which inputs and parameters
+            promote.
+        inexact: True converts integers to floating-point numbers.
     """
     dtype = canonicalize_dtype(*arrays, dtype=dtype, inexact=inexact)
     x, *parameters = arrays
@@ -46,13 +48,13 @@ def promote_inputs(
 def dot_general(
     x: Array, kernel: Array, dimension_numbers: Any, **settings: Any
 ) -> Array:
-    """`jax.lax.dot_general` in the inputs' dtype.
+    """Computes `jax.lax.dot_general` in the dtype of `x`.
 
     Args:
         x: Inputs.
         kernel: Weights.
-        dimension_numbers: As there.
-        settings: As there.
+        dimension_numbers: Contracting and batch axes, as for `jax.lax.dot_general`.
+        settings: Other arguments of `jax.lax.dot_general`.
     """
     product = partial(
         jax.lax.dot_general, dimension_numbers=dimension_numbers, **settings
@@ -61,13 +63,13 @@ def dot_general(
 
 
 def convolve(x: Array, kernel: Array, *shape: Any, **settings: Any) -> Array:
-    """`jax.lax.conv_general_dilated` in the inputs' dtype.
+    """Computes `jax.lax.conv_general_dilated` in the dtype of `x`.
 
     Args:
         x: Pixels.
         kernel: Weights.
-        shape: Strides and padding, as there.
-        settings: As there.
+        shape: Strides and padding, as for `jax.lax.conv_general_dilated`.
+        settings: Other arguments of `jax.lax.conv_general_dilated`.
     """
 
     def product(x: Array, kernel: Array) -> Array:
@@ -79,15 +81,15 @@ def convolve(x: Array, kernel: Array, *shape: Any, **settings: Any) -> Array:
 def convolve_same(
     x: Array, kernel: Array, strides: Sequence[int], *_: Any, **__: Any
 ) -> Array:
-    """`same_convolution` in the inputs' dtype.
+    """Computes `same_convolution` in the dtype of `x`.
 
-    Dilations and groups that Flax's layer passes on must be those that it has by
-    default, and its padding that of `same_convolution`.
+    Other arguments are ignored, so Flax's layer must have the padding of
+    `same_convolution` and its default dilations and groups.
 
     Args:
         x: Pixels.
         kernel: Weights.
-        strides: The same in both directions.
+        strides: Stride in each direction; both must be equal.
     """
     return _multiply(partial(same_convolution, stride=strides[0]), x, kernel)
 
@@ -114,8 +116,8 @@ def _backward(
 ) -> tuple[Array, Array]:
     x, kernel = residuals
     _, pull_x = jax.vjp(lambda x: product(x, kernel.astype(x.dtype)), x)
-    # Half precision is widened without a loss. A product of half precision that gives
-    # float32 would be the same, and JAX has no transpose of such a convolution.
+    # The casts to the wider dtype are exact. A product of half-precision arrays with a
+    # float32 result would be equal, but JAX cannot transpose such a convolution.
     wide = jnp.promote_types(x.dtype, kernel.dtype)
     wide_x = x.astype(wide)
     _, pull_kernel = jax.vjp(lambda k: product(wide_x, k.astype(wide)), kernel)

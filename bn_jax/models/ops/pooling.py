@@ -1,4 +1,4 @@
-"""Poolings that are fast on a CPU as well, with their gradients."""
+"""Average and max pooling that are fast on a CPU too, as are their gradients."""
 
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -16,21 +16,22 @@ def average_pool(
     stride: int,
     padding: Sequence[tuple[int, int]] = ((0, 0), (0, 0)),
 ) -> Float[Array, "batch output_height output_width channels"]:
-    """Average of square windows, of which the zeros beyond the edges are part.
+    """Averages square windows, including the zeros beyond the edges.
 
-    The values and gradients are those of `flax.linen.avg_pool`. XLA makes a loop of
-    every window, which a CPU takes several times as long for as for the sum of shifted
-    images that it gets here.
+    Values and gradients equal those of `flax.linen.avg_pool`. On a CPU, XLA compiles
+    Flax's pooling to a loop over each window, which takes several times as long as the
+    sum of shifted images that is used there instead.
 
     Args:
         x: Pixels.
-        window: Its height and width.
+        window: Height and width of a window, in pixels.
         stride: Pixels from one window to the next.
-        padding: Zeros before the first and behind the last row and column.
+        padding: Numbers of zeros before the first and after the last pixel, for rows
+            and for columns.
     """
 
     def add_up(x: Array) -> Array:
-        return _join_shifted(jnp.add, x, window, stride, padding, 0.0) / window**2
+        return _reduce_windows(jnp.add, x, window, stride, padding, 0.0) / window**2
 
     return _on_cpu(add_up, nn.avg_pool, x, window, stride, padding)
 
@@ -42,21 +43,22 @@ def max_pool(
     stride: int,
     padding: Sequence[tuple[int, int]] = ((0, 0), (0, 0)),
 ) -> Float[Array, "batch output_height output_width channels"]:
-    """Largest value of square windows; what lies beyond the edges is smaller than any.
+    """Returns the largest value of each square window, ignoring the padding.
 
-    The values and gradients are those of `flax.linen.max_pool`, also where several
-    pixels are the largest: the first of them, row by row, gets the gradient. For a CPU
-    see `average_pool`.
+    Values and gradients equal those of `flax.linen.max_pool`. If several pixels of a
+    window are the largest, the first of them, row by row, gets the gradient. On a CPU,
+    the maximum of shifted images replaces XLA's slow loop over each window.
 
     Args:
         x: Pixels.
-        window: Its height and width.
+        window: Height and width of a window, in pixels.
         stride: Pixels from one window to the next.
-        padding: Pixels before the first and behind the last row and column.
+        padding: Numbers of ignored pixels before the first and after the last pixel,
+            for rows and for columns.
     """
 
     def choose(x: Array) -> Array:
-        return _join_shifted(_first_largest, x, window, stride, padding, -jnp.inf)
+        return _reduce_windows(_first_largest, x, window, stride, padding, -jnp.inf)
 
     return _on_cpu(choose, nn.max_pool, x, window, stride, padding)
 
@@ -75,26 +77,26 @@ def _on_cpu(
     return jax.lax.platform_dependent(x, cpu=ours, default=pool)
 
 
-def _join_shifted(
-    join: Callable[[Array, Array], Array],
+def _reduce_windows(
+    combine: Callable[[Array, Array], Array],
     x: Array,
     window: int,
     stride: int,
     padding: Sequence[tuple[int, int]],
-    beyond: float,
+    pad_value: float,
 ) -> Array:
-    """The pixels of each window, joined within its rows first."""
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=beyond)
+    """Combines shifted images, first within the rows of each window, then its rows."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=pad_value)
     for axis in (2, 1):
         last = x.shape[axis] - window
         shifted = [
             jax.lax.slice_in_dim(x, i, i + last + 1, stride, axis)
             for i in range(window)
         ]
-        x = reduce(join, shifted)
+        x = reduce(combine, shifted)
     return x
 
 
 def _first_largest(one: Array, later: Array) -> Array:
-    # NaN is larger than any.
+    # NaN counts as larger than any number.
     return jnp.where((one >= later) | jnp.isnan(one), one, later)

@@ -257,47 +257,47 @@ def test_population_statistics_are_those_of_its_layers():
 @pytest.mark.parametrize(
     ("fields", "shape", "message"),
     [
-        ({"variant": "paper"}, (2, 8, 8, 1), "variant must be .* slim, and is 'paper'"),
+        ({"variant": "paper"}, (2, 8, 8, 1), "variant must be .* slim, but is 'paper'"),
         ({"stem": "tiny"}, (2, 8, 8, 1), "stem must be one of imagenet, small, .*tiny"),
-        ({"width": 0.0}, (2, 8, 8, 1), "width must be a positive .* is 0.0; 1.0 is"),
+        ({"width": 0.0}, (2, 8, 8, 1), "width must be a .* but is 0.0; 1.0 is the"),
         (
             {"dropout_rate": 1.0},
             (2, 8, 8, 1),
-            r"dropout_rate must be .* and is 1\.0; 0",
+            r"dropout_rate must be .* but is 1\.0; 0",
         ),
         ({"kernel_gain": 0.0}, (2, 8, 8, 1), "kernel_gain must be .* is 0.0; 1.0 is"),
         (
             {},
             (2, 2, 28, 1),
-            r"'small' .* at least 3 x 3 pixels, and these have 2 x 28\.",
+            r"'small' .* at least 3 x 3 pixels, but the images have 2 x 28\.",
         ),
         (
             {"stem": "imagenet"},
             (2, 28, 22, 3),
-            "at least 23 x 23 pixels, and these have 28 x 22; stem='small' would do",
+            "at least 23 x 23 pixels, but .* have 28 x 22; stem='small' accepts 3 x 3",
         ),
         ({}, (2, 28, 28), r"must have the axes .* the shape \(2, 28, 28\)"),
         (
             {"per_activation_modules": ("5b", "5c")},
             (2, 8, 8, 1),
-            "must be among 3a, .* 5b, and '5c' is not",
+            "must be from 3a, .* 5b, but has '5c'",
         ),
         (
             {"per_activation_modules": "5b"},
             (2, 8, 8, 1),
-            r"a sequence of modules' names, and is the string '5b'; \('5b',\) has one",
+            r"a sequence of module names, but is the string '5b'; write \('5b',\)",
         ),
         (
             {"per_activation_modules": ("5b",), "norm": None},
             (2, 8, 8, 1),
-            "the modules 5b are normalized, and norm is None; give a norm, or no",
+            r"=\('5b',\) needs a normalization, but norm is None; set norm or leave",
         ),
         (
             {"stem": "imagenet"},
             (2, 3, 224, 224),
-            r"channels come last, and .* shape \(2, 3, 224, 224\) have them first",
+            r"channels must come last, but .* \(2, 3, 224, 224\) seem to have",
         ),
-        ({}, (2, 1, 28, 28), "channels come last"),
+        ({}, (2, 1, 28, 28), "channels must come last"),
     ],
 )
 def test_what_the_network_cannot_take_is_refused(fields, shape, message):
