@@ -28,7 +28,7 @@ def runs(tmp_path: Path) -> list[Path]:
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, verb: list[str]) -> None:
     *words, last = verb
     words = [*words, f"{last}={tmp_path}"] if words else [last, str(tmp_path)]
-    with pytest.raises(SystemExit, match=r"it holds no run \(there is no config.json"):
+    with pytest.raises(SystemExit, match=r"holds no run \(config.json is missing"):
         main(words)
 
 

@@ -1,1 +1,1 @@
-"""The folder that a run writes its results to."""
+"""Files and lock of a workdir, the folder of one run."""

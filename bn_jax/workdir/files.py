@@ -1,8 +1,8 @@
-"""The folder of a run: one configuration, and what came of it.
+"""Files of a workdir, the folder of one run.
 
-It holds `config.json`, `metrics.jsonl` (one evaluation a line), `summary.json` (once
-the run is complete), `checkpoints/`, TensorBoard's event files, and `lock` while a
-process uses it.
+A workdir holds `config.json`, `metrics.jsonl` (one evaluation a line), `summary.json`
+(once the run is complete), `checkpoints/` and TensorBoard's event files. While a
+process uses the workdir, it also holds `lock`.
 """
 
 import json
@@ -19,24 +19,25 @@ FORMAT_VERSION = 2
 def check_workdir(
     workdir: Path, config: Mapping[str, Any], *, may_differ: Sequence[str] = ()
 ) -> None:
-    """Makes sure that the folder is free, or holds a run of this configuration.
+    """Checks that the workdir holds no run, or one with this configuration.
 
     Args:
-        workdir: The folder; it need not exist.
+        workdir: Path of the workdir, which need not exist.
         config: The configuration, JSON-ready.
-        may_differ: Settings, or groups of them, that are of no importance to a run
-            that goes on, such as "log_every" and "parallel".
+        may_differ: Settings, or groups of settings, that a continued run may change,
+            such as "log_every" and "parallel".
 
     Raises:
-        UserError: If the folder holds a run of another configuration, or cannot be
+        UserError: If the workdir holds a run with another configuration, or cannot be
             read.
     """
     path = workdir / "config.json"
     if _exists(path):
-        _check_same(workdir, _read_object(path), _content(config), may_differ)
+        old, new = _read_object(path), _with_version(config)
+        _check_same_config(workdir, old, new, may_differ)
     elif _exists(workdir / "metrics.jsonl"):
         raise UserError(
-            f"workdir {workdir}: it holds a run without its config.json. Choose "
+            f"workdir {workdir}: holds a run, but its config.json is missing. Choose "
             "another --workdir."
         )
 
@@ -45,115 +46,116 @@ def differences(
     first: Mapping[str, Any],
     second: Mapping[str, Any],
     *,
-    places: tuple[str, str] = ("there", "here"),
+    places: tuple[str, str],
     may_differ: Sequence[str] = (),
 ) -> list[str]:
-    """What two configurations differ in, each setting in words.
+    """Returns one phrase for each setting in which two configurations differ.
 
     Args:
-        first: The one, JSON-ready.
-        second: The other.
-        places: Where each is.
-        may_differ: Settings, or groups of them, that are left out.
+        first: The first configuration, JSON-ready.
+        second: The second configuration, JSON-ready.
+        places: Where the first and the second configuration come from, in words.
+        may_differ: Settings, or groups of settings, to leave out.
 
-    >>> differences({"norm": {"name": None}}, {"norm": {"name": "batch_norm"}})
-    ["norm.name is None there and 'batch_norm' here"]
+    >>> differences({"seed": 0}, {"seed": 1}, places=("in a.json", "in b.json"))
+    ['seed is 0 in a.json and 1 in b.json']
     """
-    # Through JSON, because it turns tuples into lists.
-    old, new = (_flat(json.loads(json.dumps(values))) for values in (first, second))
+    # A round trip through JSON turns tuples into lists, which then compare as equal.
+    old, new = (_flatten(json.loads(json.dumps(values))) for values in (first, second))
     return [
         f"{key} is {old.get(key, 'missing')!r} {places[0]} and "
         f"{new.get(key, 'missing')!r} {places[1]}"
         for key in sorted(old.keys() | new.keys())
-        if not _names_one_of(may_differ, key)
+        if not _is_listed(key, may_differ)
         and old.get(key, "missing") != new.get(key, "missing")
     ]
 
 
 def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Makes the folder this configuration's, once `check_workdir` has passed.
+    """Creates the workdir and writes the configuration into it.
+
+    Call `check_workdir` first: the configuration replaces one that is already there.
 
     Args:
-        workdir: The folder; made if it is not there.
+        workdir: Path of the workdir.
         config: The configuration, JSON-ready.
 
     Raises:
-        UserError: If the folder cannot be written.
+        UserError: If the workdir cannot be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        content = json.dumps(_content(config), indent=2) + "\n"
-        _replace(workdir / "config.json", content)
+        content = json.dumps(_with_version(config), indent=2) + "\n"
+        _write_atomically(workdir / "config.json", content)
     except OSError as error:
         raise unusable(workdir, error) from error
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """The configuration of the run in a folder, as JSON has it.
+    """Returns the configuration of the run in a workdir, as JSON values.
 
     Args:
-        workdir: The run's folder.
+        workdir: Path of the workdir.
 
     Raises:
-        UserError: If it holds no run, or one of another format.
+        UserError: If the workdir holds no run, or a run of another format version.
     """
     path = workdir / "config.json"
     if not _exists(path):
-        raise UserError(
-            f"workdir {workdir}: it holds no run (there is no config.json)."
-        )
+        raise UserError(f"workdir {workdir}: holds no run (config.json is missing).")
     config = _read_object(path)
     version = config.pop("format_version")
     if version != FORMAT_VERSION:
         age = "a newer" if version > FORMAT_VERSION else "an older"
         raise UserError(
-            f"workdir {workdir}: it has format {version}, and this version of bn_jax "
-            f"reads format {FORMAT_VERSION}; {age} one reads it."
+            f"workdir {workdir}: has format {version}, but this version of bn_jax "
+            f"reads format {FORMAT_VERSION}. Use {age} version of bn_jax."
         )
     return config
 
 
 def read_summary(workdir: Path) -> dict[str, Any] | None:
-    """What a complete run came to; None before that.
+    """Returns the content of `summary.json`; None if the run is not complete.
 
     Args:
-        workdir: The run's folder.
+        workdir: Path of the workdir.
 
     Raises:
-        UserError: If what it holds is damaged.
+        UserError: If the file is damaged.
     """
     path = workdir / "summary.json"
     if not path.exists():
         return None
     return _read_object(
         path,
-        advice="Remove it, and train this run again: that goes on from its last "
-        "checkpoint, and writes it anew",
+        advice="Remove the file and repeat the training command: the run continues "
+        "from its last checkpoint and writes a new summary",
     )
 
 
 def write_summary(workdir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes `summary.json`, never half of it, and returns what it holds.
+    """Writes `summary.json` atomically and returns its content.
 
     Args:
-        workdir: The run's folder.
-        summary: JSON-ready.
+        workdir: Path of the workdir.
+        summary: Values to write, JSON-ready.
     """
-    content = _content(summary)
-    _replace(workdir / "summary.json", json.dumps(content, indent=2) + "\n")
+    content = _with_version(summary)
+    _write_atomically(workdir / "summary.json", json.dumps(content, indent=2) + "\n")
     return content
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """What each evaluation measured, in the order of steps; none before the first.
+    """Returns the metrics of each evaluation, in the order of steps.
 
-    A last line that a crash has cut off is left out.
+    The list is empty before the first evaluation. The function ignores an incomplete
+    last line, which a crash can leave.
 
     Args:
-        workdir: The run's folder.
+        workdir: Path of the workdir.
 
     Raises:
-        UserError: If another line is damaged.
+        UserError: If any other line is damaged.
     """
     path = workdir / "metrics.jsonl"
     if not path.exists():
@@ -162,62 +164,64 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
         lines = path.read_text().splitlines(keepends=True)
         metrics = [json.loads(line) for line in lines if line.endswith("\n")]
         if not all(isinstance(m, dict) and type(m.get("step")) is int for m in metrics):
-            raise ValueError("a line is no evaluation")
+            raise ValueError("a line is not an evaluation")
         steps = [m["step"] for m in metrics]
         if any(second <= first for first, second in pairwise(steps)):
-            raise ValueError("its steps do not rise from line to line")
+            raise ValueError("the steps do not increase from line to line")
     except ValueError as error:
         raise _damaged(path, error) from error
     return metrics
 
 
 def check_metrics(workdir: Path, steps: Iterable[int]) -> None:
-    """Makes sure that `metrics.jsonl` has the lines of these evaluations.
+    """Checks that `metrics.jsonl` has a line for each of these evaluations.
 
     Args:
-        workdir: The run's folder.
-        steps: Steps that were taken before each.
+        workdir: Path of the workdir.
+        steps: The step of each evaluation.
 
     Raises:
-        UserError: If it lacks one, or a line is damaged.
+        UserError: If a line is missing or damaged.
     """
-    there = {line["step"] for line in read_metrics(workdir)}
-    missing = sorted(set(steps) - there)
+    evaluated = {line["step"] for line in read_metrics(workdir)}
+    missing = sorted(set(steps) - evaluated)
     if missing:
         shown = ", ".join(map(str, missing[:5])) + (", ..." if missing[5:] else "")
         raise UserError(
-            f"{workdir / 'metrics.jsonl'}: it must hold a line of every evaluation, and"
-            f" lacks those of the steps {shown}. Bring it back from a copy, or choose "
+            f"{workdir / 'metrics.jsonl'}: must have a line for every evaluation, but "
+            f"has none for the steps {shown}. Restore the file from a copy, or choose "
             "another --workdir."
         )
 
 
 def drop_metrics_after(workdir: Path, step: int) -> None:
-    """Leaves those lines of `metrics.jsonl` that belong to the first steps.
+    """Removes the lines of later steps from `metrics.jsonl`.
+
+    The function creates the file if it does not exist.
 
     Args:
-        workdir: The run's folder.
-        step: Last step whose line is kept; with 0 the file is empty, or made.
+        workdir: Path of the workdir.
+        step: Last step whose line stays; 0 removes all lines.
     """
     kept = [line for line in read_metrics(workdir) if line["step"] <= step]
     lines = "".join(json.dumps(line) + "\n" for line in kept)
-    _replace(workdir / "metrics.jsonl", lines)
+    _write_atomically(workdir / "metrics.jsonl", lines)
 
 
 def unusable(workdir: Path, error: Exception) -> UserError:
-    """The error of a folder that the system refuses.
+    """Returns the error for a workdir that the operating system cannot open.
 
     Args:
-        workdir: The folder.
-        error: What the system says.
+        workdir: Path of the workdir.
+        error: The error from the operating system.
     """
     return UserError(
-        f"workdir {workdir}: it cannot be used ({error}). Choose a --workdir that can "
-        "be written."
+        f"workdir {workdir}: cannot be used ({error}). Choose a --workdir that can be "
+        "written to."
     )
 
 
-def _content(values: Mapping[str, Any]) -> dict[str, Any]:
+def _with_version(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"format_version": FORMAT_VERSION, **values}
 
 
@@ -229,13 +233,13 @@ def _exists(path: Path) -> bool:
 
 
 def _read_object(path: Path, *, advice: str | None = None) -> dict[str, Any]:
-    """What a file holds that was written with `_content`."""
+    """Returns the JSON object in a file, which must have a format version."""
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
-            raise ValueError("it holds no JSON object")
+            raise ValueError("the file does not hold a JSON object")
         if not isinstance(content.get("format_version"), int):
-            raise ValueError("it has no format_version")
+            raise ValueError("format_version is missing")
     except OSError as error:
         raise unusable(path.parent, error) from error
     except ValueError as error:
@@ -243,47 +247,48 @@ def _read_object(path: Path, *, advice: str | None = None) -> dict[str, Any]:
     return content
 
 
-def _replace(path: Path, text: str) -> None:
-    """Writes a file whole: whoever reads it meanwhile sees the old one."""
+def _write_atomically(path: Path, text: str) -> None:
+    """Writes a file; until it is complete, other processes read the old content."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text)
     partial.replace(path)
 
 
 def _damaged(path: Path, error: Exception, *, advice: str | None = None) -> UserError:
-    advice = advice or "Bring it back from a copy, or choose another --workdir"
-    return UserError(f"{path}: it is damaged ({error}). {advice}.")
+    advice = advice or "Restore the file from a copy, or choose another --workdir"
+    return UserError(f"{path}: the file is damaged ({error}). {advice}.")
 
 
-def _check_same(
+def _check_same_config(
     workdir: Path,
     old: Mapping[str, Any],
     new: Mapping[str, Any],
     may_differ: Sequence[str],
 ) -> None:
-    differing = differences(old, new, may_differ=may_differ)
+    places = ("in the workdir", "in this command")
+    differing = differences(old, new, places=places, may_differ=may_differ)
     if differing:
         advice = ""
         if any("'missing'" in difference for difference in differing):
             advice = (
-                " A setting that is missing may be newer than the run: the version of "
-                "bn_jax that began it goes on with it."
+                " A missing setting may be newer than the run; in that case continue "
+                "the run with the version of bn_jax that started it."
             )
         raise UserError(
-            f"workdir {workdir}: it holds a run of another configuration: "
+            f"workdir {workdir}: holds a run with another configuration: "
             f"{'; '.join(differing)}. Choose another --workdir.{advice}"
         )
 
 
-def _names_one_of(names: Sequence[str], key: str) -> bool:
+def _is_listed(key: str, names: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
+            flat.update(_flatten(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -1,4 +1,4 @@
-"""The lock of a run's folder: one run at a time, and who it is."""
+"""Lock of a workdir: one run at a time can use it."""
 
 import fcntl
 import os
@@ -19,44 +19,46 @@ _LOCK = "lock"
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """A context in which no other run can use the folder.
+    """Locks a workdir while the context is open.
 
-    The system itself drops the lock when the process ends, in whatever way. It lies on
-    a file, `lock`, because network file systems share no locks of folders. A folder
-    that was made for a run that wrote nothing is removed again.
+    The operating system releases the lock when the process ends for any reason. The
+    lock is on a file, `lock`, because network file systems do not share locks on
+    folders. If the function created the workdir and the run wrote nothing, the function
+    removes the workdir at the end.
 
     Args:
-        workdir: The folder; made if it is not there.
+        workdir: Path of the workdir, which is created if it does not exist.
 
     Raises:
-        UserError: If another run is using it, it cannot be made, or it is an address
-            and no folder.
+        UserError: If another run uses the workdir, it cannot be created, or the path is
+            an address such as `gs://bucket/run`.
     """
     if re.match(r"\w+:/", str(workdir)):
         raise UserError(
-            f"workdir {workdir}: it must be a folder, and is an address. Mount the "
-            "bucket, and give --workdir its folder."
+            f"workdir {workdir}: must be a folder, but is an address. Mount the bucket "
+            "and pass the mounted folder as --workdir."
         )
     try:
         is_new = not workdir.exists()
         workdir.mkdir(parents=True, exist_ok=True)
-        descriptor = _open_lock(workdir)
+        descriptor = _acquire_lock(workdir)
     except OSError as error:
         raise unusable(workdir, error) from error
     try:
         yield
     finally:
-        # While it is locked: whoever opened the file meanwhile sees that it is gone.
+        # Remove the file before the lock is released. A run that has opened the file
+        # meanwhile notices that it was removed, and opens a new one.
         with suppress(OSError):
             (workdir / _LOCK).unlink()
             if is_new:
-                # It fails where the run has written anything.
+                # This raises OSError if the run has written anything.
                 workdir.rmdir()
         os.close(descriptor)
 
 
-def _open_lock(workdir: Path) -> int:
-    """The descriptor of the folder's lock, once it is held."""
+def _acquire_lock(workdir: Path) -> int:
+    """Locks the workdir and returns the descriptor of the lock file."""
     while True:
         descriptor = os.open(workdir / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -64,15 +66,22 @@ def _open_lock(workdir: Path) -> int:
         except BlockingIOError as error:
             os.close(descriptor)
             raise UserError(
-                f"workdir {workdir}: another run is using it at this moment "
-                f"({read_owner(workdir)}). Wait for it, or choose another --workdir."
+                f"workdir {workdir}: another run is using it now "
+                f"({read_owner(workdir)}). Wait until that run ends, or choose another "
+                "--workdir."
             ) from error
         except OSError as error:
-            # Some network file systems have no locks.
-            logging.warning("%s: not locked (%s); use it for one run.", workdir, error)
-        # The run that held it may just have removed it.
+            # Some network file systems do not support locks.
+            logging.warning(
+                "workdir %s: cannot be locked (%s). Use it for one run at a time.",
+                workdir,
+                error,
+            )
+        # The run that held the lock may have removed the file after this process opened
+        # it. Then another run could create and lock a new file, so try again.
         if os.fstat(descriptor).st_nlink:
-            # Of no other run: a copy of the folder has another one's.
+            # The UUID makes the owner unique: processes of one run compare owners to
+            # check that they see the same workdir, not a copy of it.
             owner = f"{socket.gethostname()}, process {os.getpid()}, {uuid.uuid4()}"
             os.truncate(descriptor, 0)
             os.write(descriptor, owner.encode())
@@ -82,10 +91,13 @@ def _open_lock(workdir: Path) -> int:
 
 
 def read_owner(workdir: Path) -> str:
-    """Who locks the folder, or did last; empty where that cannot be seen.
+    """Returns the run that holds the lock, or held it last.
 
     Args:
-        workdir: The folder.
+        workdir: Path of the workdir.
+
+    Returns:
+        Host, process id and a UUID; empty if the lock file cannot be read.
     """
     try:
         return (workdir / _LOCK).read_text()

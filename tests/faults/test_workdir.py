@@ -90,7 +90,7 @@ def test_a_folder_that_can_only_be_read_is_refused(
         (program,) = train(disk / "run")
         assert program.wait() == 1
     last = program.output.splitlines()[-1]
-    assert "it cannot be used" in last
+    assert "cannot be used" in last
     assert "Read-only file system" in last
     assert "Traceback" not in program.output
 
@@ -99,7 +99,7 @@ def test_a_file_in_the_folders_place_is_refused(train: Train, tmp_path: Path) ->
     (tmp_path / "run").write_text("mine")
     (program,) = train(tmp_path / "run")
     assert program.wait() == 1
-    assert "it cannot be used" in program.output.splitlines()[-1]
+    assert "cannot be used" in program.output.splitlines()[-1]
     assert (tmp_path / "run").read_text() == "mine"
 
 
@@ -110,7 +110,8 @@ def test_the_folder_of_another_configuration_is_refused_with_what_differs(
     (program,) = train(tmp_path / "run", seed=3, norm__momentum=0.9)
     assert program.wait() == 1
     last = program.output.splitlines()[-1]
-    assert "norm.momentum is 0.99 there and 0.9 here; seed is 0 there and 3" in last
+    assert "norm.momentum is 0.99 in the workdir and 0.9 in this command" in last
+    assert "seed is 0 in the workdir and 3 in this command" in last
 
 
 def test_a_second_run_in_one_folder_is_refused_and_the_first_goes_on(

@@ -18,8 +18,8 @@ def test_a_folder_of_another_run_is_refused_with_the_differences(
 ) -> None:
     other = tiny_config(idx_dir, seed=3, optimizer__learning_rate=0.5)
     expected = (
-        r"another configuration: optimizer\.learning_rate is 2\.0 there and 0\.5 here; "
-        r"seed is 0 there and 3 here\."
+        r"another configuration: optimizer\.learning_rate is 2\.0 in the workdir and "
+        r"0\.5 in this command; seed is 0 in the workdir and 3 in this command\."
     )
     with pytest.raises(UserError, match=expected):
         train(other, bn.workdir)
@@ -32,8 +32,8 @@ def test_a_run_from_before_a_setting_is_refused_and_still_evaluated(
     old = ConfigDict({k: v for k, v in config.items() if k != "label_smoothing"})
     claim_workdir(tmp_path, json.loads(old.to_json()))
     expected = (
-        r"label_smoothing is 'missing' there and 0\.0 here\. Choose another --workdir"
-        r"\. .* the version of bn_jax that began it goes on with it"
+        r"label_smoothing is 'missing' in the workdir and 0\.0 in this command\. "
+        r"Choose another --workdir\. .* the version of bn_jax that started it"
     )
     with pytest.raises(UserError, match=expected):
         train(config, tmp_path)
@@ -80,11 +80,11 @@ def test_settings_that_no_run_can_have_are_refused(
 
 def test_a_workdir_below_a_file_is_refused(tmp_path: Path, idx_dir: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"workdir .*/file/run: it cannot be used"):
+    with pytest.raises(UserError, match=r"workdir .*/file/run: cannot be used"):
         train(tiny_config(idx_dir), tmp_path / "file" / "run")
 
 
 def test_a_workdir_that_is_a_file_is_refused(tmp_path: Path, idx_dir: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"workdir .*/file: it cannot be used"):
+    with pytest.raises(UserError, match=r"workdir .*/file: cannot be used"):
         train(tiny_config(idx_dir), tmp_path / "file")

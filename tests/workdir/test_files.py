@@ -65,8 +65,9 @@ def test_an_empty_folder_is_free(tmp_path: Path) -> None:
 def test_another_configuration_is_refused_with_every_difference(claimed: Path) -> None:
     other = {**CONFIG, "seed": 1, "optimizer": {"name": "sgd", "learning_rate": 1.0}}
     expected = (
-        "it holds a run of another configuration: optimizer.learning_rate is 0.1 there "
-        "and 1.0 here; seed is 0 there and 1 here. Choose another --workdir"
+        "holds a run with another configuration: optimizer.learning_rate is 0.1 in the "
+        "workdir and 1.0 in this command; seed is 0 in the workdir and 1 in this "
+        "command. Choose another --workdir"
     )
     with pytest.raises(UserError, match=expected):
         check_workdir(claimed, other)
@@ -75,21 +76,29 @@ def test_another_configuration_is_refused_with_every_difference(claimed: Path) -
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ({**CONFIG, "batch_size": 60}, "batch_size is 'missing' there and 60 here"),
-        ({"optimizer": CONFIG["optimizer"]}, "seed is 0 there and 'missing' here"),
+        (
+            {**CONFIG, "batch_size": 60},
+            "batch_size is 'missing' in the workdir and 60 in this command",
+        ),
+        (
+            {"optimizer": CONFIG["optimizer"]},
+            "seed is 0 in the workdir and 'missing' in this command",
+        ),
     ],
 )
 def test_a_setting_that_only_one_of_them_has_is_a_difference(
     claimed: Path, config: dict[str, Any], expected: str
 ) -> None:
-    advice = "the version of bn_jax that began it goes on with it"
+    advice = "the version of bn_jax that started it"
     with pytest.raises(UserError, match=rf"{expected}\..* {advice}"):
         check_workdir(claimed, config)
 
 
 def test_a_run_without_its_configuration_is_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    with pytest.raises(UserError, match=r"holds a run without its config\.json"):
+    with pytest.raises(
+        UserError, match=r"holds a run, but its config\.json is missing"
+    ):
         check_workdir(tmp_path, CONFIG)
 
 
@@ -98,7 +107,7 @@ def test_settings_that_may_differ_are_no_difference(claimed: Path) -> None:
     check_workdir(claimed, other, may_differ=["optimizer"])
     only_one = {**CONFIG, "optimizer": {**CONFIG["optimizer"], "name": "adam"}}
     check_workdir(claimed, only_one, may_differ=["optimizer.name"])
-    with pytest.raises(UserError, match=r"seed is 0 there and 1 here\. Choose"):
+    with pytest.raises(UserError, match=r"and 1 in this command\. Choose"):
         check_workdir(claimed, {**other, "seed": 1}, may_differ=["optimizer"])
 
 
@@ -111,13 +120,13 @@ def test_a_configuration_that_is_damaged_is_refused(
 ) -> None:
     path = claimed / "config.json"
     path.write_text(damaged)
-    with pytest.raises(UserError, match=f"{path}: it is damaged .* from a copy"):
+    with pytest.raises(UserError, match=f"{path}: the file is damaged .* from a copy"):
         use(claimed)
 
 
 def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"it cannot be used \(.*Not a directory"):
+    with pytest.raises(UserError, match=r"cannot be used \(.*Not a directory"):
         claim_workdir(tmp_path / "file" / "run", CONFIG)
 
 
@@ -126,7 +135,7 @@ def test_a_folder_that_cannot_be_written_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     monkeypatch.setattr(Path, method, refuse)
-    with pytest.raises(UserError, match=r"Read-only .* that can be written"):
+    with pytest.raises(UserError, match=r"Read-only .* that can be written to"):
         claim_workdir(tmp_path / "run", CONFIG)
 
 
@@ -171,7 +180,7 @@ def test_a_last_line_that_is_not_complete_is_left_out(claimed: Path, cut: str) -
 def test_another_line_that_is_damaged_is_refused(claimed: Path, damaged: bytes) -> None:
     path = claimed / "metrics.jsonl"
     path.write_bytes(damaged + b'\n{"step": 10}\n')
-    with pytest.raises(UserError, match=f"{path}: it is damaged .* from a copy"):
+    with pytest.raises(UserError, match=f"{path}: the file is damaged .* from a copy"):
         read_metrics(claimed)
 
 
@@ -181,7 +190,9 @@ def test_a_summary_that_is_damaged_is_refused_with_the_way_out(
 ) -> None:
     path = claimed / "summary.json"
     path.write_bytes(damaged)
-    with pytest.raises(UserError, match=f"{path}: it is damaged .* Remove it, and"):
+    with pytest.raises(
+        UserError, match=f"{path}: the file is damaged .* Remove the file and"
+    ):
         read_summary(claimed)
 
 
@@ -189,8 +200,8 @@ def test_evaluations_that_are_missing_are_named(claimed: Path) -> None:
     path = claimed / "metrics.jsonl"
     path.write_text('{"step": 10}\n{"step": 30}\n')
     check_metrics(claimed, [30, 10])
-    with pytest.raises(UserError, match=f"{path}: .* of the steps 20, 40. Bring"):
+    with pytest.raises(UserError, match=f"{path}: .* for the steps 20, 40. Restore"):
         check_metrics(claimed, [10, 20, 30, 40])
     path.unlink()
-    with pytest.raises(UserError, match=r"of the steps 0, 1, 2, 3, 4, \.\.\.\."):
+    with pytest.raises(UserError, match=r"for the steps 0, 1, 2, 3, 4, \.\.\.\."):
         check_metrics(claimed, range(9))

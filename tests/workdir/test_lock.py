@@ -22,7 +22,7 @@ def enter(workdir: Path) -> None:
 
 
 def test_a_folder_that_is_in_use_is_refused(tmp_path: Path) -> None:
-    expected = f"workdir {tmp_path}: another run is using it at this moment"
+    expected = f"workdir {tmp_path}: another run is using it now"
     with locked(tmp_path), pytest.raises(UserError, match=expected):
         enter(tmp_path)
 
@@ -81,7 +81,7 @@ def test_a_file_system_without_locks_is_used_with_a_warning(
 
     monkeypatch.setattr(fcntl, "flock", refuse_lock)
     enter(tmp_path)
-    assert "not locked ([Errno 37] No locks available)" in caplog.text
+    assert "cannot be locked ([Errno 37] No locks available)" in caplog.text
 
 
 def test_a_folder_that_a_run_made_and_left_empty_is_removed(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_an_empty_folder_that_was_there_before_stays_empty(tmp_path: Path) -> No
 
 def test_a_folder_that_cannot_be_made_cannot_be_locked(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"it cannot be used \(.*Not a directory"):
+    with pytest.raises(UserError, match=r"cannot be used \(.*Not a directory"):
         enter(tmp_path / "file" / "run")
 
 
@@ -111,7 +111,7 @@ def test_an_address_is_refused_and_no_folder_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    expected = "must be a folder, and is an address. Mount the bucket"
+    expected = "must be a folder, but is an address. Mount the bucket"
     with pytest.raises(UserError, match=expected), locked(Path(address)):
         pass
     assert list(tmp_path.iterdir()) == []
