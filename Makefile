@@ -1,7 +1,7 @@
 # make mnist   the paper's MNIST experiment: set-up, training, figure
 # make test    set-up and all tests but those that take long
 # make shapes  set-up and the shape tests alone
-# make check   lint, types and imports
+# make check   lint, types, imports, and the numbers of the documentation
 # make bench   timings against peers (see benchmarks/)
 # make test-slow     tests of more than 5 seconds, of whole networks and whole runs
 # make test-faults   runs of one to four processes, killed, damaged and continued
@@ -46,6 +46,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -m docs tests/docs
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/pip install -q -e '.[benchmark]' -c constraints.txt

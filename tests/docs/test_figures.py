@@ -1,4 +1,4 @@
-"""The figures of docs/data.md and docs/inception.md, and the code of the latter."""
+"""The numbers of the pages on data, Inception and distributed training."""
 
 import json
 import re
@@ -12,6 +12,8 @@ import pytest
 
 from bn_jax.models import make_model, make_norm
 from bn_jax.models.inception.network import multiply_adds
+
+pytestmark = pytest.mark.docs
 
 _ROOT = Path(__file__).parents[2]
 # What the page calls the arms of the benchmark.
@@ -74,12 +76,21 @@ def test_the_counts_of_each_network_are_its_own(
     assert _rows("inception.md")[network] == [f"{count:,}" for count in expected]
 
 
-@pytest.mark.slow
-def test_the_networks_of_the_page_compute_scores() -> None:
-    text = (_ROOT / "docs" / "inception.md").read_text()
-    (block, *_) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(compile(block, "inception.md", "exec"), names)
-    assert names["logits"].shape == (2, 10)
-    count = names["multiply_adds"](names["model"], (224, 224, 3))
-    assert f"multiply_adds(model, (224, 224, 3))  # {count}\n" in block
+def test_what_dividing_costs_is_what_the_committed_benchmark_has_measured() -> None:
+    record = json.loads((_ROOT / "results" / "scaling.json").read_text())
+    text = (_ROOT / "docs" / "distributed.md").read_text()
+    table = re.findall(r"^\| `(\w+)` \|(.*) \|$", text, re.M)
+    # Processes, and devices of each.
+    places = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1)]
+    stated = {
+        (mode, *place): cell.strip()
+        for mode, cells in table
+        for place, cell in zip(places, cells.split("|"), strict=True)
+        if cell.strip()
+    }
+    measured = {
+        (s["mode"], s["processes"], s["devices"]): f"{1000 * s['seconds_a_step']:.1f}"
+        for s in record["settings"]
+    }
+    assert stated == measured
+    assert f"{record['examples_a_step']} examples a step" in text

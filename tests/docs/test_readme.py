@@ -1,3 +1,5 @@
+"""The numbers and paths of the README are those of the repository."""
+
 import json
 import re
 from pathlib import Path
@@ -13,30 +15,17 @@ _README = Path(__file__).parents[2] / "README.md"
 _SAME_RUNS = ("figure2.json", "figure2-earlier.json", "figure2-again.json")
 
 
-def _code_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", _README.read_text(), re.DOTALL)
+pytestmark = pytest.mark.docs
 
 
-@pytest.mark.slow
-def test_the_quickstart_runs_and_its_model_learns(capsys):
-    names: dict[str, object] = {}
-
-    for block in _code_blocks():
-        exec(compile(block, "README.md", "exec"), names)
-
-    loss = float(re.search(r"loss in step 50: ([\d.]+)", capsys.readouterr().out)[1])
-    assert loss < 1.5
-    assert names["logits"].shape == (32, 10)
-
-
-def test_every_file_that_the_readme_links_to_is_there():
+def test_every_file_that_the_readme_links_to_is_there() -> None:
     links = re.findall(r"\]\((?!https?://)([^)#]+)\)", _README.read_text())
 
     assert links
     assert [link for link in links if not (_README.parent / link).exists()] == []
 
 
-def test_every_path_in_the_map_of_the_code_is_there():
+def test_every_path_in_the_map_of_the_code_is_there() -> None:
     the_map = _README.read_text().partition("## What is where")[2]
     paths = re.findall(r"`([\w/.]+(?:/|\.py))`", the_map)
 
@@ -44,7 +33,7 @@ def test_every_path_in_the_map_of_the_code_is_there():
     assert [path for path in paths if not (_README.parent / path).exists()] == []
 
 
-def test_the_numbers_of_the_figure_are_those_of_its_committed_runs():
+def test_the_numbers_of_the_figure_are_those_of_its_committed_runs() -> None:
     record = json.loads((_README.parent / "results/figure1.json").read_text())
     text = _README.read_text()
 
@@ -59,7 +48,7 @@ def test_the_numbers_of_the_figure_are_those_of_its_committed_runs():
     assert ratio >= 3
 
 
-def test_the_ratios_of_speed_are_those_of_the_committed_benchmarks():
+def test_the_ratios_of_speed_are_those_of_the_committed_benchmarks() -> None:
     folder = _README.parent / "results"
     steps = json.loads((folder / "mnist_step.json").read_text())["arms"]
     layers = json.loads((folder / "batch_norm-cpu.json").read_text())
@@ -93,7 +82,7 @@ def test_the_ratios_of_speed_are_those_of_the_committed_benchmarks():
         assert largest(dtype) <= 1.35
 
 
-def test_the_cost_of_compilation_is_that_of_the_committed_benchmark():
+def test_the_cost_of_compilation_is_that_of_the_committed_benchmark() -> None:
     record = json.loads((_README.parent / "results/compile_cost.json").read_text())
     text = _README.read_text()
     layer, step = record["layer"], record["resnet18_step"]
@@ -106,7 +95,9 @@ def test_the_cost_of_compilation_is_that_of_the_committed_benchmark():
     assert step["cpu_seconds_over_flax"] <= 1.25
 
 
-def test_the_figures_of_the_convolutional_network_are_those_of_its_committed_runs():
+def test_the_figures_of_the_convolutional_network_are_those_of_its_committed_runs() -> (
+    None
+):
     record = json.loads((_README.parent / "results/mnist_cnn.json").read_text())
     text = " ".join(_README.read_text().split())
     for arm in ("bn", "baseline"):
@@ -115,7 +106,7 @@ def test_the_figures_of_the_convolutional_network_are_those_of_its_committed_run
         assert f"{100 * mean:.2f} ± {100 * stdev:.2f} %" in text
 
 
-def test_the_cost_of_the_loop_is_that_of_the_committed_benchmark():
+def test_the_cost_of_the_loop_is_that_of_the_committed_benchmark() -> None:
     record = json.loads((_README.parent / "results/loop.json").read_text())
     ratios = record["loop_over_bare"]
     text = " ".join(_README.read_text().split())
@@ -126,7 +117,7 @@ def test_the_cost_of_the_loop_is_that_of_the_committed_benchmark():
     assert max(ratios.values()) <= 1.02
 
 
-def test_the_small_arms_are_those_of_their_committed_runs():
+def test_the_small_arms_are_those_of_their_committed_runs() -> None:
     record = json.loads((_README.parent / "results/figure2.json").read_text())
     text = _README.read_text()
     for arm, values in record["arms"].items():
@@ -138,7 +129,7 @@ def test_the_small_arms_are_those_of_their_committed_runs():
     assert f"{target} % here" in text
 
 
-def test_every_claim_of_the_small_arms_is_told_as_it_came_out():
+def test_every_claim_of_the_small_arms_is_told_as_it_came_out() -> None:
     record = json.loads((_README.parent / "results/figure2.json").read_text())
     text = _README.read_text()
     for claim in record["claims"]:
@@ -147,7 +138,7 @@ def test_every_claim_of_the_small_arms_is_told_as_it_came_out():
         assert f"| {' | '.join(cells)} |" in text
 
 
-def test_the_rate_of_the_small_arms_is_the_one_that_the_search_found():
+def test_the_rate_of_the_small_arms_is_the_one_that_the_search_found() -> None:
     record = json.loads((_README.parent / "results/figure2.json").read_text())
     tried = record["search"]["tried"]
     best = max(tried, key=lambda one: one["max_accuracy"]["mean"])
@@ -160,7 +151,7 @@ def test_the_rate_of_the_small_arms_is_the_one_that_the_search_found():
     )
 
 
-def test_the_longer_runs_of_the_small_arms_came_to_what_is_said_of_them():
+def test_the_longer_runs_of_the_small_arms_came_to_what_is_said_of_them() -> None:
     record = json.loads((_README.parent / "results/figure2-400steps.json").read_text())
     assert record["config"]["num_steps"] == 400
     assert record["search"]["learning_rate"] == 0.01
@@ -177,7 +168,7 @@ def test_the_longer_runs_of_the_small_arms_came_to_what_is_said_of_them():
 
 
 @pytest.mark.parametrize("name", [*_SAME_RUNS, "figure2-400steps.json"])
-def test_what_is_said_to_hold_in_all_runs_of_the_small_arms_does(name: str):
+def test_what_is_said_to_hold_in_all_runs_of_the_small_arms_does(name: str) -> None:
     arms = json.loads((_README.parent / "results" / name).read_text())["arms"]
     inception = arms["inception"]["steps_to_target"]["seeds"]
     for arm in ("bn_baseline", "bn_x5"):
@@ -190,7 +181,7 @@ def test_what_is_said_to_hold_in_all_runs_of_the_small_arms_does(name: str):
     assert max(highest["inception_sigmoid"]) < 0.13
 
 
-def test_the_same_runs_elsewhere_came_to_what_is_said_of_them():
+def test_the_same_runs_elsewhere_came_to_what_is_said_of_them() -> None:
     here, *elsewhere = (
         json.loads((_README.parent / "results" / name).read_text())
         for name in _SAME_RUNS
@@ -212,7 +203,7 @@ def test_the_same_runs_elsewhere_came_to_what_is_said_of_them():
     assert f"there it was {said[0]} % and {said[1]} %." in text
 
 
-def test_the_earlier_version_gives_the_present_curve_of_inception_here():
+def test_the_earlier_version_gives_the_present_curve_of_inception_here() -> None:
     folder = _README.parent / "results"
     record = json.loads((folder / "inception_small.json").read_text())
     here, _, again = (
@@ -223,7 +214,7 @@ def test_the_earlier_version_gives_the_present_curve_of_inception_here():
     assert found == here["accuracy"] != again["accuracy"]
 
 
-def test_the_time_of_the_small_arms_is_that_of_their_committed_runs():
+def test_the_time_of_the_small_arms_is_that_of_their_committed_runs() -> None:
     folder = _README.parent / "results"
     record = json.loads((folder / "inception_small.json").read_text())
     arms = json.loads((folder / "figure2.json").read_text())["arms"]
@@ -241,7 +232,7 @@ def test_the_time_of_the_small_arms_is_that_of_their_committed_runs():
     assert "each takes less than four minutes." in text
 
 
-def test_the_configuration_of_the_small_arms_says_what_they_came_to():
+def test_the_configuration_of_the_small_arms_says_what_they_came_to() -> None:
     record = json.loads((_README.parent / "results/figure2.json").read_text())
     text = (_README.parent / "configs/inception_small.py").read_text()
     for arm, values in record["arms"].items():

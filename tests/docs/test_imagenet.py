@@ -11,7 +11,9 @@ import pytest
 from bn_jax.data.imagenet.crops import NUM_CROPS
 from bn_jax.experiments.configs import load_config
 
-_ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.docs
+
+_ROOT = Path(__file__).parents[2]
 _PAGE = _ROOT / "docs" / "imagenet.md"
 _ARMS = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid", "modern")
 
