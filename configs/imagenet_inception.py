@@ -3,7 +3,8 @@
     python train.py --config=configs/imagenet_inception.py:bn_x30 --workdir=DIR \
         --config.dataset.data_dir=FOLDER
 
-What the paper published, single crop; nothing of it has been run here, on ImageNet:
+Results of the paper, with a single crop. None of them has been reproduced on ImageNet
+with this code:
 
     arm             steps to 72.2 %    highest accuracy
     inception            31.0e6             72.2 %
@@ -12,8 +13,8 @@ What the paper published, single crop; nothing of it has been run here, on Image
     bn_x30                2.7e6             74.8 %, after 6e6 steps
     bn_x5_sigmoid             -             69.8 %
 
-`modern` is none of the paper's: the same network, trained as one would today.
-docs/imagenet.md has the preparation, and estimates of time and cost.
+The arm `modern` is not from the paper: it trains the network of the paper with today's
+settings. docs/imagenet.md describes the preparation and estimates time and cost.
 """
 
 from typing import Any
@@ -25,22 +26,25 @@ _ACCELERATED = ("bn_x5", "bn_x30", "bn_x5_sigmoid")
 _TRAINING_IMAGES = 1_281_167
 
 
-# A ConfigDict, whose settings no type checker knows.
+# A ConfigDict; type checkers do not know its settings.
 Settings = Any
 
 
 def get_config(arm: str = "bn_x30") -> ConfigDict:
-    """The configuration of one arm.
+    """Returns the configuration of one arm.
 
     Args:
         arm: One of `ARMS`.
+
+    Raises:
+        ValueError: If there is no such arm.
     """
     if arm not in ARMS:
         raise ValueError(
-            f"configs/imagenet_inception.py: the arms are {', '.join(ARMS)}; {arm!r} "
-            "is none."
+            f"configs/imagenet_inception.py: the arm must be one of {', '.join(ARMS)}, "
+            f"but is {arm!r}."
         )
-    # Section 4.2.1: six times faster.
+    # Section 4.2.1: the learning rate decays six times faster.
     config = _inception(decays_faster=6 if arm in _ACCELERATED else 1)
     if arm != "inception":
         config.norm.name = "batch_norm"
@@ -54,29 +58,34 @@ def get_config(arm: str = "bn_x30") -> ConfigDict:
 
 
 def _accelerate(config: Settings, *, learning_rate_factor: int) -> None:
-    """The changes of section 4.2.1, but for two that all arms have and the decay.
+    """Makes the changes of section 4.2.1, except the decay and two that need no code.
 
-    Local response normalization, which it removes, is in none of these networks, and
-    examples are shuffled thoroughly in all: each epoch is a permutation of its own.
+    The paper removes local response normalization, which no network here has. It also
+    shuffles examples more thoroughly, which all arms do: each epoch has its own
+    permutation of the examples.
     """
     config.optimizer.learning_rate *= learning_rate_factor
     config.optimizer.weight_decay /= 5
     config.model.dropout_rate = 0.0
-    # The paper: less than before; it does not say how much less.
+    # The paper reduces the distortion, but does not state by how much.
     config.dataset.distortion /= 2
-    # The paper: what 74.8 % took at the highest rate.
+    # The paper: bn_x30, with the highest rate, reached 74.8 % after so many steps.
     config.num_steps = 6_000_000
 
 
 def _modernize(config: Settings) -> None:
-    """Large batches and what is usual with them: Goyal et al. (2017), 90 epochs."""
+    """Sets large batches and the usual settings for them.
+
+    Source: Goyal et al. (2017), with 90 epochs.
+    """
     config.dtype = "bfloat16"
     config.batch_size = 1024
-    # All of these follow a batch of another size.
+    # Steps of an epoch. A reference: the settings that are computed from it follow
+    # when the command line changes batch_size.
     epoch = FieldReference(_TRAINING_IMAGES) // config.get_ref("batch_size")
     config.num_steps = epoch * 90
-    # 0.1 for each 256 examples, after five epochs of warm-up. The cosine ends at 0,
-    # where an average of the parameters has little left to average away.
+    # 0.1 for each 256 examples of a step, after five epochs of warm-up. The parameters
+    # are not averaged: the cosine ends at a rate of 0, so they hardly vary at the end.
     config.optimizer.learning_rate = FieldReference(0.1 / 256) * config.get_ref(
         "batch_size"
     )
@@ -87,56 +96,62 @@ def _modernize(config: Settings) -> None:
     config.label_smoothing = 0.1
     config.model.dropout_rate = 0.0
     config.dataset.distortion = 0.0
-    # Gradients are summed over devices in float32.
+    # In this mode, gradients are summed over devices in float32.
     config.parallel.mode = "shard_map"
     config.evaluation.schedule.early_until_step = 0
     config.evaluation.schedule.every_steps = epoch
     config.evaluation.population_batches = 10
     config.checkpoint.every_steps = epoch
-    # 3,072 images of 150 kB wait for the device at once.
+    # Three steps are 3,072 images of 150 kB, which wait for the device at once.
     config.max_steps_per_dispatch = 3
     config.log_every = 50
 
 
 def _inception(*, decays_faster: int) -> Settings:
-    """The network without normalization, from which the others differ."""
+    """Returns the configuration without normalization, which the arms then change."""
     config = ConfigDict()
-    # Initial weights and the order of the examples.
+    # Determines the initial weights and the order of the examples.
     config.seed = 0
-    # The paper: 32 examples a step, of replicas that each update the parameters when
-    # they are ready. One replica takes the same steps, with no gradient out of date.
+    # Examples of a step. The paper: each replica takes steps of 32 examples, and
+    # updates the parameters when it is ready. A single replica takes the same steps,
+    # without gradients of outdated parameters.
     num_replicas = 1
     config.batch_size = 32 * num_replicas
-    # The paper: 72.2 % after that many, which is all that it says of the end.
+    # The paper: 72.2 % after so many steps. It does not state where training ended.
     config.num_steps = 31_000_000
-    # Parts that a step's examples are computed in, one after the other.
+    # Microbatches of a step, computed one after the other.
     config.accumulation_steps = 1
-    # Of activations and gradients; parameters and statistics are float32 always.
+    # Dtype of activations and gradients; parameters and statistics are always float32.
     config.dtype = "float32"
 
-    # As `bn-jax prepare imagenet2012` writes it into data_dir.
+    # `bn-jax prepare imagenet2012` writes the dataset into data_dir, a folder.
     config.dataset = ConfigDict()
     config.dataset.name = "imagenet2012"
     config.dataset.data_dir = config_dict.placeholder(str)
     config.dataset.train_split = "train"
     config.dataset.test_split = "validation"
-    # The paper: 224 pixels, and photometric distortion without a measure of it.
+    # The paper: 224 pixels, and photometric distortion of a strength that it does not
+    # state. A strength of 1.0 changes brightness by up to 32 of 255, contrast and
+    # saturation by up to 50 % and hue by up to a fifth of a turn; 0.0 changes nothing.
     config.dataset.image_size = 224
     config.dataset.distortion = 1.0
+    # Determines crops, flips and distortion.
     config.dataset.augmentation_seed = 0
-    # Threads that decode; None for one a core.
+    # Threads that read and decode images; None takes one for each core.
     config.dataset.read_threads = config_dict.placeholder(int)
-    # The paper does not state how pixels are scaled: to [0, 1], and then by the mean
-    # and standard deviation of each channel (red, green, blue) that torchvision's
-    # models have, as networks without normalization need inputs around 0.
+    # The paper does not state how pixels are scaled. Here they are scaled to [0, 1],
+    # then mean is subtracted and std divides, for red, green and blue. The values are
+    # those of torchvision's models, because a network without normalization needs
+    # inputs around 0. A binarize_threshold would make pixels 0 or 1 instead.
     config.pixels = ConfigDict()
     config.pixels.binarize_threshold = config_dict.placeholder(object)
     config.pixels.mean = (0.485, 0.456, 0.406)
     config.pixels.std = (0.229, 0.224, 0.225)
 
-    # The paper's Figure 5, with its separable first convolution and, for Inception,
-    # dropout of 40 %. It does not state the initial weights: He et al. (2015), times
-    # kernel_gain.
+    # The paper: Figure 5, a separable first convolution and, without normalization,
+    # dropout of 40 %. It does not state the initial weights; here they are those of
+    # He et al. (2015), times kernel_gain. width is a factor of all channel numbers.
+    # `Inception` in bn_jax/models/inception/network.py describes each setting.
     config.model = ConfigDict()
     config.model.name = "inception"
     config.model.variant = "paper_rows"
@@ -148,78 +163,89 @@ def _inception(*, decays_faster: int) -> Settings:
     config.model.per_activation_modules = ()
     config.model.kernel_gain = 1.0
 
-    # Not in the paper: the epsilon is TF-Slim's for this network. Evaluation does not
-    # use the moving averages; momentum is the fraction of them that a step keeps.
+    # The paper states neither momentum nor epsilon. momentum is the fraction of the
+    # running statistics that a step keeps; evaluation uses population statistics
+    # instead of them. The epsilon is TF-Slim's for this network.
     config.norm = ConfigDict()
     config.norm.name = config_dict.placeholder(str)
     config.norm.momentum = 0.99
     config.norm.epsilon = 1e-3
-    # Statistics of all examples of a step, 32 in the paper, on however many devices
-    # they lie: a run is the same on any number of them. Goyal et al. keep 32 apart in
-    # their large batches, which `modern` does with sync=False on 32 devices.
+    # True normalizes by all examples of a step (32 in the paper), so a run does not
+    # depend on the number of devices. False normalizes the examples of each device
+    # separately. Goyal et al. normalize 32 examples together in their large batches,
+    # as `modern` does with sync=False on 32 devices.
     config.norm.sync = True
 
-    # Part of each label that is divided among all classes; the paper has none.
+    # Fraction of each label that is divided among all classes; the paper has none.
     config.label_smoothing = 0.0
-    # The paper: the rate, momentum without its value, L2 without its factor. Momentum
-    # is GoogLeNet's (Szegedy et al., 2015). The L2 is such that a fifth of it is
-    # TF-Slim's, whose network has Batch Normalization; scales and biases have none.
+    # The paper states the learning rate. It has momentum and L2 regularization, but
+    # does not state their values. The momentum is GoogLeNet's (Szegedy et al., 2015).
+    # The L2 factor (weight_decay) is five times TF-Slim's, because TF-Slim's network
+    # has Batch Normalization, for which the paper divides the factor by five. Scales
+    # and biases do not decay.
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.0015
-    # None for optimizers that have none, such as adamw.
+    # Set None for an optimizer without momentum, such as adamw.
     config.optimizer.momentum = config_dict.placeholder(object)
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = False
     config.optimizer.weight_decay = 5 * 4e-5
     config.optimizer.decay_scale_and_bias = False
+    # Largest norm of the gradient; None does not clip it.
     config.optimizer.clip_norm = config_dict.placeholder(float)
-    # The paper: exponential. That it takes 4 % off in 8 epochs is GoogLeNet's; by the
-    # end of the run it has taken 98 %, and 99 % where it is six times as fast.
+    # The paper: an exponential decay. The 4 % in 8 epochs are GoogLeNet's. At the end
+    # of the run the rate has decayed by 98 %, or by 99 % with the decay that is six
+    # times faster. There is no warm-up.
     config.schedule = ConfigDict()
     config.schedule.name = "exponential"
     config.schedule.warmup_steps = 0
-    # 8 epochs, or a part of them.
+    # 8 epochs, divided by decays_faster.
     config.schedule.decay_every_steps = (
         FieldReference(8 * _TRAINING_IMAGES)
         // config.get_ref("batch_size")
         // decays_faster
     )
     config.schedule.decay_factor = 0.96
+    # Only used by the schedule "cosine".
     config.schedule.final_fraction = 0.0
     # Fraction of the averaged parameters that a step keeps; None keeps no average.
     config.ema_decay = config_dict.placeholder(float)
 
-    # "jit", "shard_map" or "pmap", over all devices or the first few.
+    # The mode is "jit", "shard_map" or "pmap". num_devices takes the first few
+    # devices; None takes all.
     config.parallel = ConfigDict()
     config.parallel.mode = "jit"
     config.parallel.num_devices = config_dict.placeholder(int)
-    # What to do when the loss or a gradient is not finite: "raise", or "skip" the step
-    # and give up after so many in a row.
+    # When the loss or a gradient is not finite, "raise" ends the run. "skip" undoes the
+    # step, and ends the run after max_nonfinite_steps such steps in a row.
     config.on_nonfinite = "raise"
     config.max_nonfinite_steps = 10
-    # Steps between log lines, where there is no progress bar.
+    # Steps between log lines, which are written when there is no progress bar.
     config.log_every = 1_000
 
-    # Steps between evaluations: 2 % of the paper's shortest way to 72.2 %. The 50,000
-    # images of each are 3 % of those trained on.
+    # Steps between evaluations: 2 % of the 2.1e6 steps that the paper's fastest arm
+    # takes to 72.2 %. Each evaluation has 50,000 images, 3 % of the images that are
+    # trained on in between.
     config.evaluation = ConfigDict()
     config.evaluation.schedule = ConfigDict()
     config.evaluation.schedule.early_every_steps = 50_000
     config.evaluation.schedule.early_until_step = 0
     config.evaluation.schedule.every_steps = 50_000
-    # Images at once; it has no influence on the result, but with the statistics of
-    # each batch (`bn-jax evaluate --statistics=batch`).
+    # Images of an evaluation batch. The batch size changes the result only with
+    # `bn-jax evaluate --statistics=batch`, which uses the statistics of each batch.
     config.evaluation.batch_size = 256
-    # Training minibatches whose statistics are averaged (Algorithm 2 says "multiple").
+    # Training batches that the population statistics are averaged over. The paper says
+    # "multiple" (Algorithm 2).
     config.evaluation.population_batches = 100
-    # Test images that the probes use.
+    # Test images that the probes use, and the names of the probes.
     config.evaluation.probe_examples = 32
     config.probes = ()
 
+    # Steps between checkpoints, and the number of checkpoints that are kept.
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 50_000
     config.checkpoint.keep = 2
-    # Training steps in one compiled call.
+    # Largest number of steps in one compiled call.
     config.max_steps_per_dispatch = 20
     return config

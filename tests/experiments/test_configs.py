@@ -56,7 +56,7 @@ def test_the_papers_numbers_are_the_defaults() -> None:
 
 
 def test_an_unknown_arm_is_refused() -> None:
-    with pytest.raises(ValueError, match="arms are 'bn' and 'baseline'; 'bm' is none"):
+    with pytest.raises(ValueError, match="must be 'bn' or 'baseline', but is 'bm'"):
         load_config("mnist_mlp.py", "bm")
 
 

@@ -123,5 +123,5 @@ def test_the_modern_arm_takes_90_epochs_of_large_batches() -> None:
 
 
 def test_an_unknown_arm_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"the arms are inception, .*; 'x30' is none"):
+    with pytest.raises(ValueError, match=r"must be one of inception, .*, but is 'x30'"):
         config_of("x30")

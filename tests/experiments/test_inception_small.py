@@ -112,5 +112,5 @@ def test_what_is_compared_is_the_validation_images() -> None:
 
 
 def test_an_unknown_arm_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"the arms are inception, .*; 'x30' is none"):
+    with pytest.raises(ValueError, match=r"must be one of inception, .*, but is 'x30'"):
         load_config("inception_small.py", "x30")
