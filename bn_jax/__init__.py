@@ -1,4 +1,8 @@
-"""Batch Normalization for JAX and Flax."""
+"""Batch Normalization for JAX and Flax.
+
+`BatchNorm` is the Linen layer, `nnx.BatchNorm` the NNX layer, and `batch_norm` the
+function under both.
+"""
 
 from bn_jax import nnx as nnx
 from bn_jax.core.batch_norm import batch_norm as batch_norm

@@ -1,1 +1,1 @@
-"""Measurements of a model from outside: functions of arrays."""
+"""Measurements of a model, computed from arrays."""

@@ -1,4 +1,4 @@
-"""Percentiles of what a layer's units receive, and the choice of a typical unit."""
+"""Percentiles of the inputs of a layer's units, and the choice of a typical unit."""
 
 from collections.abc import Sequence
 
@@ -13,16 +13,16 @@ def unit_percentiles(
     inputs: Float[Array, "examples *units"],
     percentiles: Sequence[float] = PERCENTILES,
 ) -> Float[Array, "percentiles *units"]:
-    """Percentiles over the examples, of each unit by itself.
+    """Returns percentiles over the examples, for each unit separately.
 
     Source: Ioffe & Szegedy (2015), Figures 1b and 1c.
 
     Args:
-        inputs: What each unit receives for each example.
-        percentiles: In [0, 100]; the paper's 15, 50 and 85 by default.
+        inputs: Input of each unit for each example.
+        percentiles: In [0, 100]; the default is the paper's 15, 50 and 85.
 
     Returns:
-        One row a percentile, in the order asked for.
+        One row per percentile, in the order of `percentiles`.
 
     >>> unit_percentiles(jnp.arange(101.0)[:, None])[:, 0].round()
     Array([15., 50., 85.], dtype=float32)
@@ -31,14 +31,14 @@ def unit_percentiles(
 
 
 def typical_unit(percentiles: Float[Array, "percentiles units"]) -> Int[Array, ""]:
-    """The unit whose spread is the median of its layer.
+    """Returns the index of the unit whose spread is the median of its layer.
 
-    The paper shows "one typical sigmoid" without saying how it was chosen. The
-    spread is the distance of the outer percentiles; of an even number of units the
-    lower median is taken, so that the result is always one of them.
+    The paper shows "one typical sigmoid" and does not say how it was chosen. The
+    spread is the difference between the last and the first percentile. For an even
+    number of units the lower median is taken, so the result is always one of the units.
 
     Args:
-        percentiles: As `unit_percentiles` returns them, of one layer.
+        percentiles: Percentiles of one layer, as `unit_percentiles` returns them.
 
     >>> typical_unit(jnp.array([[0.0, 0.0, 0.0], [9.0, 1.0, 5.0]])).item()
     2

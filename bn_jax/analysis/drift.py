@@ -1,4 +1,4 @@
-"""How far two sets of a layer's statistics lie apart."""
+"""Distance between two sets of statistics of one layer."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -8,11 +8,11 @@ from jaxtyping import Array, Float
 
 
 class Drift(NamedTuple):
-    """Distance of statistics from a reference, root mean square over features.
+    """Distance of statistics from a reference, as root mean square over features.
 
     Attributes:
-        mean: Of the means, in standard deviations of the reference.
-        log_std: Of the natural logarithms of the standard deviations.
+        mean: Distance of the means, in standard deviations of the reference.
+        log_std: Distance of the natural logarithms of the standard deviations.
     """
 
     mean: Float[Array, ""]
@@ -25,16 +25,16 @@ def statistics_drift(
     *,
     epsilon: float = 1e-5,
 ) -> Drift:
-    """How far the statistics of one layer lie from others of the same layer.
+    """Computes the distance between two sets of statistics of one layer.
 
-    Training normalizes by the batch, inference by the running statistics: where they
-    lie far apart, the network that is evaluated is not the one that was trained.
+    Training normalizes by the batch, inference by the running statistics. If the two
+    differ much, the network that is evaluated is not the network that was trained.
 
     Args:
-        batch_stats: `mean` and `var`, one value a feature.
-        reference: The same, to compare with.
-        epsilon: Added to variances, so that a dead feature does not count as far
-            away; Flax's for the normalization by default.
+        batch_stats: `mean` and `var`, one value per feature.
+        reference: `mean` and `var` to compare with, of the same shape.
+        epsilon: Added to both variances, so that a feature that is almost constant does
+            not dominate the distance. The default is Flax's epsilon in BatchNorm.
 
     >>> zero_one = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
     >>> moved = {"mean": jnp.array([3.0, 4.0]), "var": jnp.ones(2)}

@@ -1,1 +1,1 @@
-"""Batch Normalization as layers of Flax: thin adapters of the core."""
+"""Flax layers, Linen and NNX, around the functions of `bn_jax.core`."""

@@ -18,78 +18,85 @@ from bn_jax.core.operator import batch_norm_with_moments
 from bn_jax.core.running import LARGEST_COUNT
 from bn_jax.core.traced_settings import is_off
 from bn_jax.core.validation import errors_naming, refuse
-from bn_jax.layers.precision import unrounded
+from bn_jax.layers.precision import promote_without_rounding
 
 
 class ImmutableBatchStatsError(flax.errors.ModifyScopeVariableError):
-    """Running statistics must be updated, and their collection is not mutable.
+    """Error for running statistics that need an update but are not mutable.
 
-    Flax's own error for that, with the way out.
+    It is a `ModifyScopeVariableError`, which Flax raises, with remedies in its message.
     """
 
     def __init__(self, where: str) -> None:
-        """Says which layer it is.
+        """Creates the error for one layer.
 
         Args:
             where: Path of the layer.
         """
         Exception.__init__(
             self,
-            f"{where}: batch_norm updates its running statistics in training, and the "
+            f"{where}: the layer must update its running statistics, but the "
             "collection 'batch_stats' is not mutable. Call apply with "
-            "mutable=['batch_stats'] and keep what it returns, normalize by the "
-            "running statistics (use_running_average=True), or leave them as they are "
-            "(update_running_average=False).",
+            "mutable=['batch_stats'] and keep the collections that it returns, or "
+            "normalize by the running statistics (use_running_average=True), or do "
+            "not update them (update_running_average=False).",
         )
 
 
 class BatchNorm(nn.Module):
-    """Drop-in for `flax.linen.BatchNorm`: its fields, call, variables and defaults.
+    """Drop-in replacement for `flax.linen.BatchNorm`, with accurate statistics.
 
-    A Flax checkpoint loads unchanged: `params` hold `scale` and `bias`,
-    `batch_stats` hold `mean` and `var`. What differs is what Flax gets wrong: the
-    variance does not cancel under a large mean, counts are exact under a mask, also
-    across devices, a batch that is masked completely leaves the running statistics
-    alone, masked positions come back as 0; and a batch with one value a feature,
-    statistics of another shape and a momentum of 1 or more are refused.
+    Fields, call, variables and defaults are those of Flax's layer. Its checkpoints
+    load unchanged: `params` hold `scale` and `bias`, `batch_stats` hold `mean` and
+    `var`. The layer behaves differently where Flax's is wrong:
 
-    When `batch_moments` is named among the mutable collections, the layer also sows its
-    `Moments` there as `moments`, a tuple with one entry a call;
+    - The variance stays accurate when the mean is large.
+    - With a mask, the number of valid values is exact, also across devices.
+    - A batch that is masked completely does not change the running statistics.
+    - Masked positions of the result are 0.
+    - A batch with one value per feature, running statistics of the wrong shape and a
+      momentum of 1 or more raise an error.
+
+    If the caller lists `batch_moments` in `mutable`, the layer also sows its `Moments`
+    there, as `moments`: a tuple with one entry per call.
     `bn_jax.population_statistics` and `bn_jax.accumulate_batch_stats` read them.
 
     Source: Ioffe & Szegedy (2015), Algorithms 1 and 2.
 
     Attributes:
-        use_running_average: Normalize by the running statistics (inference) and not
-            by the batch's; given here or in the call.
+        use_running_average: True normalizes by the running statistics (inference),
+            False by the batch's statistics (training). Give it here or in the call.
         axis: Feature axis or axes; -1 for channels last.
         momentum: Fraction of the running statistics that one step keeps, in [0, 1);
-            None averages over all batches alike.
+            0.99 is slow. None averages all batches with equal weight.
         epsilon: Added to the variance, inside the root.
-        dtype: Dtype of the result; by default that of input and parameters promoted.
-        param_dtype: Dtype of scale and bias; running statistics are always float32.
-        use_bias: Whether a bias (beta) is added.
-        use_scale: Whether the result is multiplied by a scale (gamma).
+        dtype: Dtype of the result; None promotes the dtypes of input and parameters.
+        param_dtype: Dtype of scale and bias. Running statistics are always float32.
+        use_bias: True adds a bias (beta) to the result.
+        use_scale: True multiplies the result by a scale (gamma).
         bias_init: Initializer of the bias.
         scale_init: Initializer of the scale.
         axis_name: Mapped axis or axes whose devices share one mean and variance.
-        axis_index_groups: Groups of devices within that axis that share statistics.
-        use_fast_variance: Accepted for Flax's sake; the variance is exact either way.
-        force_float32_reductions: Accepted for Flax's sake; reductions are in float32
-            or wider.
-        update_running_average: Whether a batch moves the running statistics; by
-            default when it is normalized by its own. Without an update `batch_stats`
-            need not be mutable.
-        group_size: Consecutive examples that share statistics, on any number of
-            devices; the whole batch by default.
-        variance_correction: 0 for running averages of the biased variance, 1 of the
-            unbiased one.
-        debias: Whether the running statistics forget their initial values at the
-            first batch. Adds a leaf `count` to `batch_stats`, as `momentum=None`
-            does; a checkpoint without it loads and counts as far advanced
-            (debias) or as new (momentum=None).
-        skip_nonfinite: Whether a batch whose mean or variance is not finite leaves
-            the running statistics alone.
+        axis_index_groups: Groups of devices, as indices along `axis_name`; each group
+            has its own statistics.
+        use_fast_variance: Accepted for compatibility with Flax, and ignored: the
+            variance is accurate either way.
+        force_float32_reductions: Accepted for compatibility with Flax, and ignored:
+            reductions are always in float32 or wider.
+        update_running_average: True updates the running statistics from the batch,
+            False does not. None updates them only if the batch is normalized by its
+            own statistics. Without an update, `batch_stats` need not be mutable.
+        group_size: Number of consecutive examples that share statistics, on any number
+            of devices; None for the whole batch.
+        variance_correction: 0 keeps running averages of the biased variance, 1 of the
+            unbiased variance, which is m / (m - 1) times as large for m values.
+        debias: True removes the initial values from the running statistics: the first
+            batch replaces them. Both `debias` and `momentum=None` add a leaf `count`,
+            the number of batches, to `batch_stats`. A checkpoint without `count` still
+            loads: with `debias` its statistics count as the average of many batches,
+            and with `momentum=None` a new average starts.
+        skip_nonfinite: True leaves the running statistics unchanged if the batch's
+            mean or variance is not finite.
     """
 
     use_running_average: bool | Bool[Array, ""] | None = None
@@ -120,28 +127,33 @@ class BatchNorm(nn.Module):
         *,
         mask: Bool[Array, "*#shape"] | None = None,
     ) -> Inexact[Array, "*shape"]:
-        """Normalizes x, and updates the running statistics when training.
+        """Normalizes x, and updates the running statistics in training.
+
+        Initialization does not update the running statistics and needs no mapped axis.
 
         Args:
-            x: Activations.
-            use_running_average: See the field; one of the two must be given. May be
-                traced.
-            mask: True at the positions that count; the others reach nothing and come
-                back as 0.
+            x: Activations, of any shape with the feature axes.
+            use_running_average: True normalizes by the running statistics (inference),
+                False by the batch's (training). Give it here or as the field, not
+                both. May be traced.
+            mask: True at the valid positions, of a shape that broadcasts to x; None if
+                all are valid. Other positions have no influence, not even as NaN, and
+                are 0 in the result.
 
         Returns:
-            Array of x's shape, in `dtype`. Initialization leaves the running
-            statistics alone and needs no mapped axis.
+            Array of x's shape, in `dtype`.
 
         Raises:
-            ValueError: If `use_running_average` is given twice or not at all, or as
-                for `bn_jax.batch_norm`; the message begins with the layer's path.
-            NameError: If `axis_name` is not bound.
+            ValueError: If `use_running_average` is given twice or not at all, and in
+                all cases that `bn_jax.batch_norm` lists. The message begins with the
+                layer's path.
+            NameError: If the batch's statistics are needed and no pmap, shard_map or
+                vmap around the call has an axis `axis_name`.
             ImmutableBatchStatsError: If the running statistics must be updated and
                 `batch_stats` is not mutable.
         """
         x = jnp.asarray(x)
-        with errors_naming(_where(self)):
+        with errors_naming(_layer_name(self)):
             use_running_average = nn.merge_param(
                 "use_running_average", self.use_running_average, use_running_average
             )
@@ -152,7 +164,7 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
         stats = {"mean": mean.value, "var": var.value}
         if self.debias or self.momentum is None:
-            stats["count"] = self._count(is_new=is_new)
+            stats["count"] = self._batch_count(is_new=is_new)
         scale = bias = None
         if self.use_scale:
             scale = self.param("scale", self.scale_init, features, self.param_dtype)
@@ -160,7 +172,7 @@ class BatchNorm(nn.Module):
             bias = self.param("bias", self.bias_init, features, self.param_dtype)
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
         initializing = self.is_initializing()
-        with errors_naming(_where(self)):
+        with errors_naming(_layer_name(self)):
             config = make_config(
                 axis=axes,
                 epsilon=self.epsilon,
@@ -172,7 +184,7 @@ class BatchNorm(nn.Module):
                 skip_nonfinite=self.skip_nonfinite,
             )
             y, batch_stats, moments, num_values = batch_norm_with_moments(
-                unrounded(x, dtype),
+                promote_without_rounding(x, dtype),
                 scale,
                 bias,
                 stats,
@@ -181,26 +193,28 @@ class BatchNorm(nn.Module):
                 update_running_average=self.update_running_average,
                 momentum=self.momentum,
                 mask=mask,
-                on_single_value=_accept if initializing else refuse,
+                on_single_value=_accept_single_value if initializing else refuse,
             )
         if moments is not None and not initializing:
             if batch_stats is not None and not is_off(self.update_running_average):
                 self._store(batch_stats)
-            if self._is_asked_for_moments():
+            if self._should_sow_moments():
                 self.sow("batch_moments", "moments", moments)
                 self.sow("batch_moments", "num_values", num_values)
         return y.astype(dtype)
 
-    def _is_asked_for_moments(self) -> bool:
-        # Sow only if `batch_moments` is listed explicitly. `mutable=True` does not
-        # count: in a loop with it the variables of Flax's layer do not grow.
+    def _should_sow_moments(self) -> bool:
+        # Sow only if the caller lists `batch_moments`. `mutable=True` and a `DenyList`
+        # do not count: a loop that feeds all variables back would make them grow,
+        # which does not happen with Flax's layer.
         mutable = self.scope.mutable if self.scope else False
         return mutable is not True and not isinstance(mutable, DenyList)
 
-    def _count(self, *, is_new: bool) -> Array:
-        """Returns the batches behind the running statistics, known or assumed."""
-        # New statistics start at 0. Statistics that a checkpoint brings without a count
-        # have long forgotten their initial values; a cumulative average starts anew.
+    def _batch_count(self, *, is_new: bool) -> Array:
+        """Returns the number of batches behind the running statistics."""
+        # New statistics have seen no batch. Statistics that were loaded without a count
+        # have long forgotten their initial values, so debiasing must not change them.
+        # A cumulative average (momentum=None) starts again from 0 batches.
         starts = is_new or self.momentum is None
         count = jnp.asarray(0.0 if starts else LARGEST_COUNT, jnp.float32)
         if self.is_mutable_collection("batch_stats"):
@@ -209,14 +223,17 @@ class BatchNorm(nn.Module):
 
     def _store(self, batch_stats: Mapping[str, Array]) -> None:
         if not self.is_mutable_collection("batch_stats"):
-            raise ImmutableBatchStatsError(_where(self))
+            raise ImmutableBatchStatsError(_layer_name(self))
         for name, value in batch_stats.items():
             self.put_variable("batch_stats", name, value)
 
 
-def _accept(_: str) -> None:
-    """Lets one value a feature pass, as initialization by a single example needs."""
+def _accept_single_value(_: str) -> None:
+    """Ignores the message, so that a batch with one value per feature is accepted.
+
+    Initialization with a single example needs this.
+    """
 
 
-def _where(layer: nn.Module) -> str:
+def _layer_name(layer: nn.Module) -> str:
     return "/".join(layer.path) or type(layer).__name__

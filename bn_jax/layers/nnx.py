@@ -18,36 +18,39 @@ from bn_jax.core.config import BatchNormConfig, make_config
 from bn_jax.core.operator import batch_norm_with_moments
 from bn_jax.core.traced_settings import is_off
 from bn_jax.core.validation import check_momentum, errors_naming
-from bn_jax.layers.precision import unrounded
+from bn_jax.layers.precision import promote_without_rounding
 
-# Flax writes `zeros_init()`, which gives the same function.
+# Flax's defaults are `zeros_init()` and `ones_init()`, which return these functions.
 _zeros, _ones = initializers.zeros, initializers.ones
 
 
 class BatchMoments(nnx.Intermediate):
-    """Moments of the batches that a layer was called with, a tuple of `Moments`."""
+    """Variable type of the moments that a layer sows: a tuple, one entry per call."""
 
 
 class BatchNorm(nnx.Module):
-    """Drop-in for `flax.nnx.BatchNorm`: same arguments, state and defaults.
+    """Drop-in replacement for `flax.nnx.BatchNorm`, with accurate statistics.
 
-    A state of Flax's layer loads unchanged. What differs is what Flax gets wrong, as
-    for `bn_jax.BatchNorm`, and that input and statistics are not rounded to `dtype`
-    before the normalization; only the result is.
+    Arguments, state and defaults are those of Flax's layer. Its states load unchanged.
+    `bn_jax.BatchNorm` lists the differences from Flax. In NNX there are two more:
 
-    Under `nnx.capture(..., BatchMoments)` the layer also sows its `Moments` as
-    `moments`, a tuple with one entry a call; `bn_jax.nnx.population_statistics` and
+    - A batch with one value per feature gives a warning instead of an error.
+    - Input and statistics are not rounded to `dtype` before the normalization; only
+      the result is.
+
+    Under `nnx.capture(..., BatchMoments)` the layer also sows its `Moments`, as
+    `moments`: a tuple with one entry per call. `bn_jax.nnx.population_statistics` and
     `bn_jax.nnx.accumulate_batch_stats` read them.
 
     Source: Ioffe & Szegedy (2015), Algorithms 1 and 2.
 
     Attributes:
-        mean: Running mean, a `BatchStat` in float32 whatever `dtype` says.
-        var: Running variance, a `BatchStat` in float32 too.
-        count: Batches behind them, a `BatchStat` where `debias` or `momentum=None`
-            needs it, else None.
-        scale: Learned factor, a `Param`, or None.
-        bias: Learned offset, a `Param`, or None.
+        mean: Running mean, a `BatchStat` in float32 for any `dtype`.
+        var: Running variance, a `BatchStat` in float32 for any `dtype`.
+        count: Number of batches behind the running statistics, a `BatchStat` if
+            `debias` or `momentum=None` needs it, else None.
+        scale: Learned factor (gamma), a `Param`, or None.
+        bias: Learned offset (beta), a `Param`, or None.
 
     >>> layer = BatchNorm(2, momentum=0.9, rngs=nnx.Rngs(0))
     >>> layer(jnp.array([[1.0, 10.0], [3.0, 30.0]])).round(3)
@@ -84,50 +87,52 @@ class BatchNorm(nnx.Module):
         debias: bool = False,
         skip_nonfinite: bool = False,
     ) -> None:
-        """Makes parameters and running statistics.
+        """Creates the parameters and the running statistics.
 
         Args:
-            num_features: Size of the feature axis; of several, their sizes as they
-                follow each other in the input.
-            use_running_average: Normalize by the running statistics (inference) and
-                not by the batch's; the call's has precedence. `train()`, `eval()`
-                and `nnx.view` set it.
+            num_features: Size of the feature axis; for several axes, their sizes in
+                the order in which x has them.
+            use_running_average: True normalizes by the running statistics (inference),
+                False by the batch's statistics (training). The argument of the call
+                has precedence. `train()`, `eval()` and `nnx.view` set it.
             axis: Feature axis or axes; -1 for channels last.
             momentum: Fraction of the running statistics that one step keeps, in
-                [0, 1); None averages over all batches alike.
+                [0, 1); 0.99 is slow. None averages all batches with equal weight.
             epsilon: Added to the variance, inside the root.
-            dtype: Dtype of the result; by default that of input, statistics and
-                parameters promoted, as Flax has it.
+            dtype: Dtype of the result; None promotes the dtypes of input, statistics
+                and parameters, as Flax does.
             param_dtype: Dtype of scale and bias.
-            use_bias: Whether a bias (beta) is added.
-            use_scale: Whether the result is multiplied by a scale (gamma).
+            use_bias: True adds a bias (beta) to the result.
+            use_scale: True multiplies the result by a scale (gamma).
             bias_init: Initializer of the bias.
             scale_init: Initializer of the scale.
             axis_name: Mapped axis or axes whose devices share one mean and variance.
-            axis_index_groups: Groups of devices within that axis that share
-                statistics.
-            use_fast_variance: Accepted for Flax's sake; the variance is exact either
-                way.
-            promote_dtype: Says, by what it returns for input, mean, var, scale and
-                bias, which dtype the result has; it is not applied to values.
-            rngs: Key of the initializers, stream `params`.
+            axis_index_groups: Groups of devices, as indices along `axis_name`; each
+                group has its own statistics.
+            use_fast_variance: Accepted for compatibility with Flax, and ignored: the
+                variance is accurate either way.
+            promote_dtype: Function that promotes input, mean, var, scale and bias. The
+                layer finds the result's dtype with it, but does not apply it to values.
+            rngs: Random keys; the initializers use the stream `params`.
             bias_metadata: Metadata of the bias.
             scale_metadata: Metadata of the scale.
-            update_running_average: Whether a batch moves the running statistics; by
-                default when it is normalized by its own.
-            group_size: Consecutive examples that share statistics, on any number of
-                devices; the whole batch by default.
-            variance_correction: 0 for running averages of the biased variance, 1 of
-                the unbiased one.
-            debias: Whether the running statistics forget their initial values at the
-                first batch. Statistics without a count, as Flax has them, are
-                loaded by `bn_jax.nnx.with_counts`, or the first batch replaces them.
-            skip_nonfinite: Whether a batch whose mean or variance is not finite
-                leaves the running statistics alone.
+            update_running_average: True updates the running statistics from the batch,
+                False does not. None updates them only if the batch is normalized by
+                its own statistics.
+            group_size: Number of consecutive examples that share statistics, on any
+                number of devices; None for the whole batch.
+            variance_correction: 0 keeps running averages of the biased variance, 1 of
+                the unbiased variance, which is m / (m - 1) times as large for m values.
+            debias: True removes the initial values from the running statistics: the
+                first batch replaces them. The first batch also replaces statistics
+                that were loaded without a count, such as Flax's, unless
+                `bn_jax.nnx.with_counts` adds the count to the state.
+            skip_nonfinite: True leaves the running statistics unchanged if the batch's
+                mean or variance is not finite.
 
         Raises:
             ValueError: If a setting lies outside its range or contradicts another
-                one; what depends on the input is checked in the call.
+                one. The call checks what depends on the input.
         """
         is_one = not isinstance(num_features, Sequence)
         features = (num_features,) if is_one else tuple(num_features)
@@ -136,7 +141,7 @@ class BatchNorm(nnx.Module):
         self.count: nnx.BatchStat[Array] | None = nnx.data(None)
         if debias or momentum is None:
             self.count = nnx.BatchStat(jnp.zeros((), jnp.float32))
-        # In the order of Flax, for the same keys.
+        # Scale comes before bias, as in Flax, so both layers draw the same keys.
         self.scale: nnx.Param[Array] | None = nnx.data(None)
         if use_scale:
             scale = scale_init(rngs.params(), features, param_dtype)
@@ -145,7 +150,7 @@ class BatchNorm(nnx.Module):
         if use_bias:
             bias = bias_init(rngs.params(), features, param_dtype)
             self.bias = nnx.Param(bias, **bias_metadata)
-        # Static attributes are hashed by NNX, and a list cannot be.
+        # NNX hashes static attributes. Lists are not hashable, so they become tuples.
         self.num_features = num_features if is_one else features
         self.use_running_average = use_running_average
         self.axis = tuple(axis) if isinstance(axis, Sequence) else int(axis)
@@ -177,22 +182,28 @@ class BatchNorm(nnx.Module):
         *,
         mask: Bool[Array, "*#shape"] | None = None,
     ) -> Inexact[Array, "*shape"]:
-        """Normalizes x, and updates the running statistics when training.
+        """Normalizes x, and updates the running statistics in training.
+
+        A batch with one value per feature gives a warning, and the result is the bias.
 
         Args:
-            x: Activations.
-            use_running_average: See the constructor, over which it has precedence.
+            x: Activations, of any shape with the feature axes.
+            use_running_average: True normalizes by the running statistics (inference),
+                False by the batch's (training); None takes the layer's setting.
                 May be traced.
-            mask: True at the positions that count; the others reach nothing and come
-                back as 0.
+            mask: True at the valid positions, of a shape that broadcasts to x; None if
+                all are valid. Other positions have no influence, not even as NaN, and
+                are 0 in the result.
 
         Returns:
             Array of x's shape, in the dtype that `promote_dtype` gives.
 
         Raises:
-            ValueError: If `use_running_average` is given nowhere, or as for
-                `bn_jax.batch_norm`; the message begins with the layer's class.
-            NameError: If `axis_name` is not bound.
+            ValueError: If `use_running_average` is set neither here nor in the layer,
+                and in all other cases that `bn_jax.batch_norm` lists. The message
+                begins with the layer's class.
+            NameError: If the batch's statistics are needed and no pmap, shard_map or
+                vmap around the call has an axis `axis_name`.
         """
         where = type(self).__name__
         use_running_average = nnx.module.first_from(
@@ -215,7 +226,7 @@ class BatchNorm(nnx.Module):
         with errors_naming(where):
             self._check_num_features(x)
             y, batch_stats, moments, num_values = batch_norm_with_moments(
-                unrounded(x, dtype),
+                promote_without_rounding(x, dtype),
                 scale,
                 bias,
                 stats,
@@ -226,18 +237,19 @@ class BatchNorm(nnx.Module):
                 mask=mask,
                 on_single_value=messages.append,
             )
-        # NNX has no initialization call, in which one value a feature would be right.
+        # A warning and not an error: NNX has no initialization call, and shapes must
+        # be available from a single example (`nnx.tabulate`, `nnx.eval_shape`).
         for message in messages:
             text = message.removeprefix("batch_norm: ")
             warnings.warn(f"{where}: {text}", stacklevel=2)
-        # Without moments nothing has changed, and inference writes nothing.
+        # There are no moments in inference: the running statistics did not change.
         if moments is None:
             return y.astype(dtype)
-        # Outside of nnx.capture sow would add to the layer's state.
+        # Outside of `nnx.capture`, `sow` would add variables to the layer's state.
         if hasattr(self, "__captures__"):
             self.sow(BatchMoments, "moments", moments)
             self.sow(BatchMoments, "num_values", num_values)
-        # As in Flax no gradient flows through what is kept for later.
+        # As in Flax, no gradient flows through the stored running statistics.
         if batch_stats is not None and not is_off(self.update_running_average):
             for name, variable in variables.items():
                 variable.set_value(jax.lax.stop_gradient(batch_stats[name]))
@@ -248,12 +260,12 @@ class BatchNorm(nnx.Module):
         use_running_average: bool | None = None,
         update_running_average: bool | None = None,
     ) -> None:
-        """Sets what `nnx.view` may change.
+        """Sets the attributes that `nnx.view` may change.
 
         Args:
-          use_running_average: See the constructor; None leaves it as it is.
-          update_running_average: See the constructor; None leaves it as it is.
-        """  # Indented as `nnx.view_info` reads it.
+          use_running_average: True for inference; None changes nothing.
+          update_running_average: True updates the statistics; None changes nothing.
+        """  # `nnx.view_info` parses this indentation.
         if use_running_average is not None:
             self.use_running_average = use_running_average
         if update_running_average is not None:
@@ -272,7 +284,7 @@ class BatchNorm(nnx.Module):
         )
 
     def _check_settings(self) -> None:
-        """Refuses early what no input could make right."""
+        """Checks what the constructor can check without an input."""
         stats = nnx.to_pure_dict(nnx.state(self, nnx.BatchStat))
         with errors_naming(type(self).__name__):
             check_momentum(self.momentum, stats, self._make_config())
@@ -288,12 +300,12 @@ class BatchNorm(nnx.Module):
             )
 
     def _result_dtype(self, *arrays: Array | None) -> Dtype:
-        """Dtype of Flax's result for input, mean, var, scale and bias."""
+        """Returns the dtype of Flax's result for input, mean, var, scale and bias."""
 
         def promoted(arrays: tuple[Array | None, ...]) -> Array:
             x, _, _, scale, bias = self.promote_dtype(arrays, dtype=self.dtype)
             dtype = dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype)
             return jnp.zeros((), dtype)
 
-        # Abstractly: only the dtype is wanted, and no value is to be rounded.
+        # `eval_shape` gives the dtype without computing, or rounding, any value.
         return jax.eval_shape(promoted, arrays).dtype

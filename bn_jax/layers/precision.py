@@ -1,4 +1,4 @@
-"""The precision of the input that both Flax layers give to the operator."""
+"""Dtype of the input that both Flax layers pass to the operator."""
 
 from flax.typing import Dtype
 from jaxtyping import Array, Inexact, Shaped
@@ -6,17 +6,17 @@ from jaxtyping import Array, Inexact, Shaped
 from bn_jax.core.dtypes import wide_dtype
 
 
-def unrounded(
+def promote_without_rounding(
     x: Shaped[Array, "*shape"], dtype: Dtype
 ) -> Inexact[Array, "*shape"] | Shaped[Array, "*shape"]:
-    """Returns x in a dtype in which it loses nothing before it is averaged.
+    """Returns x without rounding it to the result's dtype.
 
-    Half precision that stays half precision is kept as it is, because the operator
-    widens it without a copy. Integers, and arrays that are wider than the result, are
-    not rounded to the result's dtype.
+    An input of the result's dtype stays as it is, because the operator widens half
+    precision without a copy. Any other input is cast to at least float32. Integers, and
+    inputs wider than the result, are therefore not rounded before they are averaged.
 
     Args:
         x: Activations.
-        dtype: Dtype that the layer's result will have.
+        dtype: Dtype of the layer's result.
     """
     return x if x.dtype == dtype else x.astype(wide_dtype(x.dtype, dtype))

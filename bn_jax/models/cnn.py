@@ -15,26 +15,28 @@ from bn_jax.models.ops.pooling import max_pool
 class CNN(nn.Module):
     """Blocks of convolution, normalization and nonlinearity, and a linear layer.
 
-    Each block halves the image by a maximum over 2 x 2 pixels; what the last one
-    leaves is laid flat for the linear layer of class scores. Normalization stands
-    before each nonlinearity and takes the bias's place; one mean and variance belong
-    to each channel, over all examples and positions. The scores are not normalized.
+    Each block ends with max pooling over 2 x 2 pixels, which halves the image. The
+    output of the last block is flattened for the linear layer of class scores.
+    Normalization precedes each nonlinearity; the convolution then has no bias. Each
+    channel has one mean and variance, over all examples and pixels. The scores are not
+    normalized.
     Source: Ioffe & Szegedy (2015), section 3.2.
 
-    What each hidden nonlinearity receives is sown into `intermediates` as
+    The input of each hidden nonlinearity is sown into `intermediates` as
     `hidden<i>_input`, counted from 0.
 
     Attributes:
         num_classes: Number of class scores.
-        channels: Channels of each block's convolution.
-        kernel_size: Height and width of every convolution, in pixels; the edges are
-            padded by zeros.
+        channels: Number of channels of each block's convolution.
+        kernel_size: Height and width of every convolution, in pixels. The edges are
+            padded with zeros.
         nonlinearity: Function applied in each block.
-        norm: Makes a normalization layer from `use_running_average`, `name` and,
-            where the model has one, `dtype`; None for none.
-        dtype: Dtype that the blocks compute in; by default that of images and
-            parameters promoted. Parameters are float32, and so is the layer of
-            scores: a loss of half-precision scores would lose its last digits.
+        norm: Factory of normalization layers. It is called with `use_running_average`,
+            `name` and, if the model has a `dtype`, `dtype`. None builds a network
+            without normalization.
+        dtype: Dtype of the blocks; None promotes the dtypes of images and parameters.
+            Parameters and the layer of scores are always float32: half-precision
+            scores would cost the loss its last digits.
     """
 
     num_classes: int
@@ -48,18 +50,18 @@ class CNN(nn.Module):
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch classes"]:
-        """Scores of each class.
+        """Returns the scores of each class.
 
         Args:
             images: Pixels, channels last.
-            train: Normalize by the batch's statistics, and update the running ones.
+            train: True normalizes by the batch and updates the running statistics.
 
         Returns:
             Unnormalized log-probabilities (logits), in float32 or wider.
 
         Raises:
-            ValueError: If there is no block, one without channels, a kernel without
-                pixels, or if the images have another rank or are too small.
+            ValueError: If there is no block, a block has no channels, `kernel_size` is
+                below 1, or the images do not have four axes or are too small.
         """
         self._check(images.shape)
         kernel_init = initializers.he_normal()
@@ -84,18 +86,18 @@ class CNN(nn.Module):
             self.sow("intermediates", f"hidden{index}_input", h)
             h = max_pool(self.nonlinearity(h), 2, stride=2)
         h = jnp.reshape(h, (h.shape[0], -1))
-        # Without a dtype of its own it computes in that of its float32 parameters.
+        # No `dtype` here: the layer promotes its input to its float32 parameters.
         return nn.Dense(self.num_classes, name="logits")(h)
 
     @property
     def last_hidden_input(self) -> str:
-        """Name in `intermediates` of what the last hidden nonlinearity receives."""
+        """Name, in `intermediates`, of the input of the last hidden nonlinearity."""
         return f"hidden{len(self.channels) - 1}_input"
 
     def _check(self, shape: Sequence[int]) -> None:
         if not self.channels or min(self.channels) < 1:
             raise ValueError(
-                "CNN: channels must name at least one block, of at least one channel "
+                "CNN: channels must list at least one block, with at least one channel "
                 f"each; they are {tuple(self.channels)}."
             )
         if self.kernel_size < 1:
@@ -104,7 +106,7 @@ class CNN(nn.Module):
             )
         if len(shape) != 4:
             raise ValueError(
-                "CNN: images must have the axes (batch, height, width, channels), and "
+                "CNN: images must have the axes (batch, height, width, channels), but "
                 f"have the shape {tuple(shape)}."
             )
         smallest = 2 ** len(self.channels)
@@ -112,5 +114,6 @@ class CNN(nn.Module):
             raise ValueError(
                 f"CNN: {len(self.channels)} blocks, each of which halves the image, "
                 f"need images of at least {smallest} x {smallest} pixels, and these "
-                f"have {shape[1]} x {shape[2]}; fewer channels would do."
+                f"have {shape[1]} x {shape[2]}; fewer blocks (entries of channels) "
+                "need smaller images."
             )

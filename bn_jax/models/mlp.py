@@ -12,25 +12,26 @@ from bn_jax.models.ops.mixed_precision import dot_general, promote_inputs
 
 
 class MLP(nn.Module):
-    """Hidden layers of one nonlinearity each, and a linear layer of class scores.
+    """Hidden layers with a nonlinearity each, and a linear layer of class scores.
 
-    Normalization stands on Wu, before each nonlinearity, and takes the bias's place;
-    the scores are not normalized.
+    Normalization is applied to Wu, before each nonlinearity; the hidden layer then has
+    no bias. The scores are not normalized.
     Source: Ioffe & Szegedy (2015), sections 3.2 and 4.1.
 
-    What each hidden nonlinearity receives is sown into `intermediates` as
+    The input of each hidden nonlinearity is sown into `intermediates` as
     `hidden<i>_input`, counted from 0.
 
     Attributes:
         num_classes: Number of class scores.
-        hidden_features: Units of each hidden layer.
+        hidden_features: Number of units of each hidden layer.
         nonlinearity: Function applied to each hidden layer.
-        norm: Makes a normalization layer from `use_running_average`, `name` and,
-            where the model has one, `dtype`; None for none.
+        norm: Factory of normalization layers. It is called with `use_running_average`,
+            `name` and, if the model has a `dtype`, `dtype`. None builds a network
+            without normalization.
         kernel_stddev: Standard deviation of the initial weights, N(0, stddev^2).
-        dtype: Dtype that the hidden layers compute in; by default that of images and
-            parameters promoted. Parameters are float32, and so is the layer of
-            scores: a loss of half-precision scores would lose its last digits.
+        dtype: Dtype of the hidden layers; None promotes the dtypes of images and
+            parameters. Parameters and the layer of scores are always float32:
+            half-precision scores would cost the loss its last digits.
     """
 
     num_classes: int
@@ -44,22 +45,22 @@ class MLP(nn.Module):
     def __call__(
         self, images: Float[Array, "batch *pixels"], *, train: bool
     ) -> Float[Array, "batch classes"]:
-        """Scores of each class.
+        """Returns the scores of each class.
 
         Args:
-            images: One image a row, of any shape.
-            train: Normalize by the batch's statistics, and update the running ones.
+            images: One image per row, of any shape.
+            train: True normalizes by the batch and updates the running statistics.
 
         Returns:
             Unnormalized log-probabilities (logits), in float32 or wider.
 
         Raises:
-            ValueError: If there is no hidden layer, or one without units.
+            ValueError: If there is no hidden layer, or a layer has no units.
         """
         if not self.hidden_features or min(self.hidden_features) < 1:
             raise ValueError(
-                "MLP: hidden_features must name at least one hidden layer, of at least "
-                f"one unit each; they are {tuple(self.hidden_features)}."
+                "MLP: hidden_features must list at least one hidden layer, with at "
+                f"least one unit each; they are {tuple(self.hidden_features)}."
             )
         kernel_init = initializers.normal(self.kernel_stddev)
         norm_dtype = {} if self.dtype is None else {"dtype": self.dtype}
@@ -82,10 +83,10 @@ class MLP(nn.Module):
                 h = norm(h)
             self.sow("intermediates", f"hidden{index}_input", h)
             h = self.nonlinearity(h)
-        # Without a dtype of its own it computes in that of its float32 parameters.
+        # No `dtype` here: the layer promotes its input to its float32 parameters.
         return nn.Dense(self.num_classes, kernel_init=kernel_init, name="logits")(h)
 
     @property
     def last_hidden_input(self) -> str:
-        """Name in `intermediates` of what the last hidden nonlinearity receives."""
+        """Name, in `intermediates`, of the input of the last hidden nonlinearity."""
         return f"hidden{len(self.hidden_features) - 1}_input"

@@ -1,4 +1,4 @@
-"""Models and normalizations by name, as configurations call them."""
+"""Look-up of models and normalization layers by the names in a configuration."""
 
 import dataclasses
 import difflib
@@ -24,19 +24,19 @@ _NORMS: Mapping[str, type[nn.Module]] = {"batch_norm": BatchNorm}
 
 
 def make_model(name: str, *, num_classes: int, **fields: Any) -> nn.Module:
-    """A model, called as `model.apply(variables, x, train=...)`.
+    """Returns a model, to be called as `model.apply(variables, x, train=...)`.
 
     Args:
         name: "mlp", "cnn" or "inception".
-        num_classes: Number of class scores that it returns.
-        **fields: Fields of the model's class, its `norm` among them, which
-            `make_norm` makes; a `nonlinearity` may be given by its name in
-            `flax.linen`, a `dtype` as "float32", "bfloat16" or "float16".
+        num_classes: Number of class scores that the model returns.
+        **fields: Fields of the model's class. `norm` is a factory such as `make_norm`
+            returns. `nonlinearity` may be given as "relu", "sigmoid", "tanh", "gelu" or
+            "silu", and `dtype` as "float32", "bfloat16" or "float16".
 
     Raises:
-        UserError: If no model has that name, or the model no such field, or no
-            nonlinearity or dtype has the name given for it, or there is no class, or
-            the norm is no factory of layers.
+        UserError: If the name of the model, of a field, of the nonlinearity or of the
+            dtype is unknown, `num_classes` is below 1, or `norm` is not a factory of
+            layers.
     """
     model_class = _look_up("make_model", name, _MODELS)
     _check_fields("make_model", model_class, fields)
@@ -55,14 +55,14 @@ def make_model(name: str, *, num_classes: int, **fields: Any) -> nn.Module:
 
 
 def make_norm(name: str | None, **fields: Any) -> Callable[..., nn.Module] | None:
-    """A factory of normalization layers, for a model's `norm`.
+    """Returns a factory of normalization layers, for a model's `norm`.
 
     Args:
-        name: "batch_norm", or None for a model without normalization.
+        name: "batch_norm"; None returns None, for a model without normalization.
         **fields: Fields of the layer's class.
 
     Raises:
-        UserError: If no normalization has that name, or the layer no such field.
+        UserError: If the name of the layer or of a field is unknown.
     """
     if name is None:
         return None
@@ -74,10 +74,10 @@ def make_norm(name: str | None, **fields: Any) -> Callable[..., nn.Module] | Non
 def _check_norm(norm: Any) -> None:
     if norm is None or (callable(norm) and not isinstance(norm, nn.Module)):
         return
-    came = repr(norm) if isinstance(norm, str) else f"of type {type(norm).__name__}"
+    given = repr(norm) if isinstance(norm, str) else f"of type {type(norm).__name__}"
     raise UserError(
-        "make_model: norm must be a factory of normalization layers, or None, and is "
-        f"{came}; make_norm('batch_norm', ...) makes one."
+        "make_model: norm must be a factory of normalization layers or None, and is "
+        f"{given}; make_norm('batch_norm', ...) makes one."
     )
 
 
@@ -115,6 +115,7 @@ def _check_fields(
 
 def _unknown(who: str, what: str, name: str, known: Iterable[str]) -> str:
     known = [candidate for candidate in known if candidate not in ("parent", "name")]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}."
+    hint = f"choose one of {', '.join(known)}."
+    if close := difflib.get_close_matches(name, known, n=1):
+        hint = f"did you mean {close[0]!r}?"
     return f"{who}: unknown {what} {name!r}; {hint}"

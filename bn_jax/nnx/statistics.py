@@ -21,24 +21,25 @@ def population_statistics(
 ) -> nnx.State:
     """Returns population statistics of every layer, for `nnx.update` to write.
 
-    `bn_jax.population_statistics` says what is computed and why.
+    `bn_jax.population_statistics` describes the computation and its purpose.
     Source: Ioffe & Szegedy (2015), Algorithm 2, lines 7 to 10.
 
     Args:
         apply_fn: Takes a model and a batch and runs the model in training mode,
-            preferably under `nnx.jit`; what it returns is dropped.
-        model: The model; a copy of it runs, and it is not changed.
-        batches: Training batches, each passed on as it is; of one size unless pooled.
-        pooled: True for mean and biased variance of all values together.
+            preferably under `nnx.jit`. Its result is ignored.
+        model: The model; a copy of it runs, so the model does not change.
+        batches: Training batches; each is passed to `apply_fn` unchanged. All must have
+            the same size, unless `pooled`.
+        pooled: True returns mean and biased variance of all valid values together.
 
     Returns:
-        A state of `BatchStat`s: `mean` and `var`, and where the layer has it `count`,
-        the number of batches averaged. Layers that normalized no batch have the
-        statistics that they had.
+        A state of `BatchStat`s: `mean`, `var` and, if the layer has it, `count`, the
+        number of batches averaged. Layers that normalized no batch keep their
+        statistics.
 
     Raises:
-        ValueError: If there is no batch, no layer normalized one by its own
-            statistics, or batches differ in size and are not pooled.
+        ValueError: If there is no batch, no layer normalized a batch by the batch's own
+            statistics, or batches differ in size without `pooled`.
 
     >>> model = BatchNorm(1, rngs=nnx.Rngs(0))
     >>> batches = jnp.array([[[1.0], [3.0]], [[5.0], [9.0]]])
@@ -52,10 +53,10 @@ def population_statistics(
     batch_stats = nnx.state(model, nnx.BatchStat)
 
     def apply(_: Any, batch: Any) -> tuple[Any, Mapping[str, Any]]:
-        # What an earlier batch left behind, a NaN for example, reaches no other.
+        # Reset the statistics: a NaN from one batch must not affect the next one.
         nnx.update(copy, batch_stats)
         y, moments = forward(copy, batch)
-        return y, {"batch_moments": _checked(moments, "population_statistics")}
+        return y, {"batch_moments": _moments_as_dict(moments, "population_statistics")}
 
     variables = {"batch_stats": nnx.to_pure_dict(batch_stats)}
     population = precise.population_statistics(apply, variables, batches, pooled=pooled)
@@ -63,24 +64,25 @@ def population_statistics(
 
 
 def accumulate_batch_stats(model: nnx.Module, moments: nnx.State) -> nnx.State:
-    """Running statistics as the one large batch of all microbatches would leave them.
+    """Returns the running statistics that one large batch would have given.
 
-    `bn_jax.accumulate_batch_stats` says what is computed and why. Each layer's own
-    momentum, correction and debiasing apply.
+    `bn_jax.accumulate_batch_stats` describes the computation and its purpose. Its
+    settings, such as momentum and debiasing, come from each layer.
 
     Args:
-        model: The model with the statistics from before the optimizer's step: let
-            the microbatches run on a view that leaves them alone.
+        model: The model with its running statistics from before the optimizer's step.
+            Run the microbatches on a view with `update_running_average=False`, so that
+            they do not change these statistics.
         moments: `BatchMoments` of all microbatches, stacked along a leading axis, as
-            `nnx.capture` in an `nnx.scan` over them returns them.
+            `nnx.capture` in an `nnx.scan` over the microbatches returns them.
 
     Returns:
-        A state of `BatchStat`s after one step, for `nnx.update`. A layer that is
-        called several times takes one step a call; layers that normalized nothing
-        are not in it.
+        A state of `BatchStat`s after one step, for `nnx.update`. A layer that is called
+        several times takes one step per call. Layers that normalized no batch are not
+        in the state.
 
     Raises:
-        ValueError: If no layer normalized a batch by its own statistics.
+        ValueError: If no layer normalized a batch by the batch's own statistics.
 
     >>> model = BatchNorm(1, momentum=0.9, rngs=nnx.Rngs(0))
     >>> frozen = nnx.view(model, update_running_average=False)
@@ -93,10 +95,10 @@ def accumulate_batch_stats(model: nnx.Module, moments: nnx.State) -> nnx.State:
     >>> model.mean[...], model.var[...]
     (Array([0.4], dtype=float32), Array([1.4], dtype=float32))
     """
-    collection = _checked(moments, "accumulate_batch_stats")
+    collection = _moments_as_dict(moments, "accumulate_batch_stats")
     leaves = {}
     for path, layer in _layers(model):
-        sown = _at(collection, path)
+        sown = _subtree(collection, path)
         if "moments" in sown:
             updated = accumulate.accumulate_batch_stats(
                 nnx.to_pure_dict(nnx.state(layer, nnx.BatchStat)),
@@ -113,19 +115,21 @@ def accumulate_batch_stats(model: nnx.Module, moments: nnx.State) -> nnx.State:
 
 
 def with_counts(model: nnx.Module, state: nnx.State) -> nnx.State:
-    """A state with the counts that a model's layers need and the state lacks.
+    """Returns a state with its missing batch counts added.
 
-    Flax keeps no count of the batches behind its statistics. `nnx.update` leaves what
-    a state lacks as it is, here a count of 0 that makes the first batch replace the
-    statistics just loaded; `nnx.merge` refuses such a state.
+    Flax does not store the number of batches behind its running statistics.
+    `nnx.update` does not change what a state lacks: the model keeps its count of 0, and
+    the first batch replaces the statistics that were just loaded. `nnx.merge` rejects
+    such a state.
 
     Args:
         model: The model that the state is for.
-        state: Its state, or that of its Flax counterpart.
+        state: A state of this model, or of the same model with Flax's layers.
 
     Returns:
-        The state; where a layer has a `count` and the state has statistics without
-        one, they count as far advanced (debias) or as new (momentum=None).
+        The state; counts that it already has are kept. An added count is 2**24 for a
+        layer with `debias`, because trained statistics have long forgotten their
+        initial values, and 0 with `momentum=None`, which starts a new average.
 
     >>> trained = nnx.BatchNorm(1, rngs=nnx.Rngs(0))
     >>> model = BatchNorm(1, debias=True, rngs=nnx.Rngs(0))
@@ -138,8 +142,9 @@ def with_counts(model: nnx.Module, state: nnx.State) -> nnx.State:
         count = (*path, "count")
         if layer.count is None or count in leaves or (*path, "mean") not in leaves:
             continue
-        # Statistics without a count have long forgotten their initial values; a
-        # cumulative average starts anew.
+        # Statistics that were loaded without a count have long forgotten their initial
+        # values, so debiasing must not change them. A cumulative average
+        # (momentum=None) starts again from 0 batches.
         batches = 0.0 if layer.momentum is None else LARGEST_COUNT
         leaves[count] = nnx.BatchStat(jnp.full_like(layer.count.get_value(), batches))
     return nnx.from_flat_state(leaves)
@@ -150,8 +155,8 @@ def _layers(model: nnx.Module) -> list[tuple[tuple[Any, ...], BatchNorm]]:
     return [(path, module) for path, module in modules if isinstance(module, BatchNorm)]
 
 
-def _checked(moments: nnx.State, who: str) -> dict[Any, Any]:
-    """Captured moments as nested dictionaries, of which some hold something."""
+def _moments_as_dict(moments: nnx.State, who: str) -> dict[Any, Any]:
+    """Returns captured moments as nested dictionaries, and raises if there are none."""
     if not jax.tree.leaves(moments):
         raise ValueError(
             f"{who}: no layer has sown its moments. Run the model in training mode "
@@ -161,7 +166,7 @@ def _checked(moments: nnx.State, who: str) -> dict[Any, Any]:
     return nnx.to_pure_dict(moments)
 
 
-def _at(collection: dict[Any, Any], path: tuple[Any, ...]) -> dict[Any, Any]:
+def _subtree(collection: dict[Any, Any], path: tuple[Any, ...]) -> dict[Any, Any]:
     for name in path:
         collection = collection.get(name, {})
     return collection

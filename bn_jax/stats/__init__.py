@@ -1,1 +1,1 @@
-"""Statistics of a trained model: pytrees in, pytrees out."""
+"""Statistics of a trained model: functions from pytrees to pytrees."""

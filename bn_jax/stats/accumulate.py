@@ -1,4 +1,4 @@
-"""Running statistics under gradient accumulation: one step for all microbatches."""
+"""Running statistics under gradient accumulation: one update for all microbatches."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -28,43 +28,49 @@ def accumulate_batch_stats(
     debias: bool = False,
     skip_nonfinite: bool = False,
 ) -> PyTree:
-    """Returns running statistics as the one large batch would have left them.
+    """Returns the running statistics that one large batch would have given.
 
-    Updating in every microbatch would take as many steps of the moving average as
-    there are microbatches, each with a variance that lacks the spread between them.
-    What each microbatch is normalized by stays its own.
+    If each microbatch updated them, the running average would take as many steps as
+    there are microbatches, each with a variance that lacks the spread between
+    microbatches. Each microbatch is still normalized by its own statistics. Pass the
+    settings that the model's layers have.
 
-    Layers that `nn.scan` or `nn.vmap` stacked along leading axes are each their own:
-    `count`, one number a layer, tells these axes from those of features. Without a
-    count `skip_nonfinite` takes all layers of a stack, or none.
+    Layers that `nn.scan` or `nn.vmap` stacked along leading axes are updated
+    separately. The shape of `count`, one number per layer, distinguishes these axes
+    from feature axes. Without a `count`, `skip_nonfinite` skips either all layers of a
+    stack or none.
 
     Args:
         batch_stats: The collection before the optimizer's step.
-        moments: `batch_moments` of all microbatches, stacked along a leading axis, as
-            a `lax.scan` over them returns it. The layers sow it where that collection
-            is mutable; let them leave the running statistics alone
-            (`update_running_average=False`), or drop what they return.
-        momentum: Fraction of the running statistics that one step keeps, as for
-            `batch_norm`.
-        group_size: Consecutive examples that share statistics, as for `batch_norm`.
-            Statistics of groups are those of the average group, in one batch as in
-            several, which all weigh alike: not those of the one large batch where a
-            mask leaves whole groups of some microbatch without a value.
-        variance_correction: 1 for running averages of the unbiased variance.
-        debias: True if running statistics leave out their initial values.
-        skip_nonfinite: True if moments that are not finite leave them alone.
+        moments: The `batch_moments` of all microbatches, stacked along a leading axis,
+            as `lax.scan` over the microbatches returns them. The layers sow them where
+            that collection is mutable. The microbatches must not update the running
+            statistics: set `update_running_average=False`, or drop the `batch_stats`
+            that they return.
+        momentum: Fraction of the running statistics that one step keeps, in [0, 1);
+            None averages all batches with equal weight.
+        group_size: Number of consecutive examples that share statistics; None for a
+            whole microbatch. With groups, the result is the statistics of the average
+            group, and all microbatches have equal weight. That differs from one large
+            batch only if a mask leaves some groups of a microbatch without a valid
+            value.
+        variance_correction: 0 keeps running averages of the biased variance, 1 of the
+            unbiased variance.
+        debias: True removes the initial values from the running statistics.
+        skip_nonfinite: True leaves the running statistics unchanged if the moments are
+            not finite.
 
     Returns:
-        The collection after one step; a layer that is called several times takes
-        one step a call.
+        The collection after one step. A layer that is called several times takes one
+        step per call.
 
     Raises:
-        ValueError: If moments are not stacked, belong to no layer of the collection,
-            or are missing altogether; or if a setting lies outside its range or needs
-            a `count` that a layer does not have (`bn_jax.with_counts`).
+        ValueError: If `moments` is empty, is not stacked or has a layer that
+            `batch_stats` lacks; or if a setting lies outside its range or needs a
+            `count` that a layer lacks (`bn_jax.with_counts` adds it).
     """
 
-    def together(parts: Moments) -> Moments:
+    def merge(parts: Moments) -> Moments:
         if group_size is None:
             return merge_moments(parts)
         return average_group(parts, Devices())
@@ -90,14 +96,14 @@ def accumulate_batch_stats(
             step = jax.vmap(step)
         for call in calls:
             _check_stacked(call, old)
-            old = step(old, together(call))
+            old = step(old, merge(call))
         return old
 
     if batch_stats and not jax.tree.leaves(moments):
         raise ValueError(
-            "accumulate_batch_stats: there are no moments. Name 'batch_moments' among "
-            "the mutable collections, run the model in training mode, and use "
-            "bn_jax.BatchNorm for its layers."
+            "accumulate_batch_stats: expected the batch_moments of the microbatches, "
+            "got no moments. List 'batch_moments' in mutable, run the model in "
+            "training mode, and use bn_jax.BatchNorm for its layers."
         )
     return map_layers(update, moments, batch_stats)
 
@@ -108,5 +114,5 @@ def _check_stacked(moments: Moments, batch_stats: Mapping[str, Array]) -> None:
         raise ValueError(
             "accumulate_batch_stats: moments must have the shape (microbatches, "
             f"{', '.join(map(str, features))}) for statistics of the shape {features}, "
-            f"and have {shape}; stack those of all microbatches, as lax.scan does."
+            f"but have {shape}; stack those of all microbatches, as lax.scan does."
         )

@@ -1,4 +1,4 @@
-"""Walking through a model's collections of statistics, layer by layer."""
+"""Traversal of a model's `batch_stats` and `batch_moments`, layer by layer."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,17 +13,18 @@ def map_layers(
     moments: PyTree,
     batch_stats: PyTree,
 ) -> PyTree:
-    """Returns a collection of statistics, new for the layers that have sown moments.
+    """Returns `batch_stats` with new statistics for every layer that has moments.
 
     Args:
-        function: Takes the moments of a layer's calls and its old statistics.
+        function: Computes a layer's new statistics from the moments of its calls and
+            its old statistics.
         moments: A `batch_moments` collection.
-        batch_stats: The old collection; layers without moments, such as
-            frozen ones, keep what it holds for them.
+        batch_stats: The old collection. Layers without moments, such as frozen ones,
+            keep their statistics.
 
     Raises:
-        ValueError: If there are moments of a layer that is not in the old collection,
-            which would be lost.
+        ValueError: If `moments` has a layer that `batch_stats` lacks: its moments would
+            be lost.
     """
 
     def walk(moments: PyTree, batch_stats: PyTree, path: str) -> PyTree:
@@ -32,9 +33,10 @@ def map_layers(
         unknown = set(moments) - set(batch_stats)
         if unknown:
             raise ValueError(
-                f"{path or 'batch_moments'}: batch_stats has no {sorted(unknown)}, of "
-                f"which there are moments, but {sorted(batch_stats)}; give the two "
-                "collections of one model, without the names of the collections."
+                f"{path or 'batch_moments'}: there are moments of {sorted(unknown)}, "
+                f"but batch_stats has no such entry; it has {sorted(batch_stats)}. "
+                "Pass the contents of both collections of one model, without the keys "
+                "'batch_moments' and 'batch_stats'."
             )
         return {
             name: walk(moments[name], old, f"{path}/{name}".lstrip("/"))
@@ -49,11 +51,11 @@ def map_layers(
 def layers_with_statistics(
     batch_stats: PyTree, path: str = ""
 ) -> Iterator[tuple[str, BatchStats]]:
-    """Yields path and statistics of each layer of a collection.
+    """Yields the path and the statistics of each layer of a collection.
 
     Args:
         batch_stats: The collection.
-        path: Put in front of each path.
+        path: Prefix of every path.
 
     >>> stats = {"block": {"norm": {"mean": 0.0, "var": 1.0}}}
     >>> [path for path, _ in layers_with_statistics(stats)]
@@ -70,11 +72,11 @@ def layers_with_statistics(
 def layers_with_moments(
     moments: PyTree, path: str = ""
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields the path of each layer of a `batch_moments` collection, and what it holds.
+    """Yields path and sown values of each layer of a `batch_moments` collection.
 
     Args:
         moments: The collection.
-        path: Put in front of each path.
+        path: Prefix of every path.
     """
     if _is_layer(moments):
         yield path, moments
@@ -84,9 +86,10 @@ def layers_with_moments(
 
 
 def without_sizes(moments: PyTree) -> PyTree:
-    """Returns a `batch_moments` collection without sizes, which are static.
+    """Returns a `batch_moments` collection without its `num_values` entries.
 
-    Collections of batches that differ in size can then be stacked.
+    These entries are static, so they would make the trees of batches of different
+    sizes unequal. Without them the trees can be stacked.
 
     Args:
         moments: The collection.

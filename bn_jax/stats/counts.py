@@ -1,4 +1,4 @@
-"""Statistics that come without the number of batches behind them, completed."""
+"""Batch counts for running statistics that were saved without them."""
 
 from typing import Any
 
@@ -9,24 +9,24 @@ from bn_jax.core.running import LARGEST_COUNT, as_batch_stats
 
 
 def with_counts(batch_stats: PyTree, like: PyTree, *, count: float) -> PyTree:
-    """Returns the collection with the counts that a model's layers need and it lacks.
+    """Returns a `batch_stats` collection with its missing batch counts added.
 
-    Flax keeps no count of the batches behind its statistics. A layer with
-    `debias=True` or `momentum=None` takes such a collection in a call as it is, but
-    returns one with a `count` in it, a tree of another structure than it was given:
-    `jax.lax.scan` refuses that of its carry, and `jax.jit` compiles once more.
+    Flax does not store the number of batches behind its running statistics. A layer
+    with `debias=True` or `momentum=None` accepts such a collection, but returns one
+    with a `count`. The structure of the tree then changes: `jax.lax.scan` rejects a
+    carry whose structure changes, and `jax.jit` compiles a second time.
 
     Args:
-        batch_stats: The collection; counts that it has are kept.
-        like: The collection as `model.init` makes it, arrays or their shapes (under
+        batch_stats: The collection; counts that it already has are kept.
+        like: The collection that `model.init` returns, as arrays or as shapes (under
             `jax.eval_shape`).
-        count: Number of batches that the statistics stand for: infinity, which is kept
-            as 2**24, for a bias-corrected average, whose initial values are long
-            forgotten; 0 to start a cumulative one (momentum=None) anew, which a large
-            count would stop.
+        count: Number of batches behind the statistics. For `debias=True` give infinity,
+            stored as 2**24: trained statistics have long forgotten their initial
+            values. For `momentum=None` give 0, which starts a new average: after a
+            large count, new batches would have almost no weight.
 
     Returns:
-        The collection; layers that have no count in `like` are as they were.
+        The collection. Layers without a `count` in `like` get none.
 
     Raises:
         ValueError: If a layer of the collection is not in `like`.
@@ -40,15 +40,15 @@ def with_counts(batch_stats: PyTree, like: PyTree, *, count: float) -> PyTree:
         return batch_stats
     if not hasattr(like, "items"):
         raise ValueError(
-            "with_counts: like must be the batch_stats of the same model, as "
-            f"model.init makes them; it has {type(like).__name__} where the collection "
+            "with_counts: like must be the batch_stats that model.init returns for "
+            f"the same model, but it has {type(like).__name__} where the collection "
             f"has {sorted(batch_stats)}."
         )
     unknown = set(batch_stats) - set(like)
     if unknown:
         raise ValueError(
-            "with_counts: like must be the batch_stats of the same model, as "
-            f"model.init makes them; it lacks {sorted(unknown)} and has {sorted(like)}."
+            "with_counts: like must be the batch_stats that model.init returns for "
+            f"the same model, but it lacks {sorted(unknown)} and has {sorted(like)}."
         )
     completed: dict[str, Any] = {
         name: with_counts(child, like[name], count=count)

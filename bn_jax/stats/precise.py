@@ -23,47 +23,47 @@ def population_statistics(
 ) -> PyTree:
     """Returns population mean and variance of every layer, from training batches.
 
-    `E[x]` is the mean of the batch means, `Var[x]` is m / (m - 1) times the mean of
-    the biased batch variances; the network runs in training mode, so that each
-    layer sees what the layers under it produce with statistics of their own batch.
-    Moving averages lag behind the weights; these statistics belong to them.
+    `E[x]` is the mean of the batch means. `Var[x]` is m / (m - 1) times the mean of the
+    biased batch variances, for m values per batch. The network runs in training mode,
+    so each layer receives what the earlier layers compute with their batch statistics.
+    Running statistics lag behind the parameters; population statistics belong to the
+    parameters in `variables`.
     Source: Ioffe & Szegedy (2015), Algorithm 2, lines 7 to 10.
 
     Args:
         apply_fn: Takes variables and a batch, runs the model in training mode and
-            returns its output and the collections it changed, `batch_moments` among
-            them. For a Linen model with `bn_jax.BatchNorm` layers that is
+            returns its output and the collections that it updated, including
+            `batch_moments`. For a Linen model with `bn_jax.BatchNorm` layers that is
             `partial(model.apply, train=True, mutable=["batch_stats",
             "batch_moments"])`, preferably under `jax.jit`.
         variables: The model's variables; they are not changed.
-        batches: Training batches, each passed on as it is. Algorithm 2 weighs them
-            alike, and so needs batches of one size; how many values a mask leaves of
-            each does not matter to it.
-        pooled: True for mean and biased variance of all values of all batches
-            together, which may then differ in size; every value weighs alike, also
-            under a mask.
+        batches: Training batches; each is passed to `apply_fn` unchanged. Algorithm 2
+            gives each batch equal weight, so all batches must have the same size. A
+            mask may leave a different number of valid values in each.
+        pooled: True returns mean and biased variance of all valid values of all batches
+            together. Every value then has equal weight, and batches may differ in
+            size.
 
     Returns:
-        The `batch_stats` collection to use at inference, in float32 or wider, of the
-        structure that it has in `variables`: `count`, where a layer has it, is the
-        number of batches averaged.
+        The `batch_stats` collection for inference, in float32 or wider, with the
+        structure that it has in `variables`. A layer's `count` is the number of batches
+        averaged.
 
     Raises:
-        ValueError: If there is no batch, the variables hold no `batch_stats`, the
-            model sows no `batch_moments`, or batches differ in size and are not
-            pooled.
+        ValueError: If there is no batch, `variables` has no `batch_stats`, the model
+            sows no `batch_moments`, or batches differ in size without `pooled`.
     """
     if "batch_stats" not in variables:
         raise ValueError(
             "population_statistics: variables must hold the collection 'batch_stats', "
-            f"as model.init makes them, and hold {sorted(variables)}; a model has it "
-            "with bn_jax.BatchNorm for its layers."
+            f"but hold only {sorted(variables)}. Pass all collections that model.init "
+            "returns, of a model with bn_jax.BatchNorm for its layers."
         )
-    moments = [_moments_of(apply_fn(variables, batch)) for batch in batches]
+    moments = [_extract_moments(apply_fn(variables, batch)) for batch in batches]
     if not moments:
         raise ValueError(
-            "population_statistics: there must be at least one batch, and there is "
-            "none; a generator that was used before is empty."
+            "population_statistics: expected at least one batch, got none. A "
+            "generator that was used before is empty; create a new one."
         )
     if not pooled:
         _check_sizes(moments)
@@ -78,19 +78,19 @@ def average_moments(
 ) -> PyTree:
     """Returns population statistics from the moments of several batches.
 
-    The part of `population_statistics` after the network has run, for callers that
-    run it in their own way, in a `lax.map` for example.
+    `population_statistics` runs the network and then calls this function. Callers that
+    run the network themselves, for example in `lax.map`, call it directly.
 
     Args:
-        moments: A `batch_moments` collection, stacked along a leading axis of
-            batches.
-        batch_stats: The model's collection, for layers that have sown nothing.
-        pooled: True for mean and biased variance of all values together.
+        moments: A `batch_moments` collection, stacked along a leading axis of batches.
+        batch_stats: The model's collection. Layers without moments keep their
+            statistics.
+        pooled: True returns mean and biased variance of all valid values together.
 
     Returns:
-        A `batch_stats` collection without the axis of batches. The calls of a layer
-        that is called more than once count as further batches; batches of which the
-        mask left nothing do not count.
+        A `batch_stats` collection without the axis of batches. If a layer is called
+        several times, each call counts as a batch. A batch that is masked completely
+        does not count.
     """
     return map_layers(partial(_average, pooled=pooled), moments, batch_stats)
 
@@ -99,7 +99,7 @@ def _average(
     calls: tuple[Moments, ...], old: BatchStats, *, pooled: bool
 ) -> BatchStats:
     parts = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *calls)
-    # Without a value, because of a mask, a feature's moments are 0.
+    # The moments of a feature without a valid value are 0 and add nothing to the sums.
     num_batches = jnp.sum(parts.num_samples > 0, axis=0, dtype=parts.var.dtype)
     if pooled:
         merged = merge_moments(parts)
@@ -110,7 +110,7 @@ def _average(
         var = jnp.sum(unbiased_variance(parts), axis=0) / divisor
     averaged = {"mean": mean, "var": var}
     if "count" in old:
-        # One number for all features, and one for each layer of a stack.
+        # `count` is one number per layer of a stack, for all features of the layer.
         features = tuple(range(jnp.ndim(old["count"]), num_batches.ndim))
         count = jnp.max(num_batches, axis=features, initial=0)
         averaged["count"] = count.astype(old["count"].dtype)
@@ -118,32 +118,32 @@ def _average(
 
 
 def _check_sizes(moments: list[PyTree]) -> None:
-    """Checks that each call of a layer has as many values in all batches."""
+    """Checks that each call of a layer has the same number of values in all batches."""
     first: dict[str, tuple[Any, ...]] = {}
-    for of_batch in moments:
-        for path, sown in layers_with_moments(of_batch):
+    for batch_moments in moments:
+        for path, sown in layers_with_moments(batch_moments):
             sizes = tuple(size.value for size in sown.get("num_values", ()))
             if sizes != first.setdefault(path, sizes):
-                before, now = (", ".join(map(str, of)) for of in (first[path], sizes))
+                before, now = (", ".join(map(str, s)) for s in (first[path], sizes))
                 raise ValueError(
                     "population_statistics: batches must be of one size, because "
-                    f"Algorithm 2 weighs them alike; {path or 'the layer'} has "
-                    f"{before} values a feature in the first batch and {now} in "
-                    "another one. Leave out batches of other sizes, or give "
-                    "pooled=True to weigh every value alike."
+                    "Algorithm 2 gives them equal weight; "
+                    f"{path or 'the layer'} has {before} values per feature in the "
+                    f"first batch and {now} in another one. Leave out batches of other "
+                    "sizes, or pass pooled=True to give every value equal weight."
                 )
 
 
-def _moments_of(result: tuple[Any, Mapping[str, Any]]) -> PyTree:
+def _extract_moments(result: tuple[Any, Mapping[str, Any]]) -> PyTree:
     is_pair = isinstance(result, tuple) and len(result) == 2
     updates = result[1] if is_pair and isinstance(result[1], Mapping) else {}
     if not updates.get("batch_moments"):
         raise ValueError(
             "population_statistics: apply_fn must return the model's output and the "
-            "collections that it changed, 'batch_moments' among them, and returned "
-            f"{sorted(updates) or 'none'} of these. Make it mutable, run the model in "
-            "training mode, and use bn_jax.BatchNorm for its layers; nn.vmap and "
-            "nn.scan drop what a layer sows, unless variable_axes names "
-            "'batch_moments' too."
+            "collections that it updated, including 'batch_moments', but it returned "
+            f"{sorted(updates) or 'no collections'}. List 'batch_moments' in mutable, "
+            "run the model in training mode, and use bn_jax.BatchNorm for its layers. "
+            "nn.vmap and nn.scan drop what a layer sows unless variable_axes names "
+            "'batch_moments'."
         )
     return updates["batch_moments"]

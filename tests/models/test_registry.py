@@ -62,7 +62,7 @@ def test_no_norm_has_no_factory():
         ),
         (
             lambda: make_model("resnet", num_classes=2),
-            "make_model: unknown name 'resnet'; there are mlp, cnn, inception",
+            "make_model: unknown name 'resnet'; choose one of mlp, cnn, inception",
         ),
         (
             lambda: make_model("mlp", num_classes=2, hidden_feature=(3,)),
@@ -74,7 +74,7 @@ def test_no_norm_has_no_factory():
         ),
         (
             lambda: make_model("mlp", num_classes=2, nonlinearity="step"),
-            "unknown nonlinearity 'step'; there are relu, sigmoid, tanh",
+            "unknown nonlinearity 'step'; choose one of relu, sigmoid, tanh",
         ),
         (
             lambda: make_model("mlp", num_classes=2, dtype="bfloat61"),
@@ -82,7 +82,7 @@ def test_no_norm_has_no_factory():
         ),
         (
             lambda: make_model("cnn", num_classes=2, dtype="int8"),
-            "unknown dtype 'int8'; there are float32, bfloat16, float16",
+            "unknown dtype 'int8'; choose one of float32, bfloat16, float16",
         ),
         (
             lambda: make_norm("batchnorm"),

@@ -332,7 +332,7 @@ def test_sharded_batches_of_other_sizes_are_pooled(make_mesh):
     chex.assert_trees_all_close(
         statistics_of(sharded, pooled=True), expected, rtol=1e-5
     )
-    with pytest.raises(ValueError, match=r"8 values a feature in .* batch and 16"):
+    with pytest.raises(ValueError, match=r"8 values per feature in .* batch and 16"):
         statistics_of(sharded)
 
 
