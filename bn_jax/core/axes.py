@@ -1,4 +1,4 @@
-"""Feature axes and reduction axes, and arrays of features brought to x's rank."""
+"""Feature axes, reduction axes, and expansion of feature values to x's rank."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,7 +7,7 @@ from jaxtyping import Array, Shaped
 
 
 def canonical_axes(rank: int, axes: int | Sequence[int]) -> tuple[int, ...]:
-    """The axes as sorted, distinct, non-negative integers.
+    """Returns the axes as sorted, distinct, non-negative integers.
 
     Args:
         rank: Number of dimensions of the array that the axes belong to.
@@ -17,15 +17,15 @@ def canonical_axes(rank: int, axes: int | Sequence[int]) -> tuple[int, ...]:
         Axes in increasing order, each of them once.
 
     Raises:
-        ValueError: If an axis lies outside an array of that rank, which has one.
+        ValueError: If the array has no dimension, or lacks one of the axes.
 
     >>> canonical_axes(4, (-1, 1))
     (1, 3)
     """
     if rank == 0:
         raise ValueError(
-            "batch_norm: x must have a feature axis, and is a single number; one "
-            "example has the shape (features,)."
+            "batch_norm: x must have a feature axis, but is a single number; give one "
+            "example the shape (features,)."
         )
     given = tuple(axes) if isinstance(axes, Iterable) else (axes,)
     for axis in given:
@@ -38,7 +38,7 @@ def canonical_axes(rank: int, axes: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def other_axes(rank: int, axes: Sequence[int]) -> tuple[int, ...]:
-    """The axes that are not in `axes`, in increasing order.
+    """Returns the axes that are not in `axes`, in increasing order.
 
     Args:
         rank: Number of dimensions.
@@ -55,14 +55,14 @@ def expand_to_rank(
     feature_axes: Sequence[int],
     rank: int,
 ) -> Shaped[Array, "..."]:
-    """An array of one value a feature, shaped so that it broadcasts against x.
+    """Returns an array of feature values in a shape that broadcasts against x.
 
     Args:
-        feature_values: Its dimensions are x's feature axes, in x's order.
+        feature_values: Array whose dimensions are x's feature axes, in x's order.
         feature_axes: Canonical feature axes of x.
         rank: Number of dimensions of x.
 
     Returns:
-        The same values with a dimension of size 1 for every other axis.
+        The values with a dimension of size 1 for every other axis.
     """
     return jnp.expand_dims(feature_values, other_axes(rank, feature_axes))

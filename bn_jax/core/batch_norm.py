@@ -28,61 +28,63 @@ def batch_norm(
     debias: bool = False,
     skip_nonfinite: bool = False,
 ) -> tuple[Inexact[Array, "*shape"], BatchStats | None]:
-    """Normalizes each feature by the batch's, or the running, mean and variance.
+    """Normalizes each feature by the batch's or the running mean and variance.
 
-    The gradient flows through the batch's statistics, as the paper demands (section
-    2): without that, a bias in front of the normalization grows for ever.
+    In training, the gradient also flows through the batch's mean and variance. Without
+    that, a bias before the normalization would grow without bound (section 2).
     Source: Ioffe & Szegedy (2015), Algorithm 1 (training) and Algorithm 2, line 11
     (inference).
 
     Args:
-        x: Activations. For a convolution's output all axes but the channels are
-            averaged over: one mean and variance a feature map.
+        x: Activations. Every axis except the feature axes is averaged over: the output
+            of a convolution has one mean and variance per channel.
         scale: Learned factor of each feature, gamma in the paper; None for 1.
         bias: Learned offset of each feature, beta in the paper; None for 0.
-        batch_stats: Running statistics `{"mean", "var"}`, one value a feature each, as
-            Flax's collection has them; with `debias` or `momentum=None` also `count`,
-            the number of batches behind them, one float (infinity counts as 2**24).
-            None for use without running statistics, which returns None for them.
+        batch_stats: Running statistics `{"mean", "var"}`, one value per feature each,
+            as in Flax's collection. With `debias` or `momentum=None` also `count`, the
+            number of batches so far as one float (infinity counts as 2**24). If None,
+            there are no running statistics, and the new ones are None too.
         use_running_average: True normalizes by `batch_stats` (inference), False by the
             batch's own statistics (training). May be traced.
-        update_running_average: True if the batch moves `batch_stats`; by default it
-            does if it is normalized by its own statistics. May be traced.
+        update_running_average: True updates `batch_stats` with the batch. By default
+            the opposite of `use_running_average`. May be traced.
         axis: Feature axis or axes; -1 for channels last.
         momentum: Fraction of the running statistics that one step keeps, in [0, 1);
-            Flax's default 0.99 averages over about 100 steps. None averages over all
-            batches alike. May be traced, and is then not checked.
-        epsilon: Added to the variance, inside the root; the paper leaves its value
-            open, 1e-5 is Flax's. With 0, a feature without variance becomes NaN.
-        mask: True at the positions that count; all of them by default. The others
-            reach nothing, not even as NaN, and come back as 0.
-        axis_name: Mapped axis or axes (pmap, shard_map, vmap) whose devices share
-            one mean and variance. Under jit on sharded arrays statistics are global
+            Flax's default 0.99 averages over about 100 steps. None weights all batches
+            equally. May be traced; a traced value is not checked.
+        epsilon: Added to the variance before the square root. The paper gives no value;
+            1e-5 is Flax's. With 0, a feature without variance becomes NaN.
+        mask: True at valid positions; None if all are valid. The other positions affect
+            no result, even if they hold NaN, and their output is 0.
+        axis_name: Mapped axis or axes (pmap, shard_map, vmap) whose devices share one
+            mean and variance. Under jit, the statistics of sharded arrays are global
             without it.
-        axis_index_groups: Groups of devices within that axis that share statistics.
-        group_size: Consecutive examples (along axis 0, and over all devices in the
-            order of the mapped axis) that share statistics; the whole batch by
-            default. A size below a device's batch makes ghost batches, a larger one
-            joins devices; the result is the same on any number of devices.
-        variance_correction: 0 for running averages of the biased variance (Flax), 1
-            of the unbiased one, m / (m - 1) times it (Algorithm 2, PyTorch).
-        debias: True if running statistics leave out their initial values.
-        skip_nonfinite: True if a batch whose mean or variance is not finite leaves
-            the running statistics alone.
+        axis_index_groups: Groups of device indices within that axis; the devices of one
+            group share statistics.
+        group_size: Number of consecutive examples that share statistics; None for the
+            whole batch. Examples are counted along axis 0 and over all devices, in the
+            order of the mapped axis. A size below a device's batch makes ghost batches;
+            a larger size joins devices. The result does not depend on the number of
+            devices.
+        variance_correction: 0 averages the biased variance (Flax). 1 averages the
+            unbiased one, m / (m - 1) times the biased one of m values (Algorithm 2,
+            PyTorch).
+        debias: True gives the initial values of the running statistics no weight.
+        skip_nonfinite: True keeps the running statistics unchanged if the batch's mean
+            or variance is not finite.
 
     Returns:
         y, of x's shape and dtype (float32 for integers), and the new running
-        statistics, in float32 at least, which a batch with nothing to average leaves
-        alone.
+        statistics, in at least float32. A feature without valid values in the batch
+        keeps its running statistics.
 
     Raises:
         ValueError: If an axis does not exist; an array of features or the mask does
-            not fit x; a setting lies outside its range or needs another one; groups
-            do not fit the batch; running statistics are missing where they are
-            needed; there is only one value a feature where the batch's statistics may
-            be needed (a traced flag may be False); or for an axis of vmap together
-            with one of a mesh under a shard_map that checks types, over which JAX has
-            no sum.
+            not fit x; a setting is out of range or needs another setting; groups do not
+            fit the batch; running statistics are needed but missing; or the batch's
+            statistics may be needed, but there is only one value per feature (a traced
+            flag may need them). Also for an axis of vmap together with one of a mesh
+            under a shard_map that checks types, because JAX cannot sum over both.
         NameError: If `axis_name` is not bound.
 
     >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Sums across the devices that share their statistics, in one all-reduce."""
+"""Sums across the devices that share statistics, in one all-reduce."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,12 +13,12 @@ from bn_jax.core.config import BatchNormConfig
 
 
 class Devices(NamedTuple):
-    """The devices that share statistics; hashable. The default is one device.
+    """Devices that share statistics, as a hashable record. The default is one device.
 
     Attributes:
         axis_sizes: Name and size of each mapped axis whose devices share statistics.
         groups: Groups of device indices; the devices of one group share statistics.
-            Each index is in one group. None for one group of all.
+            Each index is in exactly one group. None for one group of all devices.
     """
 
     axis_sizes: tuple[tuple[str, int], ...] = ()
@@ -31,7 +31,7 @@ class Devices(NamedTuple):
 
     @property
     def number(self) -> int:
-        """Number of devices that share their statistics with each other."""
+        """Number of devices that share statistics with each other."""
         if self.groups is not None:
             return len(self.groups[0])
         return math.prod(size for _, size in self.axis_sizes)
@@ -44,28 +44,28 @@ def make_devices(config: BatchNormConfig) -> Devices:
         config: The settings.
 
     Raises:
-        NameError: If an axis is not bound by pmap, shard_map or vmap.
-        ValueError: If an axis is named twice, or the groups differ in size or do not
-            hold each index of the axis once.
+        NameError: If pmap, shard_map or vmap binds no axis of that name.
+        ValueError: If `axis_name` repeats an axis, the groups differ in size, or they
+            do not hold each index of the axis exactly once.
     """
     names, groups = config.axis_name, config.axis_index_groups
     devices = mapped_devices("batch_norm", names)
     if len(set(names)) < len(names):
         raise ValueError(
-            f"batch_norm: axis_name must name each axis once, and is {names}."
+            f"batch_norm: axis_name must name each axis once, but is {names}."
         )
     if groups is None:
         return devices
     if len({len(group) for group in groups}) != 1:
         raise ValueError(
-            "batch_norm: axis_index_groups must be groups of one size, and are "
+            "batch_norm: axis_index_groups must be groups of one size, but are "
             f"{groups}."
         )
     if sorted(index for group in groups for index in group) != [*range(devices.number)]:
         axis = names[0] if len(names) == 1 else names
         raise ValueError(
             "batch_norm: axis_index_groups must hold each of the indices 0 to "
-            f"{devices.number - 1} of {axis!r} once, and are {groups}."
+            f"{devices.number - 1} of {axis!r} once, but are {groups}."
         )
     return devices._replace(groups=groups)
 
@@ -74,38 +74,38 @@ def mapped_devices(who: str, names: Sequence[str]) -> Devices:
     """Returns the devices of mapped axes.
 
     Args:
-        who: The function that needs them, for the message.
+        who: Name of the function that needs them, for the error message.
         names: Names of the axes.
 
     Raises:
-        NameError: If one is not bound by pmap, shard_map or vmap.
+        NameError: If pmap, shard_map or vmap binds no axis of that name.
     """
     for name in names:
         if not _is_bound(name):
             raise NameError(
                 f"{who}: axis_name={name!r} is not bound here ({_bound_axes()}). "
-                "Call it inside pmap, shard_map or vmap with that axis name; under jit "
-                "on sharded arrays statistics are global without one."
+                "Call it inside pmap, shard_map or vmap with that axis name, or leave "
+                "axis_name out: under jit, statistics of sharded arrays are global."
             )
     return Devices(tuple((name, jax.lax.axis_size(name)) for name in names))
 
 
-def bound(devices: Devices) -> AbstractContextManager[None]:
+def bind_axes(devices: Devices) -> AbstractContextManager[None]:
     """Returns a context in which the axes of the devices are bound.
 
-    `jit(vmap(f))` evaluates derivative rules after vmap has exited, so the axes are
+    `jit(vmap(f))` evaluates derivative rules after vmap has exited, so the axes must be
     bound again.
 
     Args:
-        devices: The devices.
+        devices: Devices whose axes are needed.
     """
-    lost = [pair for pair in devices.axis_sizes if not _is_bound(pair[0])]
-    if not lost:
+    unbound = [pair for pair in devices.axis_sizes if not _is_bound(pair[0])]
+    if not unbound:
         return nullcontext()
     # JAX has no public way to bind an axis.
     from jax._src.core import extend_axis_env_nd
 
-    return extend_axis_env_nd(lost)
+    return extend_axis_env_nd(unbound)
 
 
 def sum_across(
@@ -113,26 +113,26 @@ def sum_across(
 ) -> list[Inexact[Array, "*features"]]:
     """Returns the sum of each value over the devices that share it, by one all-reduce.
 
-    Groups have a place each in one sum over the whole axis, because JAX has sums over
-    parts of an axis in some modes of mapping only. The work grows with the number of
-    groups.
+    Each group has its own row in one sum over the whole axis, because JAX supports sums
+    over parts of an axis only in some modes of mapping. The work grows with the number
+    of groups.
 
     Args:
-        devices: The devices.
+        devices: Devices to sum over.
         values: Arrays of one shape and precision, real or complex.
 
     Returns:
-        The sums over this device's group, in the order and the dtypes of the values.
+        The sums over this device's group, in the order and the dtypes of `values`.
 
     Raises:
-        ValueError: For an axis of vmap together with one of a mesh whose types
+        ValueError: For an axis of vmap together with an axis of a mesh whose types
             shard_map checks.
     """
     if not devices.axis_sizes:
         return list(values)
     dtype = jnp.result_type(*values)
     packed = jnp.stack([value.astype(dtype) for value in values])
-    with _refused_with_advice(devices):
+    with _advice_on_unsupported_sums(devices):
         sums = _sum_of_group(devices, packed)
     pairs = zip(sums, values, strict=True)
     return [s if jnp.iscomplexobj(value) else s.real for s, value in pairs]
@@ -145,24 +145,24 @@ def _sum_of_group(devices: Devices, packed: Array) -> Array:
     group_of = {index: n for n, group in enumerate(groups) for index in group}
     table = jnp.array([group_of[index] for index in range(len(group_of))])
     group = table[jax.lax.axis_index(names)]
-    places = jnp.arange(len(groups), dtype=group.dtype) == group
-    places = jnp.expand_dims(places, range(1, packed.ndim + 1))
-    packed = jnp.where(places, packed[None], jnp.zeros((), packed.dtype))
+    is_own_row = jnp.arange(len(groups), dtype=group.dtype) == group
+    is_own_row = jnp.expand_dims(is_own_row, range(1, packed.ndim + 1))
+    packed = jnp.where(is_own_row, packed[None], jnp.zeros((), packed.dtype))
     sums = jax.lax.psum(packed, names)
     return jax.lax.dynamic_index_in_dim(sums, group, keepdims=False)
 
 
 @contextmanager
-def _refused_with_advice(devices: Devices) -> Iterator[None]:
-    """Re-raises JAX's errors about sums that it does not have, with advice."""
+def _advice_on_unsupported_sums(devices: Devices) -> Iterator[None]:
+    """Re-raises JAX's errors about unsupported sums, with advice."""
     try:
         yield
-    # An AssertionError, without a text, is how JAX refuses the index over such axes.
+    # JAX raises an AssertionError without text if it cannot index such axes together.
     except (NotImplementedError, ValueError, AssertionError) as error:
         raise ValueError(
-            f"batch_norm: JAX cannot sum over {devices.axis_names} here "
-            f"({str(error) or 'there is no index over these axes'}). For an axis of "
-            "vmap together with one of a mesh, use shard_map(check_vma=False)."
+            f"batch_norm: JAX cannot sum over the axes {devices.axis_names} here "
+            f"({str(error) or 'it cannot index them together'}). To combine an axis of "
+            "vmap with an axis of a mesh, use shard_map(check_vma=False)."
         ) from error
 
 
@@ -176,10 +176,10 @@ def _is_bound(name: str) -> bool:
 
 def _bound_axes() -> str:
     try:
-        # JAX has no public way to list the bound axes either.
+        # JAX has no public way to list the bound axes.
         from jax._src.core import get_axis_env
 
         names = [str(name) for name in get_axis_env().axis_sizes]
     except (ImportError, AttributeError):
-        return "JAX does not tell which are"
-    return f"bound are: {', '.join(names)}" if names else "none is"
+        return "JAX does not list the bound axes"
+    return f"bound axes: {', '.join(names) or 'none'}"

@@ -10,21 +10,21 @@ from jax.core import Tracer
 
 
 class BatchNormConfig(NamedTuple):
-    """Every setting that is known before tracing; hashable.
+    """Settings that are known before tracing, as a hashable record.
 
-    `batch_norm` and the layers take these as separate arguments, whose defaults stand
-    there. They build the record once, and everything below takes the record.
+    `batch_norm` and the layers take these settings as separate arguments with defaults.
+    They build the record once; all functions that they call take the record.
 
     Attributes:
         axis: Feature axes.
-        epsilon: Added to the variance, inside the root.
+        epsilon: Added to the variance before the square root.
         axis_name: Mapped axes whose devices share one mean and variance.
-        axis_index_groups: Groups of indices of that axis that share statistics.
-        group_size: Consecutive examples that share statistics; None for all.
-        variance_correction: 0 keeps the biased variance, 1 the unbiased one.
-        debias: True if running statistics leave out their initial values.
-        skip_nonfinite: True if a batch with a mean or variance that is not finite
-            leaves the running statistics alone.
+        axis_index_groups: Groups of device indices; each group shares statistics.
+        group_size: Number of consecutive examples that share statistics; None for all.
+        variance_correction: 0 averages the biased variance, 1 the unbiased one.
+        debias: True gives the initial values of the running statistics no weight.
+        skip_nonfinite: True keeps the running statistics unchanged if the batch's mean
+            or variance is not finite.
     """
 
     axis: tuple[int, ...]
@@ -48,38 +48,39 @@ def make_config(
     debias: bool,
     skip_nonfinite: bool,
 ) -> BatchNormConfig:
-    """Returns the record of settings as a user gives them to `batch_norm`.
+    """Returns the record of settings, from the arguments of `batch_norm`.
 
     Args:
-        axis: One feature axis, or several.
-        epsilon: A number that is not traced.
-        axis_name: One mapped axis, several, or None.
-        axis_index_groups: Groups of indices of that axis, or None.
-        group_size: A number of examples, or None.
-        variance_correction: 0 or 1.
-        debias: True or False.
-        skip_nonfinite: True or False.
+        axis: Feature axis or axes.
+        epsilon: Number to add to the variance; not traced.
+        axis_name: Mapped axis or axes whose devices share statistics; None for none.
+        axis_index_groups: Groups of device indices of that axis; None for one group.
+        group_size: Number of examples that share statistics; None for all.
+        variance_correction: 0 averages the biased variance, 1 the unbiased one.
+        debias: True gives the initial values of the running statistics no weight.
+        skip_nonfinite: True keeps the running statistics unchanged if the batch's mean
+            or variance is not finite.
 
     Raises:
-        ValueError: If a setting lies outside its range, or contradicts another one.
+        ValueError: If a setting is out of range or contradicts another setting.
     """
     axes = tuple(axis) if isinstance(axis, Iterable) else (axis,)
     _check_epsilon(epsilon)
     if variance_correction not in (0, 1):
         raise ValueError(
-            "batch_norm: variance_correction must be 0 (biased) or 1 (unbiased), and "
+            "batch_norm: variance_correction must be 0 (biased) or 1 (unbiased), but "
             f"is {variance_correction}."
         )
     if axis_index_groups is not None and axis_name is None:
         raise ValueError(
-            "batch_norm: axis_index_groups needs axis_name, the mapped axis that the "
-            "groups divide."
+            "batch_norm: axis_index_groups needs axis_name, the mapped axis whose "
+            "devices the groups list."
         )
     is_whole = isinstance(group_size, int | np.integer)
     if group_size is not None and (not is_whole or group_size < 1):
         raise ValueError(
-            "batch_norm: group_size must be a whole number of examples, at least 1; "
-            f"it is {group_size!r}."
+            "batch_norm: group_size must be a whole number of examples, at least 1, "
+            f"but is {group_size!r}."
         )
     if group_size is not None and axis_index_groups is not None:
         raise ValueError(
@@ -105,13 +106,13 @@ def make_config(
 
 
 def check_groups_of_examples(config: BatchNormConfig) -> None:
-    """Checks that `group_size` does not count along a feature axis.
+    """Checks that axis 0 is not a feature axis if `group_size` is set.
 
     Args:
-        config: The settings, with axes as a user gave them or canonical ones.
+        config: The settings; axes may be canonical or as the caller gave them.
 
     Raises:
-        ValueError: If it does.
+        ValueError: If `group_size` is set and axis 0 is a feature axis.
     """
     if config.group_size is not None and 0 in config.axis:
         raise ValueError(
@@ -125,16 +126,15 @@ def check_is_number(name: str, value: Any) -> None:
 
     Args:
         name: Name of the setting.
-        value: What a user gave for it.
+        value: Value that the caller gave.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If the value is not one number.
     """
     is_numeric = isinstance(value, float | int | np.generic | np.ndarray | jax.Array)
     if not is_numeric or jnp.shape(value) != ():
         raise ValueError(
-            f"batch_norm: {name} must be one number, for all features, and is "
-            f"{value!r}."
+            f"batch_norm: {name} must be one number for all features, but is {value!r}."
         )
 
 
@@ -142,8 +142,8 @@ def _check_epsilon(epsilon: Any) -> None:
     check_is_number("epsilon", epsilon)
     if isinstance(epsilon, Tracer):
         raise ValueError(
-            "batch_norm: epsilon must be a number that is known before tracing, and is "
+            "batch_norm: epsilon must be a number that is known before tracing, but is "
             f"{epsilon}; make it static."
         )
     if not float(epsilon) >= 0:
-        raise ValueError(f"batch_norm: epsilon must not be negative; it is {epsilon}.")
+        raise ValueError(f"batch_norm: epsilon must not be negative, but is {epsilon}.")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
 from bn_jax.core.axes import expand_to_rank, other_axes
-from bn_jax.core.collectives import Devices, bound, sum_across
+from bn_jax.core.collectives import Devices, bind_axes, sum_across
 from bn_jax.core.config import BatchNormConfig
 from bn_jax.core.dtypes import wide_dtype
 from bn_jax.core.moments import batch_moments
@@ -27,16 +27,16 @@ def normalize_by_batch(
 ) -> tuple[Inexact[Array, "*shape"], ShiftedMoments]:
     """Returns x normalized by its own moments, and the moments.
 
-    The derivative is the closed form, which saves x and arrays of a feature's size,
-    and sums across devices once in each direction. It is given as a tangent, which
-    JAX transposes, so that forward mode, higher orders and every mode of mapping work
-    too.
+    The derivative is a closed form: it saves only x and arrays with one value per
+    feature, and sums across devices once in each direction. The closed form is a
+    tangent, which JAX transposes to the gradient. Forward mode, higher orders and every
+    mode of mapping therefore work too.
 
     Args:
         x: Activations, zero where the mask is False.
         scale: Learned factor of each feature; None for 1.
         bias: Learned offset of each feature; None for 0.
-        mask: True at the positions that count.
+        mask: True at valid positions; None if all are valid.
         config: Canonical feature axes and epsilon.
         devices: Devices that share moments.
     """
@@ -54,13 +54,13 @@ def _normalize_by_batch_jvp(
     tangents: tuple[Any, ...],
 ) -> tuple[Any, Any]:
     x, scale, *_ = primals
-    with bound(devices):
+    with bind_axes(devices):
         y, moments = normalize_by_batch(*primals, config, devices)
         tangent = _tangent(config, devices, x, scale, moments, *tangents[:3])
         return (y, moments), tangent
 
 
-# Rematerialized: a float32 copy of x would be saved for the transpose otherwise.
+# Rematerialized; otherwise JAX would save a float32 copy of x for the transpose.
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 1))
 def _tangent(
     config: BatchNormConfig,
@@ -72,11 +72,11 @@ def _tangent(
     dscale: Array | None,
     dbias: Array | None,
 ) -> tuple[Array, ShiftedMoments]:
-    """Returns the change of y and of the moments, for changes of x, scale and bias.
+    """Returns the tangents of y and of the moments, from those of x, scale and bias.
 
-    With x_hat = (x - mean) * inv_std, it is `inv_std * scale * dx` plus, for each
-    feature, a multiple of x_hat and a constant. Its transpose therefore has two
-    sums over the batch, of dy and of dy * x_hat: those of the paper's section 3.
+    With x_hat = (x - mean) * inv_std, the tangent of y is `inv_std * scale * dx` plus,
+    for each feature, a multiple of x_hat and a constant. Its transpose therefore has
+    two sums over the batch, of dy and of dy * x_hat: those of the paper's section 3.
 
     Source: Ioffe & Szegedy (2015), section 3, the six equations of the gradient.
     """
@@ -86,14 +86,14 @@ def _tangent(
     def expand(values: Array) -> Array:
         return expand_to_rank(values, config.axis, x.ndim)
 
-    # Two expressions for one difference, on purpose: one is used in a sum of this
-    # function, the other in one of its transpose. A common one, or x in float32, would
-    # be stored as an array of x's size.
+    # The difference is written in two ways on purpose: a sum of this function uses one
+    # and a sum of its transpose the other. XLA would store a common difference, or x
+    # in float32, as an array of x's size.
     shift, offset = moments.center()
     deviation = x.astype(wide) + expand(-shift) - expand(offset)
     to_shift = (-x).astype(wide) + expand(shift)
     dx = dx.astype(wide)
-    # By the real part of conj(a) * b the square of an absolute value changes.
+    # The derivative of |a|^2 is 2 real(conj(a) da); `dvar` below has the factor 2.
     products = (jnp.conj(deviation) * dx).real
     total, product = sum_across(
         devices, [jnp.sum(dx, axis=axes), jnp.sum(products, axis=axes)]
@@ -101,8 +101,8 @@ def _tangent(
     divisor = jnp.maximum(moments.num_samples, 1)
     dmean, dvar = total / divisor, 2 * product / divisor
 
-    # Without a value, and with an epsilon of 0, there is no inverse to multiply by.
-    # With an infinite variance zero times the sums may be NaN.
+    # Two cases would give NaN. Without values and with an epsilon of 0, rsqrt gives
+    # infinity. With an infinite variance it gives 0, which multiplies infinite sums.
     is_usable = (moments.num_samples > 0) & ~jnp.isinf(moments.var)
     zero = jnp.zeros_like(moments.var)
     inv_std = jnp.where(is_usable, jax.lax.rsqrt(moments.var + config.epsilon), zero)
@@ -114,10 +114,10 @@ def _tangent(
     if dbias is not None:
         constant = constant + dbias.astype(wide)
     multiple = jnp.where(is_usable, multiple, jnp.zeros_like(multiple))
-    # The offset is no larger than a few deviations: it is subtracted here, feature by
-    # feature, and not from x.
+    # `to_shift` lacks the offset of the mean. The offset is at most a few standard
+    # deviations, so it is subtracted here, once per feature, and not from x.
     constant = constant - offset * multiple
     dy = expand(slope) * dx + to_shift * expand(-multiple) + expand(constant)
-    # Counts do not change, and the mean changes by its offset.
+    # The count and the shift are constants: the mean's tangent is that of its offset.
     unchanged = (zero, jnp.zeros_like(moments.shift))
     return dy.astype(x.dtype), ShiftedMoments(*unchanged, dmean, dvar)

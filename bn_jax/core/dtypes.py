@@ -1,4 +1,4 @@
-"""The precision that values, statistics and arithmetic are kept in."""
+"""Precision of values, statistics and arithmetic."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,9 @@ from jaxtyping import Array, Inexact
 
 
 def wide_dtype(*dtypes: DTypeLike) -> np.dtype:
-    """Returns the narrowest dtype of at least float32 that holds all of them.
+    """Returns the narrowest dtype of at least float32 that holds all of the dtypes.
 
-    Unlike `jnp.promote_types` it also answers under strict promotion: here half
+    Unlike `jnp.promote_types`, this also works under strict promotion, because half
     precision is widened on purpose.
 
     Args:
@@ -24,21 +24,23 @@ def wide_dtype(*dtypes: DTypeLike) -> np.dtype:
 
 @jax.custom_jvp
 def as_stored(x: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
-    """Returns x as memory holds it, to all that read it.
+    """Returns x with the precision that memory holds, for all operations that read it.
 
-    Within one program XLA keeps a sum or product of bfloat16 in float32 for some of
-    its readers, and not for others. Without this, the moments and the values that they
-    normalize would be of different numbers, and a constant feature would not become 0.
+    Within one program, XLA keeps the result of a bfloat16 sum or product in float32 for
+    some operations and rounds it for others. Without this barrier, the moments would
+    belong to slightly different values than the normalized ones, and a constant feature
+    would not become 0.
 
     Args:
-        x: Of any dtype; all but bfloat16 are left alone, as XLA does.
+        x: Array of any dtype. Only bfloat16 gets a barrier, because XLA widens no other
+            dtype.
     """
     if x.dtype != jnp.bfloat16:
         return x
     return jax.lax.optimization_barrier(x)
 
 
-# The gradient may stay part of a larger computation.
+# The gradient needs no barrier, so XLA may fuse it with other operations.
 as_stored.defjvps(lambda tangent, _, x: tangent)
 
 

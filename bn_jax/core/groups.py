@@ -1,4 +1,4 @@
-"""Normalization batches of a stated size, however many devices there are."""
+"""Normalization of groups of `group_size` examples, on any number of devices."""
 
 from typing import Any
 
@@ -22,19 +22,21 @@ def normalize_by_batch_or_group(
 ) -> tuple[Inexact[Array, "*shape"], Moments]:
     """Returns x normalized by its own moments, and the moments.
 
-    With a `group_size`, that many consecutive examples of the whole batch, along axis
-    0, are normalized by themselves; the moments are then those of the average group.
+    With a `group_size`, each group of that many consecutive examples of the whole
+    batch, along axis 0, is normalized separately. The returned moments are then the
+    average of the groups' moments.
 
     Args:
         x: Activations, zero where the mask is False.
         scale: Learned factor of each feature; None for 1.
         bias: Learned offset of each feature; None for 0.
-        mask: True at the positions that count.
+        mask: True at valid positions; None if all are valid.
         config: Canonical feature axes, epsilon and `group_size`.
         devices: All devices that the batch is sharded over.
 
     Raises:
-        ValueError: If a group of that size would hold a part of a device's examples.
+        ValueError: If `group_size` neither divides a device's examples nor is a
+            multiple of them that divides the whole batch.
     """
     if config.group_size is None:
         y, moments = normalize_by_batch(x, scale, bias, mask, config, devices)
@@ -56,23 +58,24 @@ def normalize_by_batch_or_group(
 def plan_groups(
     group_size: int, batch_size: Any, devices: Devices
 ) -> tuple[int, Devices]:
-    """Returns how many examples of a device make a group, and which devices share it.
+    """Returns the number of a device's examples in one group, and the group's devices.
 
     Args:
-        group_size: Examples that share their statistics.
-        batch_size: Examples on this device; an expression where `jax.export` leaves
-            their number open.
+        group_size: Number of examples that share statistics.
+        batch_size: Number of examples on this device; a symbolic expression if
+            `jax.export` leaves it open.
         devices: All devices that the batch is sharded over.
 
     Raises:
-        ValueError: If a group of that size would hold a part of a device's examples.
+        ValueError: If `group_size` neither divides a device's examples nor is a
+            multiple of them that divides the whole batch.
     """
-    # A size that `jax.export` leaves open counts only if it is known to be a multiple.
+    # A size that `jax.export` leaves open passes only if JAX knows it is a multiple.
     if batch_size % group_size == 0:
         return group_size, Devices()
     if not isinstance(batch_size, int):
         raise ValueError(
-            f"batch_norm: group_size={group_size} must divide the batch, and the batch "
+            f"batch_norm: group_size={group_size} must divide the batch, but the batch "
             f"size {batch_size} is not known to be a multiple of it; export with a "
             f"size such as {group_size}*k."
         )
@@ -90,7 +93,7 @@ def plan_groups(
     nearest = sorted(fitting, key=lambda size: abs(size - group_size))[:2]
     raise ValueError(
         f"batch_norm: group_size={group_size} must divide the {batch_size} examples of "
-        f"a device, or be a multiple of them that divides the whole batch of {whole}; "
+        f"a device, or be a multiple of that and divide the whole batch of {whole}; "
         f"{' or '.join(map(str, sorted(nearest)))} would."
     )
 
@@ -98,12 +101,12 @@ def plan_groups(
 def split_groups(
     x: Shaped[Array, "batch *shape"], examples: int
 ) -> Shaped[Array, "groups examples *shape"]:
-    """Returns x with a leading axis of groups of consecutive examples.
+    """Returns x with a new leading axis of groups of consecutive examples.
 
     Args:
         x: Examples along the first axis.
-        examples: Examples of a group; divides their number. An empty batch is one
-            empty group.
+        examples: Number of examples of a group, which divides the batch. An empty batch
+            becomes one empty group.
     """
     batch_size, *shape = x.shape
     if batch_size == 0:
@@ -112,22 +115,22 @@ def split_groups(
 
 
 def average_group(moments: Moments, devices: Devices) -> Moments:
-    """Returns moments of the average group, of which running statistics are made.
+    """Returns the average of the groups' moments, for the running statistics.
 
-    Inference takes the place of training on groups of this size, so the groups'
-    variances are averaged, as Algorithm 2 averages minibatches'; the variance
-    of their means is not part of it.
+    In inference, the running statistics stand for the statistics of groups of this
+    size. The groups' variances are therefore averaged, like the minibatches' variances
+    in Algorithm 2; the variance of the groups' means is not added.
 
     Args:
-        moments: Moments with a leading axis of the groups of this device.
+        moments: Moments with a leading axis of this device's groups.
         devices: Devices that hold other groups.
 
     Returns:
-        Moments without that axis, the same on all devices. Groups without a value
-        have no weight.
+        Moments without that axis, equal on all devices. Groups without values have no
+        weight.
     """
     has_values = (moments.num_samples > 0).astype(moments.var.dtype)
-    # The moments of a group without a value are 0, which adds nothing.
+    # The moments of a group without values are 0, so they add nothing.
     sums = [jnp.sum(leaf, axis=0) for leaf in (has_values, *moments)]
     num_groups, *totals = sum_across(devices, sums)
     return Moments(*(total / jnp.maximum(num_groups, 1) for total in totals))

@@ -13,14 +13,15 @@ from bn_jax.core.collectives import Devices, sum_across
 from bn_jax.core.dtypes import wide_dtype
 from bn_jax.core.types import Moments, ShiftedMoments
 
-# One value in so many makes the shift.
+# The shift is the mean of at least one value in 16.
 _STRIDE = 16
-# Fewer examples than this are all averaged: that costs little, and jit need not move
-# every 16th example between devices that hold only a few.
+# With fewer examples than this, the shift is the mean of all. That costs little, and
+# XLA need not move every 16th example between devices that hold only a few.
 _FEW_EXAMPLES = _STRIDE**2
-# A power of two, which costs no digits: 2**32 values of 1e38 add up to a finite number.
-_UNIT = 2.0**-32
-# Name of the mapped axis that takes the place of devices where parts are merged.
+# Values are multiplied by this before they are summed, so that 2**32 values of 1e38
+# have a finite sum. Multiplying by a power of two loses no digits.
+_SUM_FACTOR = 2.0**-32
+# Mapped axis over which `merge_moments` sums, as if each part were a device.
 _PARTS = "bn_jax parts"
 
 
@@ -34,33 +35,33 @@ def batch_moments(
     """Returns mean and biased variance of each feature, over every other axis.
 
     One pass sums `x - shift` and its square, where `shift` is the mean of a sixteenth
-    of the values. The variance is the mean square minus the square of the mean, and
-    loses digits if the shift is far from the mean. The shift stays near it: **the mean
-    of a sixteenth of the values lies within sqrt(15) standard deviations of the mean
-    of all of them, whatever they are.** Proof: let a fraction f of the values have the
-    mean s, the others t, and all of them the mean m and the variance v. Then
+    of the values. The variance is the mean square minus the square of the mean. This
+    difference loses digits if the shift is far from the mean, but it is always near:
+    **the mean of any sixteenth of the values lies within sqrt(15) standard deviations
+    of the mean of all values.** Proof: let a fraction f of the values have the mean s,
+    the rest the mean t, and all values the mean m and the variance v. Then
     f (s - m) = -(1 - f)(t - m), and
-    v >= f (s - m)^2 + (1 - f)(t - m)^2 = (s - m)^2 f / (1 - f). With f = 1/16 that is
-    (s - m)^2 <= 15 v. So the variance has at most 16 times the rounding error of the
-    sum of squares: four of float32's 24 bits.
+    v >= f (s - m)^2 + (1 - f)(t - m)^2 = (s - m)^2 f / (1 - f). With f = 1/16 this
+    gives (s - m)^2 <= 15 v. So the variance has at most 16 times the rounding error of
+    the sum of squares: it loses four of float32's 24 bits.
     Source: Ioffe & Szegedy (2015), Algorithm 1; Samuelson (1968) for the bound, there
-    of one value instead of a group; Chan, Golub & LeVeque (1983) for sums of shifted
+    for one value instead of a group; Chan, Golub & LeVeque (1983) for sums of shifted
     values.
 
     Args:
         x: Activations, zero where the mask is False.
-        mask: True at the positions that count; all of them by default. With a mask
-            the shift is the mean of all values that count, because a sixteenth may
-            hold none. A mask of True may therefore change the last bit.
+        mask: True at valid positions; None if all are valid. With a mask, the shift is
+            the mean of all valid values, because a sixteenth may hold none. A mask that
+            is True everywhere may therefore change the last bit.
         feature_axes: Canonical axes that are not averaged over.
         devices: Devices that share the moments. They may hold different numbers of
             valid positions, or none.
 
     Returns:
-        Moments of the shape of the feature axes, in float32 or wider. All of them are
-        0 where there is no value to average: in an empty batch, or where the mask
-        leaves nothing. The variance is infinite where its dtype cannot hold the sum of
-        squares (from a sum of 3e38 on in float32); the mean may be infinite there too.
+        Moments of the shape of the feature axes, in float32 or wider. Number, mean and
+        variance are 0 if there is no valid value: in an empty batch, or under a mask of
+        False. The variance is infinite if its dtype cannot hold the sum of squares (in
+        float32 from a sum of 3e38 on); the mean may then be infinite too.
 
     >>> x = jnp.array([[1.0, 2.0], [3.0, 6.0]])
     >>> batch_moments(x, feature_axes=(1,), devices=Devices()).var
@@ -71,23 +72,27 @@ def batch_moments(
 
 
 def merge_across(devices: Devices, moments: ShiftedMoments) -> ShiftedMoments:
-    """Returns moments of all devices' values together, by two all-reduces.
+    """Returns the moments of all devices' values together, by two all-reduces.
 
-    The first one sums counts and values, which gives a common shift: the mean, rounded.
-    The second one sums around it the differences of the devices' means and their
-    squares. No large number is subtracted from another one, and memory and time grow
-    linearly with the devices.
+    The first all-reduce sums counts and values. Their quotient, the rounded mean of
+    all, is the common shift. The second all-reduce sums the differences of the
+    devices' means from this shift, and the mean squares around it. No large number is
+    subtracted from another large one, and memory and time grow linearly with the
+    number of devices.
     Source: Chan, Golub & LeVeque (1983), Eq. 2.1.
 
     Args:
-        devices: The devices.
-        moments: Moments of this device; one without values adds nothing.
+        devices: Devices that share the moments.
+        moments: Moments of this device; a device without values adds nothing.
     """
     count = moments.num_samples
-    num_samples, total = sum_across(devices, [count, count * _UNIT * moments.mean])
-    shift = _mean_of_units(total, num_samples)
+    num_samples, total = sum_across(
+        devices, [count, count * _SUM_FACTOR * moments.mean]
+    )
+    shift = _mean_of_scaled_sum(total, num_samples)
     distance = (moments.shift - shift) + moments.offset
-    # An offset that overflowed may be NaN; the variance says what it stands for.
+    # An offset that overflowed may be NaN. The variance, then infinite or NaN too,
+    # replaces the distance.
     is_finite = jnp.isfinite(moments.offset)
     distance = jnp.where(is_finite, distance, moments.var.astype(distance.dtype))
     square = moments.var + abs_squared(distance)
@@ -96,7 +101,7 @@ def merge_across(devices: Devices, moments: ShiftedMoments) -> ShiftedMoments:
 
 
 def merge_moments(moments: Moments) -> Moments:
-    """Returns moments of all parts together, merged as those of devices are.
+    """Returns the moments of all parts of the data together.
 
     Args:
         moments: Moments with a leading axis of parts; a part without values adds
@@ -112,10 +117,10 @@ def merge_moments(moments: Moments) -> Moments:
 
 
 def abs_squared(x: Inexact[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Returns the square of the absolute value, without the root of `abs`.
+    """Returns the squared absolute value, without the square root that `abs` takes.
 
     Args:
-        x: Real or complex.
+        x: Real or complex array.
     """
     return (jnp.conj(x) * x).real
 
@@ -128,16 +133,16 @@ def _local_moments(
     expand = partial(expand_to_rank, feature_axes=feature_axes, rank=x.ndim)
     where = None if mask is None else jnp.broadcast_to(mask, x.shape)
     sample = _sixteenth(x, axes) if where is None else x
-    total = jnp.sum(sample.astype(wide) * _UNIT, axis=axes)
+    total = jnp.sum(sample.astype(wide) * _SUM_FACTOR, axis=axes)
     if where is None:
         count = _number_of_values(x, axes, total.real)
-        shift = _mean_of_units(total, _number_of_values(sample, axes, total.real))
+        shift = _mean_of_scaled_sum(total, _number_of_values(sample, axes, total.real))
     else:
         count = jnp.sum(where.astype(total.real.dtype), axis=axes)
-        shift = _mean_of_units(total, count)
+        shift = _mean_of_scaled_sum(total, count)
     values = x.astype(wide)
-    # Two expressions for one difference, on purpose: XLA would compute a common one
-    # once and materialize an array of x's size.
+    # The difference is written in two ways on purpose: XLA would compute a common
+    # expression once and materialize an array of x's size.
     difference = values - expand(shift)
     same_difference = values + expand(-shift)
     return _moments_of_sums(
@@ -151,14 +156,14 @@ def _local_moments(
 def _sixteenth(x: Array, axes: Sequence[int]) -> Array:
     """Returns a sixteenth or more of the values of each feature.
 
-    These are the first rows of each example, which lie together in memory, or every
-    16th example if an example has only one position.
+    If an example has several positions, its first rows are taken, because they are
+    contiguous in memory. If it has only one position, every 16th example is taken.
     """
     positions = [axis for axis in axes[1:] if x.shape[axis] != 1]
     if positions:
         size = -(-x.shape[positions[0]] // _STRIDE)
         return jax.lax.slice_in_dim(x, 0, size, axis=positions[0])
-    # A size that `jax.export` leaves open is not an integer: all examples are taken.
+    # A size that `jax.export` leaves open is not an int; then all examples are taken.
     examples = x.shape[axes[0]] if axes else 0
     if not isinstance(examples, int) or examples < _FEW_EXAMPLES:
         return x
@@ -169,14 +174,15 @@ def _number_of_values(x: Array, axes: Sequence[int], like: Array) -> Array:
     return jnp.full_like(like, math.prod(x.shape[axis] for axis in axes))
 
 
-def _mean_of_units(total: Array, count: Array) -> Array:
-    """Returns the mean from a sum of values in units of `_UNIT`; 0 if not finite.
+def _mean_of_scaled_sum(total: Array, count: Array) -> Array:
+    """Returns the mean from a sum of values times `_SUM_FACTOR`; 0 if not finite.
 
-    The selection has a second purpose. Without it compilers fuse the multiplication
-    that makes the mean with a subtraction of it, and skip the rounding between them:
-    sums would be taken around another number than the one that is subtracted from x.
+    `jnp.where` also keeps the rounding of the mean. Without it, compilers fuse the
+    multiplication that makes the mean with the subtraction of the mean, and skip the
+    rounding in between. The sums would then use a slightly different shift than the
+    one that is subtracted from x.
     """
-    mean = total / (jnp.maximum(count, 1) * _UNIT)
+    mean = total / (jnp.maximum(count, 1) * _SUM_FACTOR)
     return jnp.where(jnp.isfinite(mean), mean, jnp.zeros_like(mean))
 
 
@@ -185,7 +191,7 @@ def _moments_of_sums(
 ) -> ShiftedMoments:
     """Returns moments from the sums of `x - shift` and of its square.
 
-    No NaN comes of finite values: sums that overflow give an infinite variance.
+    Finite values never give NaN: sums that overflow give an infinite variance.
     """
     divisor = jnp.maximum(count, 1)
     offset, square = differences / divisor, squares / divisor

@@ -1,4 +1,4 @@
-"""Standardization by given statistics, then scale and shift."""
+"""Standardization by given statistics, then scale and bias."""
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,10 @@ def normalize(
     bias: Inexact[Array, "*features"] | None,
     offset: Inexact[Array, "*features"] | None = None,
 ) -> Inexact[Array, "*shape"]:
-    """Returns `(x - mean) / sqrt(var + epsilon) * scale + bias`, by feature.
+    """Returns `(x - mean) / sqrt(var + epsilon) * scale + bias` for each feature.
 
-    The mean is subtracted before anything is multiplied: the folded form
-    `x * a + b` would cancel where the mean is large.
+    The mean is subtracted before any multiplication, because the folded form
+    `x * a + b` would lose digits where the mean is large.
     Source: Ioffe & Szegedy (2015), Algorithm 1, the last two lines.
 
     Args:
@@ -32,8 +32,8 @@ def normalize(
         config: Canonical feature axes and epsilon.
         scale: Learned factor of each feature, gamma in the paper; None for 1.
         bias: Learned offset of each feature, beta in the paper; None for 0.
-        offset: A second summand of the mean, with the digits that one number has no
-            room for; None for 0.
+        offset: Number to add to `mean`, with the digits that do not fit into it; None
+            for 0.
 
     Returns:
         Array of x's shape and dtype; the arithmetic is in float32 or wider.

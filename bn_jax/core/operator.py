@@ -1,4 +1,4 @@
-"""The operator under `batch_norm` and the layers, from one record of settings."""
+"""Batch Normalization with all settings in one record, for `batch_norm` and layers."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -28,13 +28,13 @@ from bn_jax.core.validation import check_arrays, check_momentum, count_values, r
 
 
 class BatchNormResult(NamedTuple):
-    """Everything that one application of Batch Normalization computes.
+    """Results of one application of Batch Normalization.
 
     Attributes:
         y: Normalized activations.
-        batch_stats: Running statistics after it; None if there were none before.
-        moments: Moments of the batch; None if nothing needed them.
-        num_values: Number of values behind each of them, if there are moments.
+        batch_stats: New running statistics; None if the caller passed none.
+        moments: Moments of the batch; None if no result needed them.
+        num_values: Number of values that share a mean; None if `moments` is None.
     """
 
     y: Inexact[Array, "..."]
@@ -59,18 +59,21 @@ def batch_norm_with_moments(
     """Returns the result of `batch_norm`, and the batch's moments.
 
     Args:
-        x: As for `batch_norm`, and so are all arguments that it has too.
-        scale: Learned factors, or None.
-        bias: Learned offsets, or None.
-        batch_stats: Running statistics, or None.
+        x: Activations; integers are converted to float32.
+        scale: Learned factor of each feature; None for 1.
+        bias: Learned offset of each feature; None for 0.
+        batch_stats: Running statistics; None if there are none.
         config: The static settings.
-        use_running_average: True for inference.
-        update_running_average: True if the batch moves the running statistics.
-        momentum: Fraction of them that one step keeps.
-        mask: True at the positions that count.
-        on_single_value: Called with a message if a batch has one value a feature. It
-            is refused by default; a function that returns lets it pass, as
-            initialization by a single example needs.
+        use_running_average: True normalizes by `batch_stats`, False by the batch's
+            own statistics. May be traced.
+        update_running_average: True updates `batch_stats` with the batch; None for the
+            opposite of `use_running_average`. May be traced.
+        momentum: Fraction of the running statistics that one step keeps; None weights
+            all batches equally. May be traced.
+        mask: True at valid positions; None if all are valid.
+        on_single_value: Called with a message if there is only one value per feature.
+            The default raises ValueError. If the function returns, the batch is
+            accepted: initialization with a single example needs that.
     """
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
@@ -90,14 +93,14 @@ def batch_norm_with_moments(
         num_values = count_values(x, config, devices)
         if mask is None and num_values.value == 1 and len(config.axis) < x.ndim:
             on_single_value(
-                f"batch_norm: x of shape {x.shape} has one value a feature, whose "
-                "variance is 0 and whose normalized value is always 0. Train with more "
-                "examples a batch or group (group_size), share statistics across "
-                "devices (axis_name), or normalize by the running ones "
+                f"batch_norm: x of shape {x.shape} has one value per feature, so its "
+                "variance is 0 and its normalized value is always 0. Train with more "
+                "examples per batch or group (group_size), share statistics across "
+                "devices (axis_name), or normalize by the running statistics "
                 "(use_running_average=True)."
             )
-    # Arguments of their own: an array that a function closes over keeps its sharding
-    # on an explicit mesh.
+    # `compute` takes all arrays as arguments, because an array in a closure would keep
+    # its sharding on an explicit mesh.
     arrays = in_manual_context((x, scale, bias, stats, mask, settings.traced()))
     compute = partial(_compute, config, devices, settings)
     compute = with_automatic_sharding(compute, x, config.axis, stats, arrays[1:])
@@ -116,12 +119,12 @@ def _compute(
     mask: Array | None,
     traced: Mapping[str, Array],
 ) -> tuple[Array, BatchStats | None, Moments | None]:
-    """Returns y, the new statistics and the moments, from arguments that are right."""
+    """Computes y, the new statistics and the moments from checked arguments."""
     by_running, updates, updates_follow, momentum = settings._replace(**traced)
     if mask is not None:
         mask = jnp.array(mask, bool, ndmin=x.ndim)
-        # Before any arithmetic: multiplying by zero would keep a NaN, in the value or
-        # in the derivative.
+        # Masked positions become 0 before any arithmetic. Multiplying them by 0 later
+        # would keep a NaN, in the value or in the derivative.
         x = _zero_where_masked(x, mask)
     y, moments, params = x, None, {"scale": scale, "bias": bias}
     if stats is not None and by_running is not False:
@@ -139,7 +142,9 @@ def _compute(
         )
         y = select(by_running, y, y_by_batch)
         if not updates_follow and by_batch is not True:
-            # Statistics may be wanted, with derivatives, where y is not.
+            # The two flags are independent here, so the statistics may need derivatives
+            # where y does not. `differentiable_if` has removed those from the moments
+            # above, so the moments are computed again.
             _, moments = normalize_batch(x, None, None)
     if moments is not None and stats is not None:
         updated = update_batch_stats(stats, moments, config, momentum=momentum)
@@ -151,11 +156,11 @@ def _compute(
     return y, stats, moments
 
 
-# Rematerialized: a float32 copy of x would be saved for the transpose otherwise.
+# Rematerialized; otherwise JAX would save a float32 copy of x for the transpose.
 _normalize_by_running = jax.checkpoint(normalize, prevent_cse=False, static_argnums=3)
 
 
-# Rematerialized: zeros of x's size would be saved for the transpose otherwise.
+# Rematerialized; otherwise JAX would save zeros of x's size for the transpose.
 @partial(jax.checkpoint, prevent_cse=False)
 def _zero_where_masked(x: Array, mask: Array) -> Array:
     return jnp.where(mask, x, jnp.zeros((), x.dtype))

@@ -1,4 +1,4 @@
-"""Settings that are either Python values or traced arrays, and flags among them."""
+"""Settings that are Python values or traced arrays, and helpers for flags."""
 
 from typing import Any, NamedTuple
 
@@ -13,15 +13,15 @@ Flag = bool | Bool[Array, ""]
 
 
 class TracedSettings(NamedTuple):
-    """The settings that may be traced.
+    """Settings that may be traced.
 
     Attributes:
         by_running: True to normalize by the running statistics.
-        updates: True to move them by the batch's.
-        updates_follow: True if `updates` is the opposite of `by_running` because it
-            was not given. Never traced.
-        momentum: Fraction of the running statistics that one step keeps; None for an
-            average of all batches alike.
+        updates: True to update the running statistics with the batch.
+        updates_follow: True if the caller gave no `updates`, which is then the opposite
+            of `by_running`. Never traced.
+        momentum: Fraction of the running statistics that one step keeps; None weights
+            all batches equally.
     """
 
     by_running: Flag
@@ -35,7 +35,7 @@ class TracedSettings(NamedTuple):
         return self.by_running is not True or self.updates is not False
 
     def traced(self) -> dict[str, Array]:
-        """Returns those that are arrays, by name."""
+        """Returns the settings that are arrays, by name."""
         return {k: v for k, v in self._asdict().items() if isinstance(v, jax.Array)}
 
 
@@ -45,17 +45,18 @@ def make_settings(
     momentum: float | Array | None,
     batch_stats: BatchStats | None,
 ) -> TracedSettings:
-    """Returns the settings that three arguments of `batch_norm` describe.
+    """Returns the settings, from the arguments of `batch_norm` that may be traced.
 
     Args:
-        use_running_average: A flag as a caller gave it.
-        update_running_average: A flag as a caller gave it, or None.
-        momentum: The fraction as a caller gave it, or None.
+        use_running_average: Flag that the caller gave.
+        update_running_average: Flag that the caller gave, or None.
+        momentum: Fraction that the caller gave, or None.
         batch_stats: Running statistics, or None.
 
     Raises:
-        ValueError: If a flag is not one boolean, or asks for running statistics that
-            there are not. A traced flag to update them is allowed, and does nothing.
+        ValueError: If a flag is not one boolean, or needs running statistics while
+            `batch_stats` is None. In that case, a traced flag to update them is
+            accepted and has no effect.
     """
     by_running = as_flag(use_running_average, "use_running_average")
     follows = update_running_average is None
@@ -66,35 +67,35 @@ def make_settings(
         if by_running is not False or (updates is True and not follows):
             name = f"{'use' if by_running is not False else 'update'}_running_average"
             raise ValueError(
-                f"batch_norm: {name} needs running statistics, and batch_stats is "
-                f"None; give {{'mean', 'var'}}, or {name}=False."
+                f"batch_norm: {name} needs running statistics, but batch_stats is "
+                f"None; give {{'mean', 'var'}}, or set {name}=False."
             )
         updates = False
     return TracedSettings(by_running, updates, follows, momentum)
 
 
 def as_flag(flag: Any, name: str) -> Flag:
-    """Returns the flag, as a Python boolean if its value is known.
+    """Returns the flag, as a Python bool if its value is known.
 
     Args:
         flag: A boolean or a number, of Python, NumPy or JAX.
         name: Name of the argument, for the error.
 
     Raises:
-        ValueError: If it is None, text, or more than one value.
+        ValueError: If the flag is None, text, or more than one value.
     """
     if flag is None or isinstance(flag, str) or jnp.shape(flag) != ():
         raise ValueError(
-            f"batch_norm: {name} must be one boolean, for all of x, and is {flag!r}."
+            f"batch_norm: {name} must be one boolean for all of x, but is {flag!r}."
         )
     return flag.astype(bool) if isinstance(flag, Tracer) else bool(flag)
 
 
 def is_off(flag: Any) -> bool:
-    """Returns True if a flag is known to be False: given, and not traced.
+    """Returns True if a flag is known to be False, and so neither None nor traced.
 
     Args:
-        flag: A flag as a caller gave it, or None.
+        flag: Flag that the caller gave, or None.
     """
     return not (flag is None or isinstance(flag, Tracer) or bool(flag))
 
@@ -103,7 +104,7 @@ def negate(flag: Flag) -> Flag:
     """Returns the opposite of a flag.
 
     Args:
-        flag: A flag as `as_flag` gives it.
+        flag: Flag that `as_flag` returned.
     """
     return not flag if isinstance(flag, bool) else jnp.logical_not(flag)
 
@@ -114,7 +115,7 @@ def select(
     """Returns one of two arrays.
 
     Args:
-        flag: A flag as `as_flag` gives it.
+        flag: Flag that `as_flag` returned.
         if_true: The result for True.
         if_false: The result for False.
     """
@@ -124,13 +125,13 @@ def select(
 
 
 def differentiable_if(flag: Flag, values: PyTree) -> PyTree:
-    """Returns the values, as constants for every derivative if the flag is False.
+    """Returns the values, as constants for differentiation where the flag is False.
 
-    A result that `select` does not take would otherwise still have a part in the
-    derivative: zero times its slope, which is NaN where the slope is infinite.
+    Without this, the result that `select` drops would still contribute to the
+    derivative: 0 times its slope, which is NaN if the slope is infinite.
 
     Args:
-        flag: A flag as `as_flag` gives it.
+        flag: Flag that `as_flag` returned.
         values: Arrays.
     """
     if flag is True:

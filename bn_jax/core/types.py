@@ -1,4 +1,4 @@
-"""Records that the functions of the core exchange."""
+"""Types of the values that core functions exchange."""
 
 import dataclasses
 from collections.abc import Hashable
@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-# Flax keeps these for one layer in its mutable `batch_stats` collection: the running
-# `mean` and `var` of each feature, and `count`, the number of batches behind them,
-# for averages that need to know it.
+# Running statistics of one layer, as in Flax's mutable `batch_stats` collection: `mean`
+# and `var` of each feature. Averages that depend on the number of batches so far also
+# keep it, as `count`.
 BatchStats = dict[str, Array]
 
 
@@ -19,10 +19,10 @@ BatchStats = dict[str, Array]
 class NumValues:
     """Number of values that share a mean, masked ones included, as shapes give it.
 
-    It is static: part of a pytree's structure, and not one of its leaves.
+    The number is static: it is part of a pytree's structure, and not a leaf.
 
     Attributes:
-        value: The number; an expression where `jax.export` leaves a size open.
+        value: The number; a symbolic expression if `jax.export` leaves a size open.
     """
 
     value: Hashable
@@ -31,13 +31,13 @@ class NumValues:
 class Moments(NamedTuple):
     """Mean and variance of each feature, with the number of values behind them.
 
-    The three travel together: only with the number can the moments of two parts be
-    merged exactly, or a variance be corrected.
+    The number belongs to them because an exact merge of moments, and the correction of
+    a variance, need it.
 
     Attributes:
-        num_samples: Values that were averaged, per feature; 0 where a mask left none.
-        mean: Their mean; 0 where there are none.
-        var: Their biased variance (divided by `num_samples`); 0 where there are none.
+        num_samples: Number of averaged values per feature; 0 where a mask left none.
+        mean: Mean of these values; 0 if there are none.
+        var: Biased variance (divided by `num_samples`); 0 if there are no values.
     """
 
     num_samples: Float[Array, "*features"]
@@ -48,14 +48,14 @@ class Moments(NamedTuple):
 class ShiftedMoments(NamedTuple):
     """Moments whose mean is the sum of two numbers, which together have more digits.
 
-    Beside a mean of 10 000 standard deviations a float32 has an error of 5e-4 standard
+    A float32 mean of 10 000 standard deviations has an error of 5e-4 standard
     deviations, and the normalized values would have that error too.
 
     Attributes:
-        num_samples: Values that were averaged, per feature.
-        shift: A number within a few standard deviations of the mean.
-        offset: The mean minus `shift`.
-        var: Their biased variance.
+        num_samples: Number of averaged values per feature.
+        shift: Number within a few standard deviations of the mean.
+        offset: Mean minus `shift`.
+        var: Biased variance.
     """
 
     num_samples: Float[Array, "*features"]
@@ -65,7 +65,7 @@ class ShiftedMoments(NamedTuple):
 
     @property
     def mean(self) -> Inexact[Array, "*features"]:
-        """The mean as one number; infinite or NaN, as the variance, if it overflows."""
+        """Mean as one number; if the offset overflowed, infinite or NaN like `var`."""
         mean = self.shift + self.offset
         return jnp.where(jnp.isfinite(self.offset), mean, self.var.astype(mean.dtype))
 
@@ -74,10 +74,10 @@ class ShiftedMoments(NamedTuple):
         return Moments(self.num_samples, self.mean, self.var)
 
     def center(self) -> tuple[Inexact[Array, "*features"], ...]:
-        """Returns shift and offset to subtract from x; 0 for an offset that overflowed.
+        """Returns shift and offset to subtract from x, both 0 if the offset overflowed.
 
-        A difference from an infinite number would be NaN. The variance is infinite or
-        NaN there too, and decides what the normalized values are.
+        A difference from an infinite number would be NaN. The variance is then infinite
+        or NaN too, and determines the normalized values.
         """
         is_finite, zero = jnp.isfinite(self.offset), jnp.zeros_like(self.shift)
-        return tuple(jnp.where(is_finite, of, zero) for of in (self.shift, self.offset))
+        return tuple(jnp.where(is_finite, n, zero) for n in (self.shift, self.offset))

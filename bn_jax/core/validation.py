@@ -1,4 +1,4 @@
-"""Checks of what `batch_norm` is given, before it is traced, with advice."""
+"""Checks of `batch_norm`'s arguments before tracing; each error gives advice."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from bn_jax.core.types import NumValues
 
 
 def refuse(message: str) -> NoReturn:
-    """Raises a message about the arguments as an error.
+    """Raises ValueError with a message about the arguments.
 
     Args:
         message: The message.
@@ -39,27 +39,27 @@ def check_arrays(
 
     Args:
         x: Activations.
-        scale: Learned factors, or None.
-        bias: Learned offsets, or None.
+        scale: Learned factor of each feature, or None.
+        bias: Learned offset of each feature, or None.
         batch_stats: Running statistics, or None.
-        mask: True at the positions that count, or None.
+        mask: True at valid positions; None if all are valid.
         feature_axes: Canonical feature axes.
 
     Raises:
-        ValueError: If one of them does not.
+        ValueError: If an array does not fit x.
     """
     for name, values in {"scale": scale, "bias": bias}.items():
         if values is not None and jnp.iscomplexobj(values) > jnp.iscomplexobj(x):
             raise ValueError(
-                f"batch_norm: {name} must be real where x is, and is "
-                f"{jnp.result_type(values)}; make x complex, whose dtype the result "
-                "has."
+                f"batch_norm: {name} must be real because x is real, but is "
+                f"{jnp.result_type(values)}; make x complex, because the result has "
+                "the dtype of x."
             )
     stats = {} if batch_stats is None else dict(batch_stats)
     missing = {"mean", "var"} - set(stats)
     if missing and batch_stats is not None:
         raise ValueError(
-            f"batch_norm: batch_stats must hold 'mean' and 'var', and lacks "
+            f"batch_norm: batch_stats must hold 'mean' and 'var', but lacks "
             f"{sorted(missing)}; it has {sorted(stats)}."
         )
     features = tuple(x.shape[axis] for axis in feature_axes)
@@ -69,19 +69,19 @@ def check_arrays(
         if values is not None and jnp.shape(values) != features:
             raise ValueError(
                 f"batch_norm: {name} must have the shape {features} of x's feature "
-                f"axes {tuple(feature_axes)}, and has {jnp.shape(values)}; x has "
+                f"axes {tuple(feature_axes)}, but has {jnp.shape(values)}; x has "
                 f"{x.shape}."
             )
     if jnp.shape(count) != ():
         raise ValueError(
-            "batch_norm: batch_stats['count'] must be one number, the batches of all "
-            f"features, and has the shape {jnp.shape(count)}."
+            "batch_norm: batch_stats['count'] must be one number, the batches so far, "
+            f"for all features, but has the shape {jnp.shape(count)}."
         )
     if mask is not None and not _broadcasts(jnp.shape(mask), x.shape):
         fitting = _mask_shape(jnp.shape(mask), x.shape, feature_axes)
         raise ValueError(
             f"batch_norm: mask of shape {jnp.shape(mask)} does not broadcast to x of "
-            f"shape {x.shape}; give it {fitting}."
+            f"shape {x.shape}; give it the shape {fitting}."
         )
 
 
@@ -90,43 +90,44 @@ def check_momentum(
     batch_stats: Mapping[str, Array] | None,
     config: BatchNormConfig,
 ) -> None:
-    """Checks that the running average has the momentum and the count that it needs.
+    """Checks the momentum, and the count that some running averages need.
 
     Args:
-        momentum: Fraction of the old statistics that is kept; None for an average of
-            all batches alike.
+        momentum: Fraction of the old statistics that is kept; None weights all batches
+            equally.
         batch_stats: Running statistics, or None.
         config: The settings.
 
     Raises:
-        ValueError: If momentum is not a number in [0, 1), a count is missing, or
-            `debias` corrects an average that needs no correction.
+        ValueError: If momentum is not one number in [0, 1), a needed count is missing,
+            or `debias` is set for the cumulative average, which needs no correction.
     """
     if momentum is not None:
         check_is_number("momentum", momentum)
-        # A float: inside shard_map a comparison of an array would be traced.
+        # As a float, because inside shard_map JAX would trace an array's comparison.
         if not (isinstance(momentum, Tracer) or 0 <= float(momentum) < 1):
             raise ValueError(
-                f"batch_norm: momentum must lie in [0, 1), and is {momentum}; it is "
+                f"batch_norm: momentum must lie in [0, 1), but is {momentum}; it is "
                 "the fraction of the old statistics that is kept (PyTorch's 0.1 is 0.9 "
-                "here). To keep all of them, update_running_average=False."
+                "here). To keep all of them, set update_running_average=False."
             )
     needs_count = momentum is None or config.debias
     if needs_count and batch_stats is not None and "count" not in batch_stats:
         raise ValueError(
             "batch_norm: momentum=None and debias=True need the number of batches so "
-            f"far: batch_stats['count'], 0.0 at first; it has {sorted(batch_stats)}. "
-            "bn_jax.with_counts completes a whole collection."
+            "far: batch_stats['count'], 0.0 at first. batch_stats has only "
+            f"{sorted(batch_stats)}; bn_jax.with_counts adds counts to a collection."
         )
     if momentum is None and config.debias:
         raise ValueError(
-            "batch_norm: debias=True corrects a moving average; the cumulative one "
-            "(momentum=None) needs no correction. Leave one of them out."
+            "batch_norm: debias=True corrects an exponential moving average, but the "
+            "cumulative average (momentum=None) needs no correction. Leave one of them "
+            "out."
         )
 
 
 def count_values(x: Array, config: BatchNormConfig, devices: Devices) -> NumValues:
-    """Returns how many values share a mean, masked ones included, as shapes give them.
+    """Returns the number of values that share a mean, masked ones included.
 
     Args:
         x: Activations.
@@ -141,7 +142,7 @@ def count_values(x: Array, config: BatchNormConfig, devices: Devices) -> NumValu
 
 @contextmanager
 def errors_naming(where: str) -> Iterator[None]:
-    """Re-raises the operator's errors with another name instead of `batch_norm`.
+    """Re-raises the operator's errors under another name than `batch_norm`.
 
     Args:
         where: Path or name of the layer, or name of another function.
@@ -167,11 +168,11 @@ def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
 def _mask_shape(
     shape: Sequence[int], x_shape: Sequence[int], feature_axes: Sequence[int]
 ) -> tuple[int, ...]:
-    """Returns the shape of a mask that hides what one of the given shape names.
+    """Returns the shape that a mask should have, guessed from the shape that it has.
 
-    A mask whose sizes are those of the first axes that are averaged over, such as
-    (batch, length), lacks only axes of size 1. Any other one may mean anything: the
-    answer is then the shape for whole examples.
+    If its sizes equal those of the first averaged axes, such as (batch, length), the
+    mask lacks only axes of size 1. Any other shape could mean anything, so the answer
+    is then the shape of a mask for whole examples.
     """
     averaged = [axis for axis in range(len(x_shape)) if axis not in feature_axes]
     named = averaged[: len(shape)]

@@ -25,7 +25,7 @@ def test_an_axis_outside_the_array_is_refused(axis):
 
 
 def test_a_scalar_has_no_axis():
-    with pytest.raises(ValueError, match="x must have a feature axis, and is a single"):
+    with pytest.raises(ValueError, match="x must have a feature axis, but is a single"):
         canonical_axes(0, -1)
 
 

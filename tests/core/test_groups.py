@@ -232,7 +232,7 @@ def test_examples_that_are_features_are_refused():
 
 
 def test_groups_of_one_value_are_refused():
-    with pytest.raises(ValueError, match="one value a feature"):
+    with pytest.raises(ValueError, match="one value per feature"):
         step(normal(4, 3), group_size=1)
 
 

@@ -44,7 +44,7 @@ def test_a_flag_for_each_value_is_refused(name, shape):
         return batch_norm(X, None, None, STATS, **{name: flag})
 
     for call in (apply, jax.jit(apply)):
-        with pytest.raises(ValueError, match=f"{name} must be one boolean, for all"):
+        with pytest.raises(ValueError, match=f"{name} must be one boolean for all"):
             call(jnp.ones(shape, bool))
 
 
@@ -63,7 +63,7 @@ def test_a_flag_in_words_is_refused():
 @pytest.mark.usefixtures("unchecked_types")
 def test_a_momentum_for_each_feature_is_refused():
     for momentum in (jnp.full(2, 0.9), np.array([0.9])):
-        with pytest.raises(ValueError, match="momentum must be one number, for all"):
+        with pytest.raises(ValueError, match="momentum must be one number for all"):
             batch_norm(X, None, None, STATS, momentum=momentum)
 
 

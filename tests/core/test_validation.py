@@ -49,7 +49,7 @@ def test_parameters_of_several_axes_stand_in_the_order_of_the_array(initial_stat
 def test_a_mask_that_does_not_broadcast_is_refused(shape, initial_stats):
     with pytest.raises(ValueError, match="does not broadcast to x") as error:
         batch_norm(X, None, None, initial_stats(3), mask=jnp.ones(shape, bool))
-    assert "give it (4, 1)" in str(error.value)
+    assert "give it the shape (4, 1)" in str(error.value)
 
 
 @pytest.mark.usefixtures("unchecked_types")
@@ -69,7 +69,7 @@ def test_the_advice_for_a_mask_follows_from_the_axes_that_it_has(
     x, mask = jnp.ones(shape), jnp.ones(mask_shape, bool)
     with pytest.raises(ValueError, match="does not broadcast to x") as error:
         batch_norm(x, None, None, initial_stats(4), mask=mask, axis=axis)
-    assert f"give it {fitting}" in str(error.value)
+    assert f"give it the shape {fitting}" in str(error.value)
     batch_norm(x, None, None, initial_stats(4), mask=jnp.ones(fitting, bool), axis=axis)
 
 
@@ -128,7 +128,7 @@ def test_missing_statistics_are_named(missing, use_running_average, initial_stat
 
 def test_an_axis_name_that_is_not_bound_is_refused(initial_stats):
     with pytest.raises(
-        NameError, match=r"axis_name='devices' is not bound here \(none is\)"
+        NameError, match=r"axis_name='devices' is not bound here \(bound axes: none\)"
     ):
         batch_norm(X, None, None, initial_stats(3), axis_name="devices")
 
@@ -181,10 +181,10 @@ def test_a_count_for_each_feature_is_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"axis_name": ("devices", "devices")}, "must name each axis once, and is"),
+        ({"axis_name": ("devices", "devices")}, "must name each axis once, but is"),
         (
             {"axis_name": "devices", "axis_index_groups": [[0, 1]]},
-            "must hold each of the indices 0 to 3 of 'devices' once, and are",
+            "must hold each of the indices 0 to 3 of 'devices' once, but are",
         ),
         (
             {"axis_name": "devices", "axis_index_groups": [[0, 1], [1, 2]]},
@@ -205,6 +205,6 @@ def test_axes_that_describe_no_devices_are_refused(settings, message, initial_st
 def test_complex_parameters_of_a_real_array_are_refused(name, initial_stats):
     params = {"scale": None, "bias": None, name: jnp.ones(3, jnp.complex64)}
     with pytest.raises(
-        ValueError, match=f"{name} must be real where x is, and is comp"
+        ValueError, match=f"{name} must be real because x is real, but is comp"
     ):
         batch_norm(X, params["scale"], params["bias"], initial_stats(3))

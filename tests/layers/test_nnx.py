@@ -288,9 +288,9 @@ def test_one_value_a_feature_gives_the_bias_as_in_flax_and_warns():
 
 def test_one_example_is_enough_to_see_the_shapes():
     layer, x = make(), jnp.ones((1, 3))
-    with pytest.warns(UserWarning, match="one value a feature"):
+    with pytest.warns(UserWarning, match="one value per feature"):
         assert nnx.eval_shape(lambda layer, x: layer(x), layer, x).shape == (1, 3)
-    with pytest.warns(UserWarning, match="one value a feature"):
+    with pytest.warns(UserWarning, match="one value per feature"):
         assert "BatchNorm" in nnx.tabulate(layer, x)
 
 

@@ -82,7 +82,7 @@ def test_flax_statistics_are_nan_for_ever_after_a_batch_with_nan():
 
 def test_flax_returns_the_bias_for_one_value_a_channel():
     x = jnp.array([[7.0, 7.0]])
-    with pytest.raises(ValueError, match="one value a feature"):
+    with pytest.raises(ValueError, match="one value per feature"):
         train(x)
     y, stats = flax_layer(x)
     assert is_close(y, [[0, 0]])

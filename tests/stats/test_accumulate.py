@@ -242,7 +242,7 @@ def test_moments_of_other_layers_are_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"momentum": 1.5}, r"momentum must lie in \[0, 1\), and is 1\.5"),
+        ({"momentum": 1.5}, r"momentum must lie in \[0, 1\), but is 1\.5"),
         ({"variance_correction": 7}, "variance_correction must be 0"),
         ({"debias": True}, r"number of batches so far.*bn_jax\.with_counts"),
         ({"momentum": None}, r"number of batches so far.*bn_jax\.with_counts"),
