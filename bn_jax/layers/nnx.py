@@ -184,7 +184,7 @@ class BatchNorm(nnx.Module):
     ) -> Inexact[Array, "*shape"]:
         """Normalizes x, and updates the running statistics in training.
 
-        A batch with one value per feature gives a warning, and the result is the bias.
+        Training on one value per feature gives a warning, and the result is the bias.
 
         Args:
             x: Activations, of any shape with the feature axes.
