@@ -1,4 +1,4 @@
-"""Programs compiled while others are traced, and kept between runs."""
+"""JAX's cache of compiled programs, and compilation in the background."""
 
 import os
 from collections.abc import Callable
@@ -11,11 +11,12 @@ from absl import logging
 
 
 def keep_compiled_code(folder: str | None = None) -> None:
-    """Lets JAX keep what it compiles, so that the next run starts sooner.
+    """Lets JAX keep compiled programs on disk, so that the next run starts sooner.
 
     Args:
-        folder: Where; made if it is not there; empty for nowhere. By default what JAX
-            itself was told of by JAX_COMPILATION_CACHE_DIR, or the user's own cache.
+        folder: Folder of the cache, created if it does not exist. An empty string
+            turns the cache off. By default the folder in the environment variable
+            JAX_COMPILATION_CACHE_DIR, or `bn_jax/compiled` in the user's own cache.
     """
     if folder == "":
         jax.config.update("jax_compilation_cache_dir", None)
@@ -32,25 +33,27 @@ def keep_compiled_code(folder: str | None = None) -> None:
         logging.warning("%s: compiled programs are not kept (%s).", path, error)
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
-    # By default only what takes a second to compile.
+    # By default JAX keeps only programs that take at least a second to compile.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def compile_ahead(function: jax.stages.Wrapped, *arguments: Any) -> Callable[..., Any]:
-    """A function that is compiled while its caller goes on, and waited for when called.
+    """Compiles a function in the background, and returns a function that waits for it.
 
-    A program leaves cores idle while XLA compiles it, and Python is busy with another
-    one's tracing. The process does not end before it is compiled, unless by `os._exit`.
+    XLA leaves cores idle while it compiles one program, so Python can trace the next
+    one meanwhile. The process cannot end before the compilation has ended, except by
+    `os._exit`.
 
     Args:
-        function: As `jax.jit` makes it. It is traced before this returns.
-        arguments: Arrays as it will be called with, or their shapes and shardings.
-            With others it is compiled again.
+        function: Result of `jax.jit`. It is traced before `compile_ahead` returns.
+        arguments: Arrays as in the later calls, or their shapes and shardings. A call
+            with other shapes or shardings compiles again.
 
     Returns:
-        What calls it; the function itself under `jax.disable_jit`.
+        Function that waits for the compilation, then calls `function`. Under
+        `jax.disable_jit` it is `function` itself.
     """
-    # Whose annotations know no setting.
+    # JAX's type annotations do not list its settings.
     config: Any = jax.config
     if config.jax_disable_jit:
         return function
@@ -60,7 +63,8 @@ def compile_ahead(function: jax.stages.Wrapped, *arguments: Any) -> Callable[...
 
     def wait_and_call(*arguments: Any) -> Any:
         program.result()
-        # Which JAX has compiled now, and with its checks of NaN where they are on.
+        # JAX finds the compiled program in its cache. The program itself would not name
+        # the operation that makes a NaN, for which `jax.debug_nans` is there.
         return function(*arguments)
 
     return wait_and_call

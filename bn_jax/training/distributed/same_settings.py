@@ -1,4 +1,4 @@
-"""Processes of a run that were not started alike are refused."""
+"""The check that all processes of a run have the same settings and workdir."""
 
 import json
 from collections.abc import Mapping
@@ -13,20 +13,20 @@ from bn_jax.training.distributed.processes import refused_together, texts_of_all
 from bn_jax.workdir.files import differences
 from bn_jax.workdir.lock import read_owner
 
-# Data may lie elsewhere on each machine.
+# Each machine may have the data in another folder, and read it with more threads.
 _MAY_DIFFER = ("dataset.data_dir", "dataset.idx_dir", "dataset.read_threads")
 
 
 def check_started_alike(settings: Mapping[str, Any], workdir: Path) -> None:
-    """Makes sure that all processes train one network, into one folder.
+    """Checks that all processes train the same network into the same workdir.
 
     Args:
-        settings: The configuration that this one was given, JSON-ready.
-        workdir: The run's folder, which process 0 has locked.
+        settings: The configuration of this process, JSON-ready.
+        workdir: The run's workdir, which process 0 has locked.
 
     Raises:
-        UserError: In all of them, if one has other settings, other versions or a
-            folder of its own.
+        UserError: In all processes, if one has other settings, other versions or
+            another workdir.
     """
     versions = {"versions": {"bn_jax": bn_jax.__version__, "jax": jax.__version__}}
     all_settings = texts_of_all(json.dumps({**settings, **versions}))
@@ -41,11 +41,12 @@ def check_started_alike(settings: Mapping[str, Any], workdir: Path) -> None:
             )
             if found:
                 raise UserError(
-                    f"all processes must be started alike: {'; '.join(found)}."
+                    "all processes must have the same settings and versions: "
+                    f"{'; '.join(found)}."
                 )
             if all_owners[number] != all_owners[0]:
                 raise UserError(
                     f"workdir {workdir}: process {number} does not see what process 0 "
-                    "writes there. Give a --workdir that lies on a file system which "
-                    "all of them share."
+                    "writes there. Choose a --workdir on a file system that all "
+                    "processes share."
                 )

@@ -1,4 +1,4 @@
-"""A trace of some training steps, for TensorBoard or Perfetto."""
+"""Traces of training steps, for TensorBoard or Perfetto."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,20 +10,21 @@ from bn_jax.errors import UserError
 
 
 class Profile(AbstractContextManager):
-    """A context that writes a trace of the stretches that hold the wanted steps.
+    """Context that writes a trace of the stretches that hold the requested steps.
 
-    It begins and ends between two compiled calls, so that it changes no result.
+    The trace starts and ends between two compiled calls, so that it changes no result.
     """
 
     def __init__(self, workdir: Path, steps: tuple[int, int] | None) -> None:
-        """Knows what is wanted.
+        """Checks and stores the requested steps.
 
         Args:
-            workdir: The run's folder; the trace goes to `profile/` in it.
-            steps: First and last step, counted from 0; None for no trace.
+            workdir: The run's workdir; the trace goes to `profile/` in it.
+            steps: Numbers of completed steps at which the trace starts and ends; None
+                for no trace.
 
         Raises:
-            UserError: If the last step does not come after the first.
+            UserError: If the start is negative or the end does not come after it.
         """
         if steps is not None and not 0 <= steps[0] < steps[1]:
             raise UserError(
@@ -34,19 +35,21 @@ class Profile(AbstractContextManager):
         self._is_running = False
 
     def __exit__(self, *_: object) -> None:
-        """Writes what there is, and says if there is nothing."""
+        """Ends a running trace, and warns if a requested trace never started."""
         if self._steps is not None and not self._is_running:
             logging.warning(
-                "No trace: steps %d to %d were not taken here.", *self._steps
+                "--profile_steps=%d:%d: no trace is written, because this program took "
+                "none of these steps.",
+                *self._steps,
             )
         self._stop()
 
     def advance(self, first_step: int, last_step: int) -> None:
-        """Begins the trace before a stretch that holds one of its steps.
+        """Starts the trace before a stretch that holds a requested step.
 
         Args:
-            first_step: Steps that have been dispatched.
-            last_step: Steps that will have been, with the stretch.
+            first_step: Steps dispatched before the stretch.
+            last_step: Steps dispatched after it.
         """
         if self._steps is None or self._is_running:
             return
@@ -56,7 +59,7 @@ class Profile(AbstractContextManager):
             self._is_running = True
 
     def complete(self, step: int) -> None:
-        """Ends the trace when its last step is through.
+        """Ends the trace once the device has completed its last step.
 
         Args:
             step: Steps that the device has completed.
@@ -69,4 +72,4 @@ class Profile(AbstractContextManager):
         if self._is_running:
             jax.profiler.stop_trace()
             self._is_running = False
-            logging.info("The trace lies in %s.", self._folder)
+            logging.info("%s: the trace is written.", self._folder)

@@ -1,4 +1,4 @@
-"""What stretches of steps measured, written once the device is through with them."""
+"""Figures of stretches, written once the device has computed them."""
 
 import time
 from collections import deque
@@ -18,26 +18,27 @@ from bn_jax.training.state import Tally
 
 
 class Pace:
-    """Steps per second from the end of the first stretch on.
+    """Clock that measures steps per second from the end of the first stretch on.
 
-    The first stretch waits for compilation; it counts only when it is all there is.
+    The first stretch waits for compilation, so it counts only if it is the only one.
     """
 
     def __init__(self, first_step: int, *, started: float | None = None) -> None:
         """Starts the clock.
 
         Args:
-            first_step: Steps that were taken before.
-            started: When the run was, in seconds of `time.monotonic`; now by default.
+            first_step: Steps taken before the clock starts.
+            started: Time at which the program started, in seconds of `time.monotonic`;
+                now by default.
         """
         self._started = time.monotonic() if started is None else started
         self._marks = [(first_step, time.monotonic())]
 
     def advance(self, step: int) -> None:
-        """Notes that a stretch is complete.
+        """Records the end of a stretch.
 
         Args:
-            step: Steps taken; one without any is passed over.
+            step: Steps taken; a stretch of no steps is ignored.
         """
         if step == self._marks[-1][0]:
             return
@@ -47,12 +48,12 @@ class Pace:
                 step - self._marks[0][0],
                 time.monotonic() - self._started,
             )
-        # The start, the end of the first stretch, and the end of the last one.
+        # The start, the end of the first stretch and the end of the latest one.
         self._marks = [*self._marks[:2], (step, time.monotonic())]
 
     @property
     def steps_per_second(self) -> float:
-        """Steps per second so far; 0 before any."""
+        """Steps per second so far; 0 before the end of the first stretch."""
         if len(self._marks) < 2:
             return 0.0
         (step, seconds), (last_step, last_seconds) = self._marks[-2:]
@@ -60,7 +61,7 @@ class Pace:
 
 
 class GivenUpError(Exception):
-    """Too many steps in a row had something that was not finite."""
+    """Error for too many non-finite steps in a row."""
 
 
 class _Report(NamedTuple):
@@ -71,46 +72,55 @@ class _Report(NamedTuple):
 
 
 class Reports:
-    """Reports of stretches that were dispatched, the oldest first."""
+    """Queue of dispatched stretches whose figures are not written yet."""
 
     def __init__(self, writer: MetricsWriter, pace: Pace, profile: Profile) -> None:
-        """Has none.
+        """Starts with an empty queue.
 
         Args:
-            writer: Is told every figure.
-            pace: Is told of every stretch that is complete.
-            profile: Likewise.
+            writer: Receives every figure.
+            pace: Receives the end of each stretch.
+            profile: Receives the end of each stretch.
         """
         self._writer = writer
         self._pace = pace
         self._profile = profile
         self._waiting: deque[_Report] = deque()
 
+    def begin(self, first_step: int, end: int) -> None:
+        """Begins the trace if the next stretch holds one of its steps.
+
+        Args:
+            first_step: Steps dispatched before the stretch.
+            end: Steps dispatched after the stretch.
+        """
+        self._profile.advance(first_step, end)
+
     def add(
         self, step: int, tally: Tally, measured: Measured | None, *, stop_flag: Array
     ) -> None:
-        """Takes what a stretch gives when the device comes to it.
+        """Adds the results of a stretch, which the device may still be computing.
 
         Args:
             step: Steps taken, with the stretch.
-            tally: After them.
-            measured: By the evaluation after them, if there was one.
-            stop_flag: The signal that any process has received, or 0.
+            tally: Tally after the stretch.
+            measured: Results of the evaluation after the stretch; None without one.
+            stop_flag: Number of a signal that any process has received, or 0.
         """
         self._waiting.append(_Report(step, tally, measured, stop_flag))
 
     def write(self, *, all_but: int = 0) -> int:
-        """Waits for the device, and writes.
+        """Waits for the device, and writes the figures of stretches, oldest first.
 
         Args:
-            all_but: How many of the newest need not be waited for.
+            all_but: Number of the newest stretches to leave in the queue.
 
         Returns:
-            The number of the signal that any process had received, or 0.
+            Number of a signal that any process has received, or 0.
 
         Raises:
-            DivergedError: If what was measured is not finite.
-            GivenUpError: If too many steps in a row were not.
+            DivergedError: If a figure is not finite.
+            GivenUpError: If too many steps in a row were not finite.
         """
         stop_signal = 0
         while len(self._waiting) > all_but:
@@ -121,7 +131,7 @@ class Reports:
         step, tally = report.step, jax.tree.map(np.asarray, report.tally)
         if tally.is_over:
             raise GivenUpError
-        # There is no loss where every step since the last evaluation was undone.
+        # Without a loss if every step since the last evaluation was skipped.
         loss = float(tally.loss_sum / tally.num_losses) if tally.num_losses else None
         if report.measured is not None:
             self._writer.write(step, _values(step, loss, tally, report.measured))
@@ -142,7 +152,7 @@ def _values(
         if value is not None and not np.all(np.isfinite(value)):
             raise DivergedError(
                 f"{name} is {value} after step {step}. A lower learning rate may keep "
-                "it finite, from the beginning and in another --workdir.",
+                "it finite; train from the beginning in another --workdir.",
                 step,
             )
     if tally.num_skipped:

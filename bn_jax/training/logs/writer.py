@@ -1,4 +1,4 @@
-"""Where the figures of a run go: a file, TensorBoard, and whoever watches."""
+"""The writer of a run's figures: to a file, to TensorBoard and to the terminal."""
 
 import json
 import time
@@ -14,10 +14,10 @@ from bn_jax.workdir.files import drop_metrics_after
 
 
 class MetricsWriter(AbstractContextManager):
-    """Writes each evaluation to `metrics.jsonl` and to TensorBoard, and shows it.
+    """Writer of evaluations to `metrics.jsonl` and TensorBoard, which shows progress.
 
-    On a terminal there is a progress bar with step, loss, accuracy, steps per second
-    and time left; elsewhere a log line every so many steps.
+    On a terminal it shows a progress bar with step, loss, accuracy, steps per second
+    and time left. Elsewhere it logs a line every `log_every` steps.
     """
 
     def __init__(
@@ -29,15 +29,14 @@ class MetricsWriter(AbstractContextManager):
         show_progress: bool,
         is_silent: bool = False,
     ) -> None:
-        """Knows where to write; nothing is touched before `start`.
+        """Stores the settings; `start` opens the files.
 
         Args:
-            workdir: The run's folder.
-            num_steps: Steps that the run takes in all.
+            workdir: The run's workdir.
+            num_steps: Steps of the whole run.
             log_every: Steps between log lines.
-            show_progress: Whether to show anything.
-            is_silent: Whether to write and show nothing, because another process
-                does.
+            show_progress: True to show a progress bar or log lines.
+            is_silent: True to write and show nothing, because another process does.
         """
         self._workdir = workdir
         self._num_steps = num_steps
@@ -47,10 +46,10 @@ class MetricsWriter(AbstractContextManager):
         self._open = ExitStack()
 
     def start(self, first_step: int) -> None:
-        """Opens the files; lines of steps after `first_step` are dropped.
+        """Opens the files, and removes the figures of steps after `first_step`.
 
         Args:
-            first_step: Steps that were taken before; 0 for a new run.
+            first_step: Steps taken before; 0 for a new run.
         """
         if self._is_silent:
             return
@@ -66,7 +65,7 @@ class MetricsWriter(AbstractContextManager):
             initial=first_step,
             total=self._num_steps,
             unit="step",
-            # None: only on a terminal.
+            # None shows the bar only on a terminal.
             disable=None if self._show_progress else True,
         )
         self._bar = self._open.enter_context(closing(bar))
@@ -81,8 +80,8 @@ class MetricsWriter(AbstractContextManager):
         """Writes one evaluation.
 
         Args:
-            step: Steps taken before it.
-            values: What was measured, by name; None where there is nothing.
+            step: Steps taken before the evaluation.
+            values: Measured values by name; None for a value that does not exist.
         """
         if self._is_silent:
             return
@@ -102,11 +101,11 @@ class MetricsWriter(AbstractContextManager):
                 self._tensorboard.add_scalar(tag, scalar, step)
 
     def advance(self, step: int, train_loss: float | None) -> None:
-        """Shows how far the run is.
+        """Shows the progress of the run.
 
         Args:
             step: Steps taken.
-            train_loss: Mean since the last evaluation; None if there is none.
+            train_loss: Mean loss since the last evaluation; None if there is none.
         """
         if self._is_silent:
             return
@@ -116,8 +115,8 @@ class MetricsWriter(AbstractContextManager):
         self._bar.set_postfix({name: f"{v:.4f}" for name, v in shown.items()}, False)
         self._bar.update(step - self._bar.n)
         is_due = step // self._log_every > self._logged_at // self._log_every
-        is_wanted = self._show_progress and self._bar.disable
-        if not is_wanted or not (is_due or step == self._num_steps):
+        logs_lines = self._show_progress and self._bar.disable
+        if not logs_lines or not (is_due or step == self._num_steps):
             return
         self._logged_at = step
         rate = (step - self._started_at) / (time.monotonic() - self._started)

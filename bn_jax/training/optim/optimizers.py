@@ -1,4 +1,4 @@
-"""Optimizers by name, with weight decay and clipped gradients."""
+"""Optimizers, chosen by name, with weight decay and gradient clipping."""
 
 import inspect
 import math
@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from bn_jax.errors import UserError
 
-# What Optax's optimizers call the tree of booleans that says which leaves decay.
+# Optax's optimizers select the parameters that decay by an argument of these names.
 _MASK_NAMES = ("mask", "weight_decay_mask")
 
 
@@ -25,73 +25,58 @@ def make_optimizer(
     clip_norm: float | None,
     **fields: Any,
 ) -> optax.GradientTransformation:
-    """An optimizer of Optax.
+    """Returns an optimizer of Optax, with weight decay and gradient clipping.
 
-    Weight decay is the optimizer's own where it has one with a choice of leaves:
-    adamw, adamaxw, adan, lamb, lion, adadelta and lars, most of which take
-    `learning_rate * weight_decay * w` off each parameter, apart from the gradient
-    (decoupled). The others, such as sgd and adam, get the gradient of
-    `weight_decay / 2 * |w|^2` added to theirs (L2 regularization), momentum and
-    scaling included. Gradients are clipped before either.
+    Weight decay is the optimizer's own if it can be limited to some parameters: adamw,
+    adamaxw, adan, lamb, lion, adadelta and lars. Most of them subtract
+    `learning_rate * weight_decay * w` from each parameter, apart from the gradient
+    (decoupled). Other optimizers, such as sgd and adam, receive the gradient of
+    `weight_decay / 2 * |w|^2` added to that of the loss (L2 regularization), so that
+    it goes through their momentum and scaling. Clipping comes before the decay.
 
-    Any of Optax's will do whose steps follow from gradients and parameters, and whose
-    rate may change; lbfgs, which asks for the loss as well, and sm3 and rprop, whose
-    rate is a number, are refused.
+    The optimizer must compute its updates from gradients and parameters alone, and
+    accept a learning rate that changes. This excludes lbfgs, which needs the loss, and
+    sm3 and rprop, whose learning rate is a fixed number.
 
     Args:
         name: Name of the function in `optax`, such as "sgd" or "adam".
-        learning_rate: A number, or the rate of each step.
-        weight_decay: As above; 0.0 for none.
-        decay_scale_and_bias: Whether parameters called `scale` or `bias` decay too.
-            Decay of what precedes a normalization changes its learning rate only;
-            decay of the scale and the bias changes the model.
-        clip_norm: Largest norm of all gradients together; what is longer is scaled
-            down to it. None for any.
-        **fields: Other arguments of the function; None for its own default.
+        learning_rate: A number, or a schedule that gives the rate of each step.
+        weight_decay: Factor of the decay, at least 0; 0.0 for none.
+        decay_scale_and_bias: True if parameters called `scale` or `bias` decay too.
+            Decay of weights before a normalization changes only their effective
+            learning rate; decay of its scale and bias changes the model.
+        clip_norm: Largest norm of all gradients together; longer gradients are scaled
+            down to it. None for no limit.
+        **fields: Other arguments of the function; None for the function's default.
 
     Raises:
-        UserError: If Optax has no optimizer of that name, or it no such argument; if
-            it is refused; or if weight decay or norm lie outside their range.
+        UserError: If Optax has no optimizer of that name; if the optimizer lacks an
+            argument or is excluded; or if `weight_decay` or `clip_norm` is out of
+            range.
     """
-    factory: Any = getattr(optax, name, None)
-    # Some, such as nadam, are others with an argument given.
-    is_function = inspect.isfunction(factory) or isinstance(factory, partial)
-    if not is_function or "learning_rate" not in _parameters(factory):
-        raise UserError(
-            f"optimizer.name: optax has no optimizer {name!r}; sgd, adam and adamw are "
-            "some that it has."
-        )
+    factory = _find_optimizer(name)
     known = _parameters(factory)
     fields = {field: value for field, value in fields.items() if value is not None}
     unknown = set(fields) - known
     if unknown:
         raise UserError(
             f"optimizer: optax.{name} has no argument {sorted(unknown)}; it has "
-            f"{', '.join(sorted(known))}. None leaves one out."
+            f"{', '.join(sorted(known))}. None leaves an argument out."
         )
     masks = [mask for mask in _MASK_NAMES if {mask, "weight_decay"} <= known]
     if set(masks) & set(fields):
         raise UserError(
-            f"optimizer.{masks[0]}: which parameters decay is chosen by "
-            "optimizer.decay_scale_and_bias; set that in its place."
+            f"optimizer.{masks[0]}: optimizer.decay_scale_and_bias selects the "
+            "parameters that decay; set that instead."
         )
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise UserError(
-            "optimizer.weight_decay must be a finite number of at least 0 (0 for "
-            f"none), and is {weight_decay}."
-        )
-    if clip_norm is not None and not (math.isfinite(clip_norm) and clip_norm > 0):
-        raise UserError(
-            "optimizer.clip_norm must be a finite number above 0, or None for no "
-            f"clipping, and is {clip_norm}."
-        )
+    _check_ranges(weight_decay, clip_norm)
 
     mask = None if decay_scale_and_bias else decay_mask
     transforms = []
     if clip_norm is not None:
         transforms.append(optax.clip_by_global_norm(clip_norm))
     if masks:
-        # Also where it is 0: the default of some is not.
+        # Passed even if it is 0, because some defaults are not 0.
         fields["weight_decay"] = weight_decay
         if weight_decay:
             fields[masks[0]] = mask
@@ -99,24 +84,24 @@ def make_optimizer(
         transforms.append(optax.add_decayed_weights(weight_decay, mask))
     try:
         optimizer = factory(learning_rate=learning_rate, **fields)
-        _try(optimizer)
+        _trace_update(optimizer)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"optimizer.name: optax.{name} cannot be used with these settings "
-            f"({error}). It must make its steps of gradients and parameters alone, and "
-            "take a learning rate that changes, as sgd, adam and adamw do."
+            f"({error}). It must compute its updates from gradients and parameters "
+            "alone and accept a learning rate that changes, as sgd, adam and adamw do."
         ) from error
     return optax.chain(*transforms, optimizer) if transforms else optimizer
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """True for the parameters that weight decay is for: all but scales and biases.
+    """Returns True for each parameter that decays: all but scales and biases.
 
     Args:
-        params: Parameters; the name of each is the last key on the way to it.
+        params: Parameters; the last key of a parameter's path is its name.
 
     Returns:
-        The same tree of booleans.
+        Tree of booleans, with the structure of `params`.
 
     >>> decay_mask({"hidden0": {"kernel": 1.0, "bias": 0.0}, "norm0": {"scale": 1.0}})
     {'hidden0': {'bias': False, 'kernel': True}, 'norm0': {'scale': False}}
@@ -129,8 +114,33 @@ def decay_mask(params: PyTree) -> PyTree:
     )
 
 
-def _try(optimizer: optax.GradientTransformation) -> None:
-    """Takes a step of one parameter, abstractly; raises what the optimizer raises."""
+def _find_optimizer(name: str) -> Any:
+    factory: Any = getattr(optax, name, None)
+    # Some optimizers, such as nadam, are a `partial` of another one.
+    is_function = inspect.isfunction(factory) or isinstance(factory, partial)
+    if not is_function or "learning_rate" not in _parameters(factory):
+        raise UserError(
+            f"optimizer.name: optax has no optimizer {name!r}; sgd, adam and adamw are "
+            "some that it has."
+        )
+    return factory
+
+
+def _check_ranges(weight_decay: float, clip_norm: float | None) -> None:
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise UserError(
+            "optimizer.weight_decay must be a finite number of at least 0 (0 for "
+            f"none), and is {weight_decay}."
+        )
+    if clip_norm is not None and not (math.isfinite(clip_norm) and clip_norm > 0):
+        raise UserError(
+            "optimizer.clip_norm must be a finite number above 0, or None for no "
+            f"clipping, and is {clip_norm}."
+        )
+
+
+def _trace_update(optimizer: optax.GradientTransformation) -> None:
+    """Traces one update of a small parameter, to raise what the optimizer raises."""
 
     def step(params: PyTree) -> PyTree:
         return optimizer.update(params, optimizer.init(params), params)

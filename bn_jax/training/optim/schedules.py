@@ -1,4 +1,4 @@
-"""Learning rates that change with the step, by name."""
+"""Learning rate schedules, chosen by name."""
 
 import math
 
@@ -19,33 +19,34 @@ def make_schedule(
     decay_factor: float,
     final_fraction: float,
 ) -> optax.Schedule:
-    """The learning rate of each step, counted from 0.
+    """Returns the learning rate as a function of the step, which counts from 0.
 
-    Every schedule rises in a line from 0 to the full rate in its first
-    `warmup_steps`, and decays from there; what it decays by is counted from the end
-    of the warm-up. A warm-up makes step 0 one without effect. Settings that a
-    schedule does not use are ignored, and may be anything.
+    Every schedule rises linearly from 0 to the full rate in the first `warmup_steps`,
+    and then decays; the decay counts its steps from the end of the warm-up. With a
+    warm-up, step 0 has the rate 0 and does not change the parameters. Settings that a
+    schedule does not use are ignored and not checked.
 
     Args:
         name: "constant" keeps the full rate; "step" multiplies it by `decay_factor`
-            every `decay_every_steps`, at once; "exponential" does so continuously;
-            "cosine" follows half a cosine down to `final_fraction` of it.
+            at the end of every `decay_every_steps`; "exponential" does so
+            continuously; "cosine" follows half a cosine down to `final_fraction` of
+            the full rate.
         learning_rate: The full rate.
-        num_steps: Steps of the whole run; "cosine" ends there.
+        num_steps: Steps of the whole run, at the end of which "cosine" is complete.
         warmup_steps: Steps of the linear rise; 0 for none.
-        decay_every_steps: Steps in which the rate falls by `decay_factor`; used by
-            "step" and "exponential".
-        decay_factor: What is left of the rate after those steps, in (0, 1]; used by
-            the same two.
-        final_fraction: What is left of the rate at the end, in [0, 1]; used by
+        decay_every_steps: Steps in which the rate is multiplied once by
+            `decay_factor`; used by "step" and "exponential".
+        decay_factor: Factor of the rate after those steps, in (0, 1]; used by "step"
+            and "exponential".
+        final_fraction: Final rate as a fraction of the full rate, in [0, 1]; used by
             "cosine".
 
     Returns:
         Function of the step that returns the rate.
 
     Raises:
-        UserError: If there is no schedule of that name, or a setting that it uses
-            lies outside its range.
+        UserError: If no schedule has that name, or if a setting that the schedule uses
+            is out of range.
 
     >>> schedule = make_schedule(
     ...     "cosine",
@@ -99,23 +100,24 @@ def make_schedule(
 
 
 def check_decay(name: str, *, decay_every_steps: int, decay_factor: float) -> None:
-    """Makes sure that the rate can decay so, where it decays by these settings at all.
+    """Checks the decay settings of "step" and "exponential"; other schedules pass.
 
     Args:
-        name: As for `make_schedule`, and so are the others.
-        decay_every_steps: See there.
-        decay_factor: See there.
+        name: Name of the schedule.
+        decay_every_steps: Steps in which the rate is multiplied once by
+            `decay_factor`, at least 1.
+        decay_factor: Factor of the rate after those steps, in (0, 1].
 
     Raises:
-        UserError: If the schedule uses them, and one lies outside its range.
+        UserError: If the schedule uses the settings and one is out of range.
     """
     if name not in ("step", "exponential"):
         return
     if decay_every_steps < 1:
         raise UserError(
             f"schedule.decay_every_steps must be at least 1, and is "
-            f"{decay_every_steps}. Where it is a fraction of num_steps, the run is too "
-            "short for that: take more steps, or set it."
+            f"{decay_every_steps}. If it is a fraction of num_steps, the run is too "
+            "short: take more steps, or set schedule.decay_every_steps."
         )
     if not 0 < decay_factor <= 1:
         raise UserError(
@@ -128,7 +130,7 @@ def _check_cosine(num_steps: int, warmup_steps: int, final_fraction: float) -> N
     if warmup_steps == num_steps:
         raise UserError(
             f"schedule.warmup_steps: a warm-up of all {num_steps} steps leaves none "
-            "for the cosine; fewer would, or schedule.name 'constant'."
+            "for the cosine; set fewer, or schedule.name='constant'."
         )
     if not 0 <= final_fraction <= 1:
         raise UserError(

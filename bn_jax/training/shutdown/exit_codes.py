@@ -1,4 +1,4 @@
-"""How a program ends whose run cannot go on: a line that says why, and a code."""
+"""Exit codes and last messages of a program whose run cannot go on."""
 
 import os
 import re
@@ -12,13 +12,13 @@ import jax
 from bn_jax.errors import DivergedError, UserError
 from bn_jax.training.distributed.processes import LostProcessError, leave_processes
 
-# Something to mend.
-_MEND = 1
-# The same command may mend it: another process is gone, or was too slow.
-_FAILED_TOGETHER = 3
+# The user must change something first.
+_FIX_FIRST = 1
+# The same command may succeed: another process has ended or was too slow.
+_TRY_AGAIN = 3
 
-# How JAX's runtime begins what it says. It is a ValueError where it comes while a step
-# is handed to the devices.
+# Start of the messages of JAX's runtime. While JAX dispatches a step, it raises them as
+# ValueError.
 _STATUS = re.compile(
     "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|"
     "UNKNOWN): "
@@ -27,59 +27,60 @@ _STATUS = re.compile(
 
 @contextmanager
 def ending_in_words(program: str, *, workdir: str) -> Iterator[None]:
-    """Ends the process for what is raised within, with the reason as its last line.
+    """Ends the process if an error is raised within, with the reason as its last line.
 
-    JAX would wait for processes that are gone, and they for this one; Orbax's threads
-    and TensorBoard's writer would show with tracebacks what they cannot complete. A
-    mistake in the program keeps its traceback, and in one process alone it is raised.
+    The process ends at once. Otherwise JAX would wait for processes that have ended,
+    and other processes for this one; Orbax's threads and TensorBoard's writer would
+    print tracebacks of work that they cannot complete. An error in the program itself
+    keeps its traceback; in a process that runs alone it is raised again.
 
     Args:
-        program: What its lines begin with.
-        workdir: Folder of the run, for errors that name no file.
+        program: Name of the program, with which its messages start.
+        workdir: The run's workdir, for errors that do not name a file.
     """
     try:
         yield
     except DivergedError as error:
-        # All processes have found the same, and each says it.
-        _say(f"{program}: {error}")
+        # All processes raise this error, and each prints it.
+        _print_line(f"{program}: {error}")
         leave_processes()
-        _end(_MEND)
+        _exit(_FIX_FIRST)
     except UserError as error:
-        _end(_MEND, f"{program}: {error}")
+        _exit(_FIX_FIRST, f"{program}: {error}")
     except Exception as error:
-        # What does not fit into memory now will not do so the next time.
+        # Out of memory is not retryable: the next run needs as much memory.
         if "RESOURCE_EXHAUSTED" in str(error):
-            _end(_MEND, f"{program}: a device is out of memory: {error}")
-        several = jax.distributed.is_initialized()
+            _exit(_FIX_FIRST, f"{program}: a device is out of memory: {error}")
+        is_one_of_several = jax.distributed.is_initialized()
         is_lost = isinstance(error, LostProcessError)
-        if is_lost or (several and _is_of_the_runtime(error)):
-            reason = f"another process has ended, or: {error}"
-            _end(_FAILED_TOGETHER, f"{program}: {reason}")
+        if is_lost or (is_one_of_several and _is_from_the_runtime(error)):
+            reason = f"another process may have ended: {error}"
+            _exit(_TRY_AGAIN, f"{program}: {reason}")
         if isinstance(error, OSError):
-            # It need not name a file: a full disk does not.
+            # Not every error names a file: that of a full disk does not.
             reason = f"workdir {workdir}: the run has ended early: {error}"
-            _end(_MEND, f"{program}: {reason}")
-        if not several:
+            _exit(_FIX_FIRST, f"{program}: {reason}")
+        if not is_one_of_several:
             raise
         traceback.print_exc()
-        _end(_FAILED_TOGETHER, f"{program}: one process of several has failed.")
+        _exit(_TRY_AGAIN, f"{program}: one process of several has failed.")
 
 
-def _is_of_the_runtime(error: Exception) -> bool:
+def _is_from_the_runtime(error: Exception) -> bool:
     if isinstance(error, ValueError):
         return bool(_STATUS.match(str(error)))
     kinds = ConnectionError | TimeoutError | jax.errors.JaxRuntimeError
     return isinstance(error, kinds)
 
 
-def _end(code: int, message: str = "") -> None:
+def _exit(code: int, message: str = "") -> None:
     sys.stdout.flush()
     if message:
-        _say(message)
+        _print_line(message)
     os._exit(code)
 
 
-def _say(message: str) -> None:
-    # In one piece: other threads may be writing their last words beside it.
+def _print_line(message: str) -> None:
+    # One write for the whole line, because other threads may write at the same time.
     sys.stderr.write(f"{message}\n")
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first asks the loop to end, the second ends the process."""
+"""Handlers of SIGTERM and SIGINT: the first stops the loop, the second the process."""
 
 import os
 import signal
@@ -13,55 +13,55 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class StoppedBySignalError(SystemExit):
-    """Training has saved its state and stopped because of a signal.
+    """Exit of a program after a signal has stopped its run and the state is saved.
 
-    It ends a program with 128 plus the signal's number: 143 for SIGTERM and 130 for
-    SIGINT.
+    The exit code is 128 plus the signal's number: 143 for SIGTERM, 130 for SIGINT.
     """
 
     def __init__(self, number: int) -> None:
-        """Says which signal it was.
+        """Sets the exit code.
 
         Args:
-            number: The signal's.
+            number: Number of the signal.
         """
         super().__init__(128 + number)
 
 
 class StopSignals:
-    """A context in which signals are noted.
+    """Context that records signals.
 
-    Outside the main thread, where Python allows no handlers, none are.
+    Outside the main thread it records none, because Python allows no handlers there.
 
     Attributes:
-        received: The number of the first signal; 0 before any.
-        has_something_to_save: Whether the first signal is to be answered by whoever
-            entered the context; it ends the process at once before that.
+        received: Number of the first signal; 0 before any.
+        has_something_to_save: True if the caller reads `received`, saves its state and
+            ends. While it is False, the first signal ends the process at once.
     """
 
     def __init__(self) -> None:
-        """Has noted none so far."""
+        """Starts without a signal."""
         self.received = 0
         self.has_something_to_save = False
         self._before: dict[int, Any] = {}
         self._wakeup_before = -1
 
     def __enter__(self) -> "StopSignals":
-        """Begins to note signals."""
+        """Starts to record signals."""
         if threading.current_thread() is threading.main_thread():
             for number in _STOPPING:
-                self._before[number] = signal.signal(number, self._note)
-            # Python's handlers wait while XLA compiles, or for a process that is gone;
-            # the system writes here at once.
+                self._before[number] = signal.signal(number, self._record)
+            # Python runs no handler while XLA compiles or while a computation waits
+            # for a process that has ended. The interpreter's own handler writes each
+            # signal's number to this socket at once.
             self._reader, self._writer = socket.socketpair()
             self._writer.setblocking(False)
             self._wakeup_before = signal.set_wakeup_fd(
                 self._writer.fileno(), warn_on_full_buffer=False
             )
-            self._counting = threading.Thread(
-                target=self._count, args=[self._reader], daemon=True
+            self._watcher = threading.Thread(
+                target=self._watch, args=[self._reader], daemon=True
             )
-            self._counting.start()
+            self._watcher.start()
         return self
 
     def __exit__(
@@ -70,22 +70,22 @@ class StopSignals:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Gives signals back to whom they belonged."""
+        """Restores the handlers from before the context."""
         if self._before:
             signal.set_wakeup_fd(self._wakeup_before)
             for number, handler in self._before.items():
                 signal.signal(number, handler)
-            # The thread reads the end of the file, and ends.
+            # After the close the thread reads the end of the stream, and ends.
             self._writer.close()
-            self._counting.join()
+            self._watcher.join()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or number
 
-    def _count(self, reader: socket.socket) -> None:
-        """Ends this process at the second signal, or answers the first.
+    def _watch(self, reader: socket.socket) -> None:
+        """Ends the process at the second signal, or at the first if nothing is to save.
 
-        It does so whatever the process is doing.
+        It runs in a thread of its own, because the main thread may be busy.
         """
         num_received = 0
         with reader:
@@ -97,7 +97,7 @@ class StopSignals:
                 if num_received == 2:
                     os._exit(128 + numbers[0])
                 if not self.has_something_to_save:
-                    logging.info("%s: ended before there was anything to save.", name)
+                    logging.info("%s: ended, with nothing to save yet.", name)
                     os._exit(128 + numbers[0])
                 logging.info(
                     "%s: the state will be saved after the steps that are being "

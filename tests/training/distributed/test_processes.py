@@ -174,7 +174,7 @@ def test_a_process_id_outside_the_range_is_refused(
     ("error", "expected", "message"),
     [
         (ValueError, UserError, "the processes cannot be joined: no coordinator"),
-        (RuntimeError, LostProcessError, "the processes did not meet: no coordinator"),
+        (RuntimeError, LostProcessError, "could not connect to each other: no coord"),
     ],
 )
 def test_what_jax_cannot_join_is_an_error_that_says_so(

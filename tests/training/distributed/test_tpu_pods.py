@@ -104,5 +104,5 @@ def test_a_cloud_that_does_not_answer_is_an_error_with_a_way_out() -> None:
     program = start(f"127.0.0.1:{free_port()}", free_port())
     _, errors = program.communicate(timeout=120)
     assert program.returncode == 1
-    assert "UserError: the other machines of a TPU pod cannot be looked up" in errors
+    assert "UserError: the other machines of the TPU pod cannot be looked up" in errors
     assert "TPU_SKIP_MDS_QUERY=1" in errors.splitlines()[-1]

@@ -69,7 +69,7 @@ def test_steps_that_are_not_taken_have_no_trace_and_that_is_said(
         profile.advance(30, 40)
         profile.complete(40)
     assert calls == []
-    expected = f"No trace: steps {steps[0]} to {steps[1]} were not taken here."
+    expected = f"--profile_steps={steps[0]}:{steps[1]}: no trace is written"
     assert expected in caplog.text
 
 

@@ -87,13 +87,13 @@ def test_a_process_that_is_lost_is_a_line_and_code_3(
 ) -> None:
     code, output = end_of(error, several=True)
     assert code == 3
-    assert output == f"train.py: another process has ended, or: {error}\n"
+    assert output == f"train.py: another process may have ended: {error}\n"
 
 
 def test_processes_that_never_met_are_lost_as_well(end_of: Callable[..., End]) -> None:
     code, output = end_of(LostProcessError("they did not meet"), several=False)
     assert code == 3
-    assert output == "train.py: another process has ended, or: they did not meet\n"
+    assert output == "train.py: another process may have ended: they did not meet\n"
 
 
 @pytest.mark.parametrize("error", [TypeError("a mistake"), ValueError("UNUSUAL: 1")])
