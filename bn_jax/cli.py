@@ -1,4 +1,4 @@
-"""The program `bn-jax`: one verb for each thing that can be asked for."""
+"""Command line program `bn-jax`, with one verb for each task."""
 
 import argparse
 import sys
@@ -8,7 +8,8 @@ from typing import Any
 
 from bn_jax.errors import UserError
 
-_CHANGES = {
+# Verbs that accept settings, and the name of the setting's group on the command line.
+_SETTINGS_GROUPS = {
     "figure1": "config",
     "figure2": "config",
     "evaluate": "dataset",
@@ -17,14 +18,14 @@ _CHANGES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Does what the command line asks for.
+    """Runs the verb that the command line names.
 
     Args:
-        arguments: Words after the program's name; those of the process by default.
+        arguments: Arguments after the program's name; by default those of the process.
     """
-    parser = _parser()
+    parser = _make_parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # What follows is another program's.
+    # The words after -- are the command that `launch` starts.
     command: list[str] = []
     if "--" in words:
         place = words.index("--")
@@ -32,202 +33,264 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, rest = parser.parse_known_args(words)
     if command and options.verb != "launch":
         parser.error(f"{options.verb} takes no command after --")
-    changes = {}
-    prefix = f"--{_CHANGES.get(options.verb, 'config')}."
-    for word in rest:
-        key, equals, value = word.removeprefix(prefix).partition("=")
-        if not word.startswith(prefix) or not equals:
-            parser.error(f"unknown argument {word}")
-        changes[key] = value
-    if changes and options.verb not in _CHANGES:
-        parser.error(f"{options.verb} takes no --config settings")
+    options.command = command
+    options.settings = _parse_settings(parser, options.verb, rest)
     try:
-        _do(options, changes, command)
+        options.run(options)
     except (UserError, OSError) as error:
-        # Some name the function, which is the verb.
+        # Functions named after a verb start their messages with that name.
         message = str(error).removeprefix(f"{options.verb}: ")
         sys.exit(f"bn-jax {options.verb}: {message}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("bn-jax", description=__doc__)
+def _make_parser() -> argparse.ArgumentParser:
+    """Returns the parser; `options.run` is the function of the chosen verb."""
+    parser = argparse.ArgumentParser(
+        "bn-jax", description="Tools for training with Batch Normalization in JAX."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
+    _add_figures(verbs)
+    _add_prepare(verbs)
+    _add_evaluations(verbs)
+    _add_inspect(verbs)
+    _add_launch(verbs)
+    return parser
 
+
+def _parse_settings(
+    parser: argparse.ArgumentParser, verb: str, words: Sequence[str]
+) -> dict[str, str]:
+    """Returns the settings in words such as `--config.KEY=VALUE`, by their keys."""
+    settings = {}
+    prefix = f"--{_SETTINGS_GROUPS.get(verb, 'config')}."
+    for word in words:
+        key, equals, value = word.removeprefix(prefix).partition("=")
+        if not word.startswith(prefix) or not equals:
+            parser.error(f"unknown argument {word}")
+        settings[key] = value
+    if settings and verb not in _SETTINGS_GROUPS:
+        parser.error(f"{verb} takes no --config settings")
+    return settings
+
+
+def _add_figures(verbs: Any) -> None:
     figure1 = verbs.add_parser(
         "figure1",
         help="train the paper's MNIST experiment and draw its Figure 1",
         epilog="--config.KEY=VALUE changes a setting of configs/mnist_mlp.py.",
     )
+    figure1.set_defaults(run=_run_figure1)
     figure2 = verbs.add_parser(
         "figure2",
-        help="train the ImageNet arms at a small size, draw the paper's Figures 2, 3",
+        help="train the ImageNet arms at a small size and draw Figures 2 and 3",
         epilog="--config.KEY=VALUE changes a setting of configs/inception_small.py.",
     )
+    figure2.set_defaults(run=_run_figure2)
     figure2.add_argument(
         "--search",
         action="store_true",
-        help="search for the learning rate of Inception first",
+        help="first search for the learning rate of Inception",
     )
     for figure in (figure1, figure2):
         figure.add_argument(
-            "--workdir", type=Path, required=True, help="folder to fill"
+            "--workdir", type=Path, required=True, help="folder for runs and results"
         )
-        figure.add_argument("--seeds", type=int, default=3, help="seeds an arm (3)")
+        figure.add_argument(
+            "--seeds", type=int, default=3, help="number of seeds per arm (default: 3)"
+        )
 
+
+def _add_prepare(verbs: Any) -> None:
     prepare = verbs.add_parser(
         "prepare", help="prepare a data set for tensorflow-datasets, without TensorFlow"
     )
+    prepare.set_defaults(run=_run_prepare)
     prepare.add_argument(
         "name", choices=["mnist", "imagenet2012"], help="name of the data set"
     )
     prepare.add_argument(
         "--manual_dir",
         type=Path,
-        help="imagenet2012: folder of ILSVRC2012_img_train.tar and "
-        "ILSVRC2012_img_val.tar (downloads/manual in data_dir)",
+        help="imagenet2012 only: folder with ILSVRC2012_img_train.tar and "
+        "ILSVRC2012_img_val.tar (default: downloads/manual in data_dir)",
     )
     prepare.add_argument(
         "--subset",
         action="store_true",
-        help="imagenet2012: take tar files that hold fewer images than the official",
+        help="imagenet2012 only: accept tar files with fewer images than the official "
+        "ones",
     )
     prepare.add_argument(
         "--data_dir",
         type=Path,
         default=Path("~/tensorflow_datasets"),
-        help="folder of prepared data sets (~/tensorflow_datasets)",
+        help="folder of prepared data sets (default: ~/tensorflow_datasets)",
     )
 
+
+def _add_evaluations(verbs: Any) -> None:
     evaluate = verbs.add_parser(
         "evaluate",
-        help="evaluate the newest checkpoint of a run on its test set, or another one",
+        help="evaluate the newest checkpoint of a run on its own or another test set",
         epilog="--dataset.KEY=VALUE changes a setting of the run's data set.",
     )
-    evaluate.add_argument("--workdir", type=Path, required=True, help="a run's folder")
+    evaluate.set_defaults(run=_run_evaluate)
+    evaluate.add_argument(
+        "--workdir", type=Path, required=True, help="workdir of the run"
+    )
     ensemble = verbs.add_parser(
         "ensemble",
-        help="average the predictions of several runs on their test set, or another",
-        epilog="--dataset.KEY=VALUE changes a setting of all runs' data set.",
+        help="evaluate the averaged predictions of several runs on their own or "
+        "another test set",
+        epilog="--dataset.KEY=VALUE changes a setting of the data set of all runs.",
     )
+    ensemble.set_defaults(run=_run_ensemble)
     ensemble.add_argument(
-        "workdirs", type=Path, nargs="+", metavar="workdir", help="a run's folder"
+        "workdirs", type=Path, nargs="+", metavar="workdir", help="workdir of a run"
     )
     for verb in (evaluate, ensemble):
         verb.add_argument(
             "--statistics",
             choices=["moving", "population", "batch"],
             default="population",
-            help="what to normalize by: moving averages of training, population "
-            "statistics of training minibatches (as in training's own evaluations), or "
-            "each test batch's own",
+            help="statistics to normalize with: the running statistics of training "
+            "(moving), population statistics of training batches, as evaluations "
+            "during training use them (population, the default), or the statistics of "
+            "each test batch (batch)",
         )
         verb.add_argument(
             "--crops",
             type=int,
             choices=[1, 144],
             default=1,
-            help="crops of each image to average over: its middle alone (1), or the "
-            "paper's 144",
+            help="number of crops of each image to average over: 1, the central crop "
+            "(the default), or 144, as in the paper",
         )
 
-    inspect = verbs.add_parser(
-        "inspect", help="show the layers of a run's newest checkpoint"
-    )
-    inspect.add_argument("workdir", type=Path, help="a run's folder")
 
+def _add_inspect(verbs: Any) -> None:
+    inspect = verbs.add_parser(
+        "inspect", help="show the layers of the newest checkpoint of a run"
+    )
+    inspect.set_defaults(run=_run_inspect)
+    inspect.add_argument("workdir", type=Path, help="workdir of the run")
+
+
+def _add_launch(verbs: Any) -> None:
     launch = verbs.add_parser(
         "launch",
-        help="run a training script as several processes of this machine",
+        help="run a training script as several processes on this machine",
         usage="bn-jax launch --num_processes=N -- python train.py ...",
     )
-    launch.add_argument("--num_processes", type=int, required=True, help="how many")
-    return parser
+    launch.set_defaults(run=_run_launch)
+    launch.add_argument(
+        "--num_processes", type=int, required=True, help="number of processes"
+    )
 
 
-def _do(
-    options: argparse.Namespace, changes: Mapping[str, str], command: Sequence[str]
-) -> None:
-    # Each verb imports what it needs: TFDS, Orbax and Matplotlib take seconds.
-    if options.verb == "figure1":
-        from bn_jax.experiments.run_figure1 import figure1
+# The functions below import only what their verb needs: TFDS, Orbax and Matplotlib take
+# seconds to import.
 
-        print(figure1(options.workdir, seeds=options.seeds, overrides=changes))
-    elif options.verb == "figure2":
-        from bn_jax.experiments.run_figure2 import figure2
 
-        print(
-            figure2(
-                options.workdir,
-                seeds=options.seeds,
-                search=options.search,
-                overrides=changes,
-            )
+def _run_figure1(options: argparse.Namespace) -> None:
+    from bn_jax.experiments.run_figure1 import figure1
+
+    print(figure1(options.workdir, seeds=options.seeds, overrides=options.settings))
+
+
+def _run_figure2(options: argparse.Namespace) -> None:
+    from bn_jax.experiments.run_figure2 import figure2
+
+    table = figure2(
+        options.workdir,
+        seeds=options.seeds,
+        search=options.search,
+        overrides=options.settings,
+    )
+    print(table)
+
+
+def _run_prepare(options: argparse.Namespace) -> None:
+    from bn_jax.data.tfds import split_sizes
+
+    data_dir = options.data_dir.expanduser()
+    if data_dir.is_file():
+        raise UserError(
+            f"--data_dir: {options.data_dir} is a file; name the folder of prepared "
+            "data sets, which need not exist yet."
         )
-    elif options.verb == "prepare":
-        from bn_jax.data.tfds import split_sizes
-
-        data_dir = options.data_dir
-        if data_dir.expanduser().is_file():
-            raise UserError(
-                f"--data_dir: {data_dir} is a file; name the folder of prepared data "
-                "sets, or one that is to be made."
-            )
-        folder = _prepare(options, data_dir.expanduser())
-        sizes = split_sizes(options.name, str(data_dir.expanduser()))
-        images = " and ".join(f"{size:,} {split}" for split, size in sizes.items())
-        call = f'tfds.data_source("{options.name}", data_dir="{data_dir}")'
-        print(f"{folder}: {images} images; read it with {call}.")
-    elif options.verb == "evaluate":
-        from bn_jax.reporting.tables import evaluation_table
-        from bn_jax.training.evaluation.evaluate import evaluate
-
-        config = _saved_config(options.workdir, changes)
-        way = {"statistics": options.statistics, "crops": options.crops}
-        print(evaluation_table(evaluate(config, options.workdir, **way), **way))
-    elif options.verb == "ensemble":
-        from bn_jax.reporting.tables import ensemble_table
-        from bn_jax.training.evaluation.ensemble import ensemble
-
-        configs = [_saved_config(workdir, changes) for workdir in options.workdirs]
-        way = {"statistics": options.statistics, "crops": options.crops}
-        print(ensemble_table(ensemble(configs, options.workdirs, **way), **way))
-    elif options.verb == "inspect":
-        from bn_jax.reporting.tables import layer_table
-        from bn_jax.training.evaluation.inspect import inspect
-
-        step, layers = inspect(_saved_config(options.workdir, {}), options.workdir)
-        print(layer_table(layers, step=step))
-    else:
-        from bn_jax.launch.launcher import launch
-
-        sys.exit(launch(command, num_processes=options.num_processes))
-
-
-def _prepare(options: argparse.Namespace, data_dir: Path) -> Path:
-    """Prepares a data set and gives back its folder."""
     if options.name == "mnist":
-        from bn_jax.data.preparation.mnist import prepare_mnist
+        folder = _prepare_mnist(options, data_dir)
+    else:
+        folder = _prepare_imagenet(options, data_dir)
+    sizes = split_sizes(options.name, str(data_dir))
+    images = " and ".join(f"{size:,} {split}" for split, size in sizes.items())
+    call = f'tfds.data_source("{options.name}", data_dir="{options.data_dir}")'
+    print(f"{folder}: {images} images; read it with {call}.")
 
-        if options.manual_dir is not None or options.subset:
-            raise UserError("mnist needs no --manual_dir and no --subset.")
-        return prepare_mnist(data_dir)
+
+def _prepare_mnist(options: argparse.Namespace, data_dir: Path) -> Path:
+    from bn_jax.data.preparation.mnist import prepare_mnist
+
+    if options.manual_dir is not None or options.subset:
+        raise UserError(
+            "--manual_dir and --subset are for imagenet2012 only; leave them out."
+        )
+    return prepare_mnist(data_dir)
+
+
+def _prepare_imagenet(options: argparse.Namespace, data_dir: Path) -> Path:
     from bn_jax.data.preparation.imagenet import prepare_imagenet
 
-    # Where TFDS looks for what one has to download oneself.
+    # TFDS expects manually downloaded files in this folder.
     manual_dir = options.manual_dir or data_dir / "downloads" / "manual"
     return prepare_imagenet(manual_dir.expanduser(), data_dir, is_subset=options.subset)
 
 
-def _saved_config(workdir: Path, dataset: Mapping[str, str]) -> Any:
-    """The configuration of a run, with other settings of its data set."""
+def _run_evaluate(options: argparse.Namespace) -> None:
+    from bn_jax.reporting.tables import evaluation_table
+    from bn_jax.training.evaluation.evaluate import evaluate
+
+    config = _saved_config(options.workdir, options.settings)
+    method = {"statistics": options.statistics, "crops": options.crops}
+    print(evaluation_table(evaluate(config, options.workdir, **method), **method))
+
+
+def _run_ensemble(options: argparse.Namespace) -> None:
+    from bn_jax.reporting.tables import ensemble_table
+    from bn_jax.training.evaluation.ensemble import ensemble
+
+    workdirs = options.workdirs
+    configs = [_saved_config(workdir, options.settings) for workdir in workdirs]
+    method = {"statistics": options.statistics, "crops": options.crops}
+    print(ensemble_table(ensemble(configs, workdirs, **method), **method))
+
+
+def _run_inspect(options: argparse.Namespace) -> None:
+    from bn_jax.reporting.tables import layer_table
+    from bn_jax.training.evaluation.inspect import inspect
+
+    step, layers = inspect(_saved_config(options.workdir, {}), options.workdir)
+    print(layer_table(layers, step=step))
+
+
+def _run_launch(options: argparse.Namespace) -> None:
+    from bn_jax.launch.launcher import launch
+
+    sys.exit(launch(options.command, num_processes=options.num_processes))
+
+
+def _saved_config(workdir: Path, dataset_settings: Mapping[str, str]) -> Any:
+    """Returns the configuration of a run, with changed settings of its data set."""
     from ml_collections import ConfigDict
 
     from bn_jax.experiments.configs import override
     from bn_jax.workdir.files import read_config
 
     config: Any = ConfigDict(read_config(workdir)).lock()
-    for key, value in dataset.items():
-        # What is saved no longer says that it is a name, which may be missing.
+    for key, value in dataset_settings.items():
+        # The JSON file does not record that these two settings are strings or None, so
+        # `override` cannot check their type.
         if key in ("idx_dir", "data_dir") and key in config.dataset:
             config.dataset[key] = None if value == "None" else value
             continue

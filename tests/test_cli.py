@@ -165,7 +165,9 @@ def test_imagenet_is_prepared_from_the_folder_of_its_tar_files(
 
 @pytest.mark.parametrize("word", ["--manual_dir=tars", "--subset"])
 def test_mnist_is_prepared_from_no_tar_files(prepared: list[Path], word: str) -> None:
-    with pytest.raises(SystemExit, match="bn-jax prepare: mnist needs no --manual_dir"):
+    with pytest.raises(
+        SystemExit, match="bn-jax prepare: --manual_dir and --subset are"
+    ):
         main(["prepare", "mnist", word])
     assert prepared == []
 
