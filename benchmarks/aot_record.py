@@ -1,4 +1,4 @@
-"""The rows of `results/aot.json`, each kept until its program is compiled anew."""
+"""Rows of `results/aot.json`, which are kept until their program is compiled again."""
 
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ Row = dict[str, Any]
 
 
 def name_of(row: Mapping[str, Any]) -> str:
-    """What a program is called on the command line.
+    """Returns the name of a program on the command line.
 
     Args:
-        row: Its arm, dtype and normalization, among others.
+        row: Row of the program, of which arm, dtype and normalization are used.
     """
     return "{arm}-{dtype}-{norm}".format(**row)
 
@@ -20,15 +20,20 @@ def name_of(row: Mapping[str, Any]) -> str:
 def rows_to_keep(
     record: Mapping[str, Any], header: Mapping[str, Any], *, is_whole: bool
 ) -> list[Row]:
-    """The rows that a run begins with: those of the same compiler, device and versions.
+    """Returns the rows of an earlier benchmark that had the same header.
 
     Args:
-        record: What was written last; empty where nothing was.
-        header: All but the rows, as this run will write it.
-        is_whole: Whether the run compiles all programs.
+        record: Content of the existing file; empty if there is none.
+        header: Compiler, device and versions of this benchmark: everything that it
+            writes except the rows.
+        is_whole: True if this benchmark compiles all programs, so that it needs no
+            rows with another header.
+
+    Returns:
+        The rows to keep; none if the header differs and `is_whole` is True.
 
     Raises:
-        ValueError: If rows that the run does not compile are another compiler's.
+        ValueError: If the header differs and `is_whole` is False.
     """
     before = {key: value for key, value in record.items() if key != "programs"}
     if not record or before == header:
@@ -39,33 +44,33 @@ def rows_to_keep(
         key: before.get(key) for key in header if header[key] != before.get(key)
     }
     raise ValueError(
-        "benchmarks/aot.py: the rows that would be kept must be of "
-        f"{ {key: header[key] for key in differing} }, and are of {differing}; compile "
-        "all programs, by naming none."
+        "benchmarks/aot.py: the rows to keep must have "
+        f"{ {key: header[key] for key in differing} }, but have {differing}; leave out "
+        "the names of programs to compile all of them."
     )
 
 
 def with_row(rows: Sequence[Row], row: Row, names: Sequence[str]) -> list[Row]:
-    """The rows with another one, in place of that of the same program.
+    """Adds a row, in place of an earlier row of the same program.
 
     Args:
-        rows: Those that there are.
-        row: The new one.
-        names: Names of all programs, in the record's order; rows of others, which are
-            compiled no more, are left out.
+        rows: Existing rows.
+        row: The new row.
+        names: Names of all programs, in the order of the record. Rows of other
+            programs, which are no longer compiled, are dropped.
     """
     by_name = {name_of(one): one for one in (*rows, row)}
     return [by_name[name] for name in names if name in by_name]
 
 
 def commit_of(root: Path) -> str:
-    """The commit of a checkout, with "-dirty" behind it where files differ from it.
+    """Returns the commit of a checkout, with "-dirty" appended if tracked files differ.
 
     Args:
-        root: The checkout's folder.
+        root: Folder of the checkout.
 
     Raises:
-        CalledProcessError: If it is none.
+        CalledProcessError: If the folder is not a Git checkout.
     """
 
     def git(*words: str) -> str:
@@ -73,6 +78,6 @@ def commit_of(root: Path) -> str:
         output = subprocess.run(command, check=True, capture_output=True, text=True)
         return output.stdout.strip()
 
-    # What a run writes is no part of what it compiles.
+    # Without results/: the benchmark writes there itself, and compiles nothing of it.
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!results")
     return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")

@@ -1,24 +1,28 @@
-"""Batch Normalization in training mode: ours against the other libraries.
+"""Time and error of one Batch Normalization layer in training, for several libraries.
 
     make bench
 
-Times forward, and forward with backward, of one layer: output and new running
-statistics; gradients for x, scale and bias. All libraries take turns in one process,
-round after round. Their times are divided by those of `flax.linen.BatchNorm` with its
-default formula, round by round, and the medians are compared. Features have a mean of
-0, 0.5, 3, 100 or 10,000 of their standard deviations; libraries beside ours and Flax's
-are timed at 0.5 alone, because their work does not depend on it.
+The benchmark times the forward pass alone, which returns the output and new running
+statistics, and forward with backward pass, which returns the gradients of x, scale and
+bias and the new running statistics. The libraries take turns in one process. In each
+round, their times are divided by the time of `flax.linen.BatchNorm` with its default
+formula; the medians of these ratios over all rounds are compared. The means of the
+features are 0, 0.5, 3, 100 and 10,000 standard deviations. Only bn_jax and Flax are
+timed at all of these means. The others are timed at 0.5, because their work does not
+depend on the mean.
 
-The record also holds the relative error of the variance that each library normalizes
-by, and the error of the values that it returns: the largest over all shapes, in the
-first step on an input with a mean of 1e4 standard deviations in float32 and 30 in
-bfloat16, whose numbers end there. A value of bfloat16 is rounded by up to 2^-9 of it in
-the end.
+The record also holds two errors of each library in the first step: the relative error
+of the variance that it normalizes by, and the absolute error of the values that it
+returns. Both are the largest over all shapes. The input's mean is 1e4 standard
+deviations in float32, and 30 in bfloat16, whose precision allows no more. The rounding
+of the result to bfloat16 alone can change a value by 2^-9 of it.
 
-PyTorch gets its channels-last layout. Shapes are larger on an accelerator, to fill it.
+PyTorch gets its channels-last layout. On an accelerator the shapes are larger, so that
+they fill it.
 
-Freed memory is kept for the next call. Otherwise glibc may hand large arrays back to
-the kernel: a call then takes twice as long, and which library that hits is chance.
+The process keeps freed memory for the next call. Otherwise glibc may return large
+arrays to the kernel. A call then takes twice as long, in a library that varies from run
+to run.
 
 Writes `results/batch_norm-<device>.json`.
 """
@@ -48,20 +52,20 @@ from bn_jax.machine import describe_machine
 _REFERENCE = "flax"
 _COMPARED = ("bn_jax", _REFERENCE)
 _MEANS = (0.0, 0.5, 3.0, 100.0, 1e4)
-# The mean at which all libraries are timed.
+# The mean, in standard deviations, at which all libraries are timed.
 _USUAL_MEAN = 0.5
 _WHATS = ("forward", "forward+backward")
-# Smaller shapes take less time than it takes to dispatch them.
+# Number of values. Computing with fewer takes less time than dispatching the program.
 _LARGE_ENOUGH = 2**16
 
 
 class _Work(NamedTuple):
-    """The work of one library in one timing.
+    """Inputs of the benchmark.
 
     Attributes:
-        shapes: Shapes of x, in turn.
-        values: Values that a timing works through at least, so that it takes
-            milliseconds.
+        shapes: Shapes of x.
+        values: Minimum number of values that the calls of one timing normalize in
+            total, so that a timing takes milliseconds.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -71,7 +75,7 @@ class _Work(NamedTuple):
 _SMALL = _Work(
     ((64, 56, 56, 64), (32, 28, 28, 192), (4096, 1024), (60, 100)), 2 * 10**6
 )
-# As large as what BN-Inception's stages leave, on 64 images.
+# Mostly the sizes of the outputs of BN-Inception's stages for 64 images.
 _LARGE = _Work(
     ((64, 112, 112, 64), (64, 56, 56, 192), (64, 28, 28, 320), (4096, 1024)), 2 * 10**9
 )
@@ -86,7 +90,7 @@ def main() -> None:
         nargs="+",
         choices=list(jax_layers()),
         default=list(jax_layers()),
-        help="PyTorch, bn_jax and flax are always among them",
+        help="libraries to time; PyTorch, bn_jax and flax are always included",
     )
     options = parser.parse_args()
     chosen = {*_COMPARED, *options.libraries}
@@ -163,21 +167,21 @@ def _geometric_mean(ratios: Any) -> float:
 def _time(
     calls: dict[str, Callable[[], Any]], repeats: int, rounds: int
 ) -> dict[str, np.ndarray]:
-    """Returns seconds of one call of each, in each round.
+    """Returns the seconds of one call of each library, in each round.
 
-    Repeated calls follow each other as in a training loop: dispatched one after the
-    other, and waited for at the end.
+    Repeated calls are dispatched one after the other, as in a training loop, and the
+    process waits for the device after the last one.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         _wait(call())
-    # In an order of its own each round: a library leaves memory and threads behind
-    # that the next one has to bear with, PyTorch's spinning threads above all.
+    # Each round has its own order, because the memory and the threads that a library
+    # leaves behind slow the next library down, most of all PyTorch's spinning threads.
     shuffle = np.random.default_rng(0).permutation
     for _ in range(rounds):
         for name in shuffle(list(calls)):
             call = calls[name]
-            # Not timed: what was left behind goes away here.
+            # This call is not timed. It absorbs the slowdown by the previous library.
             _wait(call())
             start = time.perf_counter()
             for _ in range(repeats):
@@ -188,7 +192,7 @@ def _time(
 
 
 def _arrays(shape: tuple[int, ...], dtype: str, mean: float) -> tuple[Any, ...]:
-    """Returns x, scale, bias, and running statistics near those of x."""
+    """Returns x, scale and bias, with a running mean and variance near those of x."""
     random = np.random.default_rng(0)
     x = jnp.asarray(random.normal(mean, 1.0, shape), dtype)
     scale, bias = (random.normal(size=shape[-1]).astype(np.float32) for _ in "ab")
@@ -252,11 +256,12 @@ def _backward_calls(
 
 
 def _keep_memory() -> None:
-    """Keeps freed memory in this process, where the C library is glibc."""
+    """Makes this process keep freed memory, if its C library is glibc."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        # Of malloc.h: M_MMAP_MAX, arrays of their own, and M_TRIM_THRESHOLD, bytes.
+        # Options from malloc.h. M_MMAP_MAX=0: no array gets its own memory mapping.
         mallopt(-4, 0)
+        # M_TRIM_THRESHOLD, in bytes: the heap does not shrink.
         mallopt(-1, 2**31 - 1)
 
 
@@ -269,7 +274,7 @@ def _wait(result: Any) -> None:
 def _table(dtype: str, results: dict[str, Any]) -> str:
     shapes = ", ".join(map(str, results["shapes"]))
     lines = [
-        f"{dtype}: time over {_REFERENCE}'s; shapes {shapes}",
+        f"{dtype}: time divided by {_REFERENCE}'s; shapes {shapes}",
         f"{'':24}{'forward':>34}{'forward+backward':>34}"
         f"{'error of variance':>19}{'of values':>10}",
     ]
@@ -291,7 +296,8 @@ def _table(dtype: str, results: dict[str, Any]) -> str:
     for what, summary in results["bn_jax_over_all_means"].items():
         lines.append(
             f"bn_jax over all means, {what}: {summary['geometric_mean']:.2f}, at most "
-            f"{summary['largest_of_large_shapes']:.2f} in shapes of 2^16 values and up"
+            f"{summary['largest_of_large_shapes']:.2f} for shapes of at least 2^16 "
+            "values"
         )
     return "\n".join(lines)
 

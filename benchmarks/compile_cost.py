@@ -1,12 +1,13 @@
-"""Size and compile time of programs with Batch Normalization: ours against Flax's.
+"""Size and compile time of programs with the Batch Normalization of bn_jax and Flax.
 
     python benchmarks/compile_cost.py
 
-Counts the StableHLO operations and the jaxpr equations of one layer in training,
-forward, and the StableHLO lines of a training step of ResNet-18 (He et al., 2016, for
-images of 32 x 32, with momentum SGD). The step is compiled on the CPU in fresh
-processes, one at a time, which take turns. Each program is the same in all rounds; the
-CPU seconds of all threads are compared round by round.
+Counts the StableHLO operations and the jaxpr equations of one layer's forward pass in
+training. Also counts the StableHLO lines of a training step of ResNet-18 (He et al.,
+2016) for images of 32 x 32 pixels and SGD with momentum. In each round, a new process
+compiles this step on the CPU for one library, and then another process for the other.
+The benchmark compares the CPU seconds of all threads in the same round. The programs do
+not change between rounds.
 
 Writes `results/compile_cost.json`.
 """
@@ -56,7 +57,7 @@ class _Block(nn.Module):
 
 
 class _ResNet18(nn.Module):
-    """Eight blocks, with 20 normalizations."""
+    """ResNet-18 for small images: eight blocks, with 20 normalizations in all."""
 
     norm: Any
 
@@ -73,7 +74,9 @@ def main() -> None:
     """Counts, compiles in fresh processes, prints a table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--compile", choices=_NORMS, help="only print the seconds")
+    parser.add_argument(
+        "--compile", choices=_NORMS, help="only compile this one and print its seconds"
+    )
     options = parser.parse_args()
     if options.compile:
         lowered = _lowered_step(options.compile)
@@ -83,7 +86,7 @@ def main() -> None:
         return
     seconds: dict[str, list[float]] = {name: [] for name in _NORMS}
     for number in range(options.rounds):
-        # The other one is first in the next round.
+        # The order alternates between rounds.
         for name in list(_NORMS)[:: 1 if number % 2 else -1]:
             command = [sys.executable, __file__, f"--compile={name}"]
             printed = subprocess.run(
@@ -118,7 +121,7 @@ def main() -> None:
 
 
 def _size_of_layer(name: str) -> dict[str, int]:
-    """Returns operations and equations of one layer in training, forward."""
+    """Returns the sizes of a layer's forward pass in training."""
     layer = _NORMS[name](use_running_average=False)
     x = jnp.zeros((64, 56, 56, 64))
     variables = layer.init(jax.random.key(0), x)
@@ -135,7 +138,7 @@ def _size_of_layer(name: str) -> dict[str, int]:
 
 
 def _count_equations(jaxpr: Any) -> int:
-    """Returns the number of equations, those inside of equations included."""
+    """Returns the number of equations, including those nested in other equations."""
     inner = jax.extend.core.jaxprs_in_params
     return sum(
         1 + sum(map(_count_equations, inner(equation.params)))
@@ -144,7 +147,7 @@ def _count_equations(jaxpr: Any) -> int:
 
 
 def _lowered_step(name: str) -> Any:
-    """Returns a training step of ResNet-18, lowered and not compiled."""
+    """Returns a training step of ResNet-18, lowered but not compiled."""
     model = _ResNet18(partial(_NORMS[name], use_running_average=False))
     optimizer = optax.sgd(0.1, momentum=0.9)
     images = jax.ShapeDtypeStruct((32, 32, 32, 3), jnp.float32)

@@ -1,9 +1,9 @@
-"""Seconds from a fault to the end of the processes that it ends.
+"""Seconds from a fault to the end of the processes that it stops.
 
     python benchmarks/faults.py
 
-What `make test-faults` prints at its end, the tests of `tests/faults` that kill, signal
-and break real runs, kept in `results/faults.json`.
+Runs the tests of `tests/faults`, which kill, signal and break real runs, and prints the
+table of `make test-faults`. Writes `results/faults.json`.
 """
 
 import json
@@ -23,7 +23,7 @@ def main() -> None:
     """Runs the tests, prints their table and writes the results."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        # The form of the report in which a test may note figures.
+        # Only this format of the report has the numbers that tests record.
         form = ["-o", "junit_family=xunit1", f"--junitxml={report}"]
         tests = [sys.executable, "-m", "pytest", "-m", "faults", "tests/faults"]
         completed = subprocess.run([*tests, *form], cwd=_ROOT)

@@ -1,4 +1,4 @@
-"""Collectives and costs of compiled programs, in the text of XLA."""
+"""Collectives and costs of compiled programs, parsed from XLA's text."""
 
 import re
 from collections import Counter
@@ -30,7 +30,9 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
 def count_collectives(text: str) -> Counter[str]:
-    """Counts the collectives of a compiled program by kind, one a loop's body.
+    """Counts the collectives of a compiled program by kind.
+
+    A collective in the body of a loop counts once.
 
     Args:
         text: The result of `jax.jit(f).lower(...).compile().as_text()`.
@@ -50,22 +52,22 @@ def count_collectives(text: str) -> Counter[str]:
 
 
 def estimated_cycles(text: str) -> int:
-    """Returns the cycles that XLA expects of a TPU's program, loops' bodies run once.
+    """Returns the sum of the cycles that XLA estimates for a TPU program.
 
-    Of a conditional the longest branch counts. Copies that run beside other operations
-    have no estimate.
+    The body of a loop counts once. A conditional counts as its longest branch. XLA
+    gives no estimate for copies that overlap with other operations.
 
     Args:
-        text: As for `count_collectives`.
+        text: The result of `jax.jit(f).lower(...).compile().as_text()`.
 
     Raises:
-        ValueError: If it has no estimates, as those for other devices.
+        ValueError: If the text has no estimates, because its program is not for a TPU.
     """
     entry, bodies = _computations(text)
     if _CYCLES.search(text) is None:
         raise ValueError(
-            "estimated_cycles: expected a text of the compiler for TPUs, which writes "
-            "cycles beside operations, and found none in this one."
+            "estimated_cycles: text must have estimated cycles of operations, but has "
+            "none; compile the program for a TPU."
         )
 
     def cycles_of(name: str) -> int:
@@ -80,7 +82,7 @@ def estimated_cycles(text: str) -> int:
 
 
 def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
-    """Returns the entry's name, and the lines of each computation."""
+    """Returns the name of the entry computation, and the lines of all computations."""
     bodies: dict[str, list[str]] = {}
     name = entry = ""
     for line in text.splitlines():
@@ -94,13 +96,14 @@ def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
 
 
 def summed_dtypes(lowered: Any, folder: Path) -> Counter[str]:
-    """Counts the dtypes of a program's all-reduces once XLA has partitioned it.
+    """Counts the all-reduces of a program by dtype, after XLA has partitioned it.
 
-    The compiled text does not tell: a CPU sums bfloat16 in float32, and sends it so.
+    The compiled text of a CPU does not show these dtypes: XLA converts all-reduces of
+    bfloat16 to float32 there.
 
     Args:
-        lowered: What `jax.jit(f).lower(...)` returns.
-        folder: Empty; XLA writes the program there.
+        lowered: The result of `jax.jit(f).lower(...)`.
+        folder: Empty folder, into which XLA writes the program.
     """
     name = "spmd-partitioning"
     options = {"xla_dump_to": str(folder), "xla_dump_hlo_pass_re": name}
@@ -110,7 +113,7 @@ def summed_dtypes(lowered: Any, folder: Path) -> Counter[str]:
 
 
 def _named(pattern: re.Pattern[str], line: str) -> list[str]:
-    """Returns the names of the computations that a line names."""
+    """Returns the names of the computations that a line refers to by `pattern`."""
     named = [
         part for found in pattern.finditer(line) for part in found.groups() if part
     ]

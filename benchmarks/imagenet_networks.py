@@ -1,4 +1,4 @@
-"""BN-Inception with another library's normalization, around images made up."""
+"""Generated images, and BN-Inception with Flax's normalization, for the benchmarks."""
 
 from functools import partial
 from typing import Any
@@ -13,21 +13,23 @@ _NUM_CLASSES = 1000
 
 
 def dataset_of(images: np.ndarray) -> ArrayDataset:
-    """Images with labels of ImageNet's number, to train and to test on.
+    """Returns a dataset of the images, labeled with as many classes as ImageNet has.
+
+    The images are used for both training and test.
 
     Args:
-        images: Bytes, `(images, height, width, 3)`.
+        images: uint8 pixels, `(images, height, width, 3)`.
     """
     labels = np.arange(len(images), dtype=np.int32) % _NUM_CLASSES
     return ArrayDataset("made up", images, labels, images, labels, _NUM_CLASSES)
 
 
 def with_flax(config: Any, parts: Parts) -> Parts:
-    """The same network with `flax.linen.BatchNorm`.
+    """Replaces the normalization of a network by `flax.linen.BatchNorm`.
 
     Args:
-        config: What the parts were made from.
-        parts: Those with bn_jax's normalization.
+        config: Configuration that the parts were built from.
+        parts: Parts of a run, with bn_jax's normalization.
     """
     norm = partial(
         nn.BatchNorm, momentum=config.norm.momentum, epsilon=config.norm.epsilon

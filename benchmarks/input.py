@@ -1,19 +1,23 @@
-"""Images a second from the disk to a batch of 224 pixels, beside Grain and PyTorch.
+"""Images per second from disk to batches of 224 x 224 pixels: bn_jax, Grain, PyTorch.
 
     python benchmarks/input.py
 
-All read the same JPEGs, written by this script: 500x375 pixels, about 89 KB. bn_jax
-reads them from the array_record files that `bn-jax prepare imagenet2012` makes; Grain
-from the same files, by the same function an image, in its own order and threads, one a
-core; PyTorch's DataLoader from a folder of files, by
-`torchvision.datasets.ImageFolder` (Pillow), with a worker process a core. All crop at
-random, resize, flip, and give uint8 batches; in the second arm they also change the
-colours. In the third, PyTorch gives normalized floats, as its recipes do; the others
-leave that to the device. The files lie in the system's cache. They take turns, in the
-opposite order every other round; what is compared is the rate in the same round.
+All three read the same JPEGs, which this script writes: 500 x 375 pixels, about 89 KB.
 
-Beside the rate there is the processor time an image, of all threads and processes: on
-a machine that has other work it is the steadier one.
+- bn_jax reads them from the array_record files of `bn-jax prepare imagenet2012`.
+- Grain reads these files too, with bn_jax's function for one image, but in its own
+  order and with its own threads, one for each core.
+- PyTorch's DataLoader reads a folder of JPEG files with
+  `torchvision.datasets.ImageFolder` (Pillow), in one worker process for each core.
+
+All three crop at random, resize, flip, and return uint8 batches. In the second arm they
+also change the colors. In the third arm PyTorch returns normalized floats, as in its
+recipes; the other two leave normalization to the device. The files are in the file
+cache of the operating system. The libraries take turns, in reverse order every other
+round, and their rates in the same round are compared.
+
+The benchmark also reports the CPU time per image, of all threads and processes. It
+varies less than the rate on a machine that has other work to do.
 
 Needs `pip install -e '.[benchmark,imagenet]'`. Writes `results/input.json`.
 """
@@ -40,7 +44,8 @@ from bn_jax.data.dataset import Split
 from bn_jax.machine import describe_machine
 
 _SIZE = 224
-# Strength of the changes of colour, and whether PyTorch normalizes.
+# For each arm: strength of the changes of color in [0, 1], and True if PyTorch returns
+# normalized floats.
 _ARMS = {
     "crop": (0.0, False),
     "crop and colours": (0.5, False),
@@ -52,28 +57,30 @@ _NEEDED = ("cv2", "grain", "psutil", "torch", "torchvision")
 
 
 class Cost(NamedTuple):
-    """What a round took."""
+    """Speed and CPU time of one library in one round."""
 
     images_per_second: float
     cpu_milliseconds_per_image: float
 
 
 def main() -> None:
-    """Measures all in turn, prints the ratios and writes the results."""
+    """Measures all libraries in turn, prints the ratios and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--cores", type=int, default=None, help="the first few")
+    parser.add_argument(
+        "--cores", type=int, default=None, help="use the first few cores; default all"
+    )
     parser.add_argument("--output", type=Path, default=_results())
     options = parser.parse_args()
     if lacking := [name for name in _NEEDED if find_spec(name) is None]:
         sys.exit(
-            f"benchmarks/input.py: needs {', '.join(_NEEDED)}, and finds no "
-            f"{', no '.join(lacking)}; pip install -e '.[benchmark,imagenet]'"
+            f"benchmarks/input.py: needs {', '.join(_NEEDED)}, but finds no "
+            f"{', no '.join(lacking)}; run pip install -e '.[benchmark,imagenet]'"
         )
     cores = sorted(os.sched_getaffinity(0))[: options.cores]
-    # Threads and processes that are made later inherit it.
+    # Threads and processes that start later inherit these cores.
     os.sched_setaffinity(0, cores)
     arms = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -108,7 +115,7 @@ def main() -> None:
 def _compare(
     runs: dict[str, Callable[[], None]], rounds: int, num_images: int
 ) -> dict[str, Any]:
-    """Costs of all in each round, their medians and the medians of the ratios."""
+    """Returns the costs of each round, their medians and the medians of the ratios."""
     for run in runs.values():
         run()
     costs: list[dict[str, Cost]] = []
@@ -151,7 +158,7 @@ def _cost(run: Callable[[], None], num_images: int) -> Cost:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of those that it has started."""
+    """Returns the CPU time of this process and of the processes that it started."""
     import psutil
 
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
@@ -164,9 +171,10 @@ def _summary(arm: dict[str, Any], num_cores: int) -> str:
         name: values["median"] / num_cores
         for name, values in arm["images_per_second"].items()
     }
-    return f"{rates['bn_jax']:.0f} images/s a core; " + "; ".join(
-        f"{peer} {rates[peer]:.0f}, {arm[f'bn_jax_over_{peer}']:.2f} times its rate, "
-        f"{arm[f'{peer}_over_bn_jax_in_cpu_time']:.2f} times in processor time"
+    return f"bn_jax {rates['bn_jax']:.0f} images/s per core; " + "; ".join(
+        f"{peer} {rates[peer]:.0f}: bn_jax has {arm[f'bn_jax_over_{peer}']:.2f} times "
+        f"its rate, {peer} takes {arm[f'{peer}_over_bn_jax_in_cpu_time']:.2f} times "
+        "the CPU time"
         for peer in _LIBRARIES[1:]
     )
 
@@ -194,7 +202,7 @@ def _grain(
 
     def example(index: int) -> tuple[np.ndarray, int]:
         image = np.empty((_SIZE, _SIZE, 3), np.uint8)
-        # What `read` does for an image, in a thread of Grain instead of ours.
+        # `read` calls this method for each image in bn_jax's threads; here Grain's do.
         return image, split._example(int(index), int(index), out=image)
 
     loader = (
@@ -238,7 +246,7 @@ def _torch(
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
-    # Brightness is a factor there: 1/8 is 32 of 255, for a light image.
+    # In torchvision brightness is a factor: 0.125 changes a white pixel by 32 of 255.
     jitter = transforms.ColorJitter(
         0.125 * distortion, 0.5 * distortion, 0.5 * distortion, 0.2 * distortion
     )
@@ -258,7 +266,7 @@ def _torch(
         shuffle=True,
         num_workers=num_cores,
         persistent_workers=True,
-        # Not forked from a process that has threads.
+        # A fork of this process, which has threads, could deadlock.
         multiprocessing_context="forkserver",
     )
 

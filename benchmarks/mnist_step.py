@@ -1,16 +1,18 @@
-"""Training steps per second of the MNIST experiment, ours against eager PyTorch.
+"""Training steps per second of the MNIST experiment, in bn_jax and in eager PyTorch.
 
     make bench
 
-Every contender is a process of its own (or one a core) that holds the real data and
-waits. They take turns, one block of steps each, round after round, so that all of them
-meet the same moods of the machine; what is compared are ratios, round by round, and
-their medians. Three comparisons are made:
+Each contender has its own process, or one process for each core, which loads the real
+data and waits. The contenders take turns. In each round, each of them trains one block
+of steps, so that slow phases of the machine affect all of them. The benchmark computes
+the ratios of the times in the same round, and reports their medians. It makes these
+comparisons:
 
-- one run, all cores: ours, on all cores or bound to one, against PyTorch with one
-  thread or with two, the faster of each;
-- one run, one core each;
-- two runs at a time, one a core, as `bn-jax figure1` trains: steps of both are counted.
+- one run, all cores: bn_jax on all cores or on one, and PyTorch with one thread or with
+  two; the faster variant of each is compared;
+- one run on one core;
+- two runs at the same time, one on each core, as `bn-jax figure1` trains them. The
+  steps of both runs count. PyTorch also has two runs, or its faster single run.
 
 Writes `results/mnist_step.json`.
 """
@@ -34,7 +36,13 @@ _ARMS = ("baseline", "bn")
 
 
 class _Contender(NamedTuple):
-    """Processes that run at the same time, each bound to a core or (None) to none."""
+    """Processes of one library that train at the same time.
+
+    Attributes:
+        library: "jax" or "torch".
+        threads: Threads of PyTorch in each process; JAX ignores it.
+        cores: For each process the core that it is bound to, or None for all cores.
+    """
 
     library: str
     threads: int
@@ -55,7 +63,7 @@ def main() -> None:
     """Runs all contenders in turn, prints a table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=500, help="steps a block")
+    parser.add_argument("--steps", type=int, default=500, help="steps per block")
     parser.add_argument("--library", choices=["jax", "torch"], help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
@@ -83,7 +91,7 @@ def main() -> None:
 def _measure(
     arm: str, rounds: int, steps: int
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Milliseconds a step of each contender in each round."""
+    """Returns milliseconds per step of each contender in each round, and versions."""
     groups = {}
     versions: dict[str, str] = {}
     for name, contender in _CONTENDERS.items():
@@ -117,7 +125,7 @@ def _measure(
 
 
 def _ask(group: "list[subprocess.Popen[str]]", question: str) -> list[str]:
-    """The answers of all processes of a contender, asked at the same time."""
+    """Asks all processes of a contender at the same time and returns their answers."""
     for process in group:
         assert process.stdin is not None
         process.stdin.write(question + "\n")
@@ -127,7 +135,10 @@ def _ask(group: "list[subprocess.Popen[str]]", question: str) -> list[str]:
         assert process.stdout is not None
         answers.append(process.stdout.readline())
         if not answers[-1]:
-            raise RuntimeError(f"a contender ended with exit code {process.wait()}.")
+            raise RuntimeError(
+                "benchmarks/mnist_step.py: a process must answer, but ended with exit "
+                f"code {process.wait()}; its error is printed above."
+            )
     return answers
 
 
@@ -156,16 +167,16 @@ def _summarize(times: dict[str, list[float]]) -> dict[str, Any]:
 def _table(arm: str, summary: dict[str, Any]) -> str:
     lines = [f"{arm}:"]
     for name, values in summary["milliseconds_per_step"].items():
-        lines.append(f"  {name:18}{values['median']:7.3f} ms a step")
+        lines.append(f"  {name:18}{values['median']:7.3f} ms per step")
     for comparison, ratio in summary["steps_per_second_over_torch"].items():
-        lines.append(f"  {ratio:.2f} times PyTorch's steps a second: {comparison}")
+        lines.append(f"  {ratio:.2f} times PyTorch's steps per second: {comparison}")
     return "\n".join(lines)
 
 
 def _serve(options: argparse.Namespace) -> None:
-    """Answers each line of standard input: versions first, then seconds."""
+    """Answers each line of standard input: "ready" by versions, others by seconds."""
     if options.core is not None:
-        # Before JAX counts the cores.
+        # Bind the process before JAX starts and counts the cores.
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[options.core % len(cores)]})
     if options.library == "jax":
@@ -183,7 +194,11 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _jax_block(arm: str, steps: int) -> tuple[Callable[[], None], dict[str, str]]:
-    """The training loop's own step, in a compiled scan over resident data."""
+    """Returns a function that trains a block of steps with bn_jax, and the versions.
+
+    The block is a compiled scan of the training loop's step, with the data on the
+    device.
+    """
     from functools import partial
 
     import jax
@@ -243,7 +258,10 @@ def _jax_block(arm: str, steps: int) -> tuple[Callable[[], None], dict[str, str]
 def _torch_block(
     arm: str, steps: int, threads: int
 ) -> tuple[Callable[[], None], dict[str, str]]:
-    """The same network, data and optimizer in eager PyTorch."""
+    """Returns a function that trains a block of steps with PyTorch, and the versions.
+
+    Network, data and optimizer equal those of `_jax_block`.
+    """
     import torch
 
     from bn_jax.data import load_dataset

@@ -1,4 +1,4 @@
-"""How far results are off in the first step on an input with a large mean."""
+"""Errors of Batch Normalization in the first step, for inputs with a large mean."""
 
 from typing import Any
 
@@ -12,12 +12,15 @@ from norm_layers import Layer, torch_arrays
 def largest_errors(
     dtype: str, layers: dict[str, Layer], shapes: tuple[tuple[int, ...], ...]
 ) -> dict[str, dict[str, float]]:
-    """Errors of each library's variance (relative) and values (absolute).
+    """Returns the largest errors of each library, of the variance and of the values.
+
+    Errors of the variance are relative, errors of the values absolute. A NaN counts as
+    the largest error.
 
     Args:
-        dtype: Of x.
-        layers: As `jax_layers` gives them; PyTorch is measured besides.
-        shapes: Of x; the largest errors over all of them count.
+        dtype: Dtype of x.
+        layers: JAX layers by name, from `jax_layers`; PyTorch is measured too.
+        shapes: Shapes of x.
     """
     errors: dict[str, dict[str, float]] = {"variance": {}, "values": {}}
     for shape in shapes:
@@ -46,7 +49,8 @@ def _add_errors(
     var: np.ndarray,
 ) -> None:
     y = np.asarray(y, np.float64).reshape(exact.shape)
-    # y is x over the root of variance and epsilon: its own variance tells them.
+    # y is x divided by the square root of variance plus epsilon. The slope of y over x
+    # is the inverse of that root, so it gives the variance that the library used.
     slope = (exact * (y - y.mean(0))).mean(0)
     used = (var / slope) ** 2 - 1e-5
     found = {
@@ -54,5 +58,5 @@ def _add_errors(
         "values": np.max(np.abs(y - exact / np.sqrt(var + 1e-5))),
     }
     for what, error in found.items():
-        # As maximum() does: a NaN stays.
+        # Unlike max(), np.maximum() returns NaN if either argument is NaN.
         errors[what][name] = float(np.maximum(errors[what].get(name, 0), error))

@@ -1,4 +1,4 @@
-"""Batch Normalization in training mode, of every library behind the same call."""
+"""Batch Normalization layers of several libraries in training, with one signature."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +14,12 @@ from flax import nnx
 
 import bn_jax
 
-# Takes x, scale, bias, running mean and variance; returns y and what is kept.
+# Takes x, scale, bias, running mean and variance; returns y and the new statistics.
 Layer = Callable[..., tuple[Any, Any]]
 
 
 def jax_layers() -> dict[str, Layer]:
-    """Every library of JAX, by name."""
+    """Returns the layers of all libraries for JAX, by name."""
 
     def of_linen(*, use_fast_variance: bool) -> Layer:
         def call(x: Any, scale: Any, bias: Any, mean: Any, var: Any) -> Any:
@@ -68,7 +68,7 @@ def jax_layers() -> dict[str, Layer]:
         layer = eqx.tree_at(
             lambda module: (module.weight, module.bias), layer, (scale, bias)
         )
-        # Channels first within an example, and a mapped axis for the batch.
+        # Equinox expects channels first in each example, and a mapped batch axis.
         return jax.vmap(
             layer, axis_name="batch", in_axes=(0, None), out_axes=(0, None)
         )(jnp.moveaxis(x, -1, 1), state)
@@ -89,17 +89,22 @@ def jax_layers() -> dict[str, Layer]:
 def torch_arrays(
     arrays: tuple[Any, ...],
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-    """x, its scale and bias, and the running statistics, as PyTorch takes them.
+    """Converts the arguments of a layer to PyTorch.
 
     Args:
         arrays: x, scale, bias, running mean and variance.
+
+    Returns:
+        x, then scale and bias, then running mean and variance.
     """
     x, scale, bias, mean, var = map(to_torch, map(jnp.asarray, arrays))
     return x, [scale, bias], [mean, var]
 
 
 def to_torch(array: Any) -> torch.Tensor:
-    """Channels-last memory under PyTorch's order of axes, on its fastest device.
+    """Converts an array to PyTorch's order of axes, keeping channels-last memory.
+
+    The tensor is on the GPU if PyTorch has one.
 
     Args:
         array: Array of JAX or NumPy, channels last.
@@ -108,5 +113,5 @@ def to_torch(array: Any) -> torch.Tensor:
     if array.dtype == jnp.bfloat16:
         tensor = tensor.bfloat16()
     tensor = tensor.to("cuda" if torch.cuda.is_available() else "cpu")
-    # A view: the memory stays as it is.
+    # `movedim` returns a view, so the memory keeps its layout.
     return tensor.movedim(-1, 1) if tensor.ndim > 2 else tensor

@@ -1,4 +1,4 @@
-"""JPEGs of the size of photographs, in the form of ImageNet and as plain files."""
+"""Generated JPEGs as large as photographs, as ImageNet's records and as plain files."""
 
 import io
 import tarfile
@@ -15,14 +15,14 @@ _SYNSETS = ("n01440764", "n01443537")
 
 
 def write_images(folder: Path, num_images: int) -> list[int]:
-    """Writes the same images to `files/` and, as ImageNet, to `prepared/`.
+    """Writes images as JPEG files to `files/` and as ImageNet's records to `prepared/`.
 
     Args:
-        folder: Where to.
-        num_images: How many.
+        folder: Folder to write to.
+        num_images: Number of images.
 
     Returns:
-        The size of each file in bytes.
+        Size of each JPEG in bytes.
     """
     rng = np.random.default_rng(0)
     sizes = []
@@ -54,7 +54,7 @@ def _tar(files: Mapping[str, bytes]) -> bytes:
 
 
 def _jpeg(rng: np.random.Generator) -> bytes:
-    """Smooth colours under noise, which give a file the size of a photograph's."""
+    """Returns a JPEG of smooth colors with noise, which is as large as a photograph."""
     coarse = rng.integers(0, 256, (_HEIGHT // 25, _WIDTH // 25, 3), dtype=np.uint8)
     smooth = Image.fromarray(coarse).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
     noise = rng.normal(0, 17, (_HEIGHT, _WIDTH, 1))

@@ -1,11 +1,12 @@
-"""Steps per second of one training run on 1, 2, 4 and 8 devices, and in 2 processes.
+"""Time per step of a training run on 1, 2, 4 and 8 devices, and in 2 processes.
 
     python benchmarks/scaling.py
 
-The MNIST network with convolutions is trained by `train.py`, the same 128 examples a
-step however many devices share them. On a CPU the devices share its cores, so that what
-is seen is what dividing the work costs, not what it gains. A run of many steps less a
-run of few leaves the steps alone, without start, compilation and evaluation.
+`train.py` trains the convolutional MNIST network with 128 examples per step, for any
+number of devices. The devices of a CPU share its cores, so the benchmark shows what
+sharding costs, not what it gains. The time of a short run is subtracted from that of a
+long run. What remains is the time of the steps alone, without start, compilation and
+evaluation.
 
 Writes `results/scaling.json`.
 """
@@ -47,8 +48,8 @@ def main() -> None:
     """Runs all settings in turn, prints the table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--few", type=int, default=40, help="steps of a short run")
-    parser.add_argument("--many", type=int, default=140, help="steps of a long one")
+    parser.add_argument("--few", type=int, default=40, help="steps of the short run")
+    parser.add_argument("--many", type=int, default=140, help="steps of the long run")
     options = parser.parse_args()
     times: dict[_Setting, list[float]] = {setting: [] for setting in _SETTINGS}
     for _ in range(options.rounds):
@@ -64,7 +65,7 @@ def main() -> None:
         for setting, values in times.items()
     ]
     one = rows[0]["seconds_a_step"]
-    print("mode        processes  devices each  ms a step  of one device's")
+    print("mode        processes  devices each  ms / step  over one device")
     for row in rows:
         seconds = row["seconds_a_step"]
         print(
@@ -83,7 +84,7 @@ def main() -> None:
 
 
 def _seconds(setting: _Setting, num_steps: int) -> float:
-    """From the end of the first stretch of steps to the end of the run."""
+    """Returns the seconds of a run from the end of its first stretch to its end."""
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder) / "run"
         command = [

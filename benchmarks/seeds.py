@@ -2,8 +2,8 @@
 
     python benchmarks/seeds.py --config=mnist_cnn.py --arms=bn,baseline --seeds=3
 
-One run after the other, each on all devices, so that its seconds are those of the
-machine. Writes `results/<configuration>.json`.
+The runs follow one another, each on all devices, so that `wall_seconds` is the time
+that a run takes alone on the machine. Writes `results/<configuration>.json`.
 """
 
 import argparse

@@ -57,7 +57,9 @@ def test_rows_of_another_compiler_are_not_kept_beside_new_ones() -> None:
     record = {**_HEADER, "programs": [row_of(_NAMES[0])]}
     header = {**_HEADER, "versions": {"jax": "0.12.0"}}
     assert rows_to_keep(record, header, is_whole=True) == []
-    with pytest.raises(ValueError, match=r"be of .*0\.12\.0.*are of .*0\.10\.2.*all"):
+    with pytest.raises(
+        ValueError, match=r"must have .*0\.12\.0.*but have .*0\.10\.2.*all"
+    ):
         rows_to_keep(record, header, is_whole=False)
 
 

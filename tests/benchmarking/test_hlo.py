@@ -53,5 +53,5 @@ def test_cycles_are_those_of_what_is_executed_with_the_longest_branch():
 
 
 def test_a_text_without_cycles_is_refused():
-    with pytest.raises(ValueError, match="a text of the compiler for TPUs"):
+    with pytest.raises(ValueError, match="text must have estimated cycles"):
         estimated_cycles(compiled_text(jnp.sin))
