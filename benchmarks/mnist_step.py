@@ -226,7 +226,7 @@ def _jax_block(arm: str, steps: int) -> tuple[Callable[[], None], dict[str, str]
     train_step = make_train_step(model, tx, preprocess=preprocess)
 
     @jax.jit
-    def train_chunk(state: Any, examples: Any, indices: Any) -> Any:
+    def train_block(state: Any, examples: Any, indices: Any) -> Any:
         def take_and_train(state: Any, chosen: Any) -> Any:
             one = jax.tree.map(lambda leaf: leaf[chosen], examples)
             return train_step(state, jax.tree.map(lambda leaf: leaf[None], one))
@@ -248,7 +248,7 @@ def _jax_block(arm: str, steps: int) -> tuple[Callable[[], None], dict[str, str]
             first_step=done,
             num_steps=steps,
         )
-        state, losses = train_chunk(state, examples, indices)
+        state, losses = train_block(state, examples, indices)
         losses.block_until_ready()
         done += steps
 

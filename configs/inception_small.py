@@ -28,6 +28,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 ARMS = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid")
+# Arms that the paper describes only in its text.
 ARMS_TOLD = ("inception_x5", "inception_sigmoid")
 
 # Learning rate of Inception. Of the rates that `bn-jax figure2 --search` tries, it has

@@ -49,8 +49,8 @@ class Inception(nn.Module):
         norm: Function that makes a normalization layer from `use_running_average`,
             `name` and, if the model sets them, `dtype` and `axis`. None leaves
             normalization out.
-        use_bias: True gives convolutions a bias. By default they have one only without
-            normalization, which would subtract the bias again with the mean.
+        use_bias: True gives convolutions a bias. By default they have one only if norm
+            is None, because a normalization subtracts the bias again with the mean.
         dropout_rate: Fraction of the global averages that training drops before the
             linear layer, drawn with the key "dropout". The paper uses 0, in some
             networks of its ensemble 0.05 or 0.1, and 0.4 without normalization.

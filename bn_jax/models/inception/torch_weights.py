@@ -29,7 +29,8 @@ def from_torch_state_dict(
     These networks have a bias before each normalization, which subtracts it again with
     the mean. For a model without biases, the bias is subtracted from the running mean.
     This is exact: the outputs stay equal in inference and in training, and the
-    running means keep differing by the bias. A model with `use_bias=True` keeps it.
+    running means keep differing by the bias. A model with `use_bias=True` keeps the
+    bias.
 
     Args:
         state_dict: Arrays or tensors by name, as `state_dict()` returns them.
@@ -76,11 +77,11 @@ def to_torch_state_dict(
 ) -> dict[str, np.ndarray]:
     """Converts variables of the model to a PyTorch state dict of NumPy arrays.
 
-    PyTorch loads it by
-    `load_state_dict({k: torch.from_numpy(v) for k, v in ...items()})`. Reading it
-    returns the variables, bit for bit. Weights that were read with `use_bias=True` and
-    `with_count=True` are also written back bit for bit. Biases and numbers of batches
-    that the model lacks are written as 0.
+    To load the result `d` in PyTorch, call
+    `load_state_dict({k: torch.from_numpy(v) for k, v in d.items()})`.
+    `from_torch_state_dict` reads the variables back, bit for bit. Weights that were
+    read with `use_bias=True` and `with_count=True` are written back bit for bit. Biases
+    and numbers of batches that the model lacks are written as 0.
 
     Args:
         variables: `params` and `batch_stats`; other collections are ignored.

@@ -14,7 +14,7 @@ def same_convolution(
     kernel: Float[Array, "kernel_height kernel_width inputs outputs"],
     stride: int = 1,
 ) -> Float[Array, "batch output_height output_width outputs"]:
-    """Convolves images with a kernel, padded with zeros.
+    """Convolves images that are padded with zeros, so that stride 1 keeps their size.
 
     Values and gradients equal those of `jax.lax.conv_general_dilated`, but the
     gradients are written differently. On a CPU, XLA does not optimize convolutions in
