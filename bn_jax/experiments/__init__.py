@@ -1,1 +1,1 @@
-"""The paper's experiments: which runs they need, and what is made of them."""
+"""The paper's experiments: the runs they need, and the figures made from them."""

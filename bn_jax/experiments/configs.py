@@ -1,4 +1,4 @@
-"""The configurations that ship with the project, by the name of their file."""
+"""Loading of the configurations in `configs/`, and changes to their settings."""
 
 import ast
 import runpy
@@ -15,21 +15,21 @@ from bn_jax.errors import UserError
 def load_config(
     name: str, arm: str, *, overrides: Mapping[str, str] | None = None
 ) -> Any:
-    """The configuration of one arm of an experiment.
+    """Returns the configuration of one arm of an experiment.
 
     Args:
         name: Name of the file in `configs/`, such as "mnist_mlp.py".
-        arm: Given to its `get_config`.
+        arm: Name of the arm, the argument of the file's `get_config`.
         overrides: Settings to change, as text: `{"optimizer.learning_rate": "1.0"}`.
 
     Returns:
         A locked ConfigDict.
 
     Raises:
-        UserError: If an override names no setting, or has a wrong type.
+        UserError: If an override names an unknown setting, or has a wrong type.
     """
     package = Path(bn_jax.__file__).parent
-    # Inside an installed package, or beside it in a checkout.
+    # `configs` is inside an installed package, but beside the package in a checkout.
     folders = [package / "configs", package.parent / "configs"]
     path = next(folder / name for folder in folders if (folder / name).is_file())
     config = runpy.run_path(str(path))["get_config"](arm)
@@ -41,17 +41,17 @@ def load_config(
 def override(
     config: ConfigDict, key: str, text: str, *, option: str | None = None
 ) -> None:
-    """Changes one setting.
+    """Changes one setting of a configuration in place.
 
     Args:
         config: The configuration.
-        key: The setting's name, with a dot between levels.
-        text: Its value as it would be written in Python; a word stands for itself
-            where text is expected.
-        option: What the command line calls it, `--config.<key>` by default.
+        key: Name of the setting, with a dot between levels.
+        text: New value as a Python literal. A string setting also accepts text without
+            quotes.
+        option: Name of the setting in error messages, by default `--config.<key>`.
 
     Raises:
-        UserError: If there is no such setting, or its type is another.
+        UserError: If the setting does not exist, or the value has a wrong type.
     """
     option = option or f"--config.{key}"
     *parents, last = key.split(".")
@@ -59,11 +59,11 @@ def override(
         node: Any = config
         for parent in parents:
             node = node[parent]
-        # The look-up raises for an unknown name, and says which one is near.
-        is_unset_text = node[last] is None and node.get_type(last) is str
-        if is_unset_text and text == "None":
+        # For an unknown name ConfigDict raises an error that suggests a similar name.
+        is_unset_string = node[last] is None and node.get_type(last) is str
+        if is_unset_string and text == "None":
             return
-        node[last] = text if is_unset_text else _value(text)
+        node[last] = text if is_unset_string else _parse_value(text)
     except KeyError as error:
         hint = str(error.args[0]).replace("\n", " ")
         raise UserError(f"{option}: there is no such setting: {hint}") from error
@@ -71,11 +71,11 @@ def override(
         raise UserError(f"{option}={text}: {error}") from error
 
 
-def _value(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
     if value is None:
-        raise TypeError("None is no value for this setting.")
+        raise TypeError("this setting cannot be None.")
     return value

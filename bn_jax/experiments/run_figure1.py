@@ -1,4 +1,4 @@
-"""Figure 1 of the paper: both arms over several seeds, drawn and summarized."""
+"""Figure 1 of the paper: training of both arms, figure, record and table."""
 
 import json
 from collections.abc import Mapping
@@ -18,27 +18,26 @@ _ARMS = ("baseline", "bn")
 def figure1(
     workdir: Path, *, seeds: int = 3, overrides: Mapping[str, str] | None = None
 ) -> str:
-    """Trains what is not trained yet, and writes `figure1.{svg,png,json}`.
+    """Trains the missing runs, and writes `figure1.{svg,png,json}`.
 
     Args:
-        workdir: Folder of the figure; each run has one in it, `<arm>/seed<n>`.
-        seeds: How many seeds each arm is trained with, from 0.
-        overrides: Settings of `configs/mnist_mlp.py` to change, as text, in both
-            arms.
+        workdir: Folder of the figure. The workdir of each run is `<arm>/seed<n>` in it.
+        seeds: Number of seeds per arm; the seeds count from 0.
+        overrides: Settings of `configs/mnist_mlp.py` to change in both arms, as text.
 
     Returns:
-        Where the picture lies, and a small table of the arms.
+        A table of the arms, and the path of the figure.
 
     Raises:
-        UserError: If there is no seed, another command is using the folder, or as for
-            training.
+        UserError: If `seeds` is below 1, another command is using the folder, or a run
+            cannot be trained.
     """
     if seeds < 1:
-        raise UserError(f"figure1: --seeds must be at least 1, and is {seeds}.")
+        raise UserError(f"figure1: --seeds must be at least 1, but is {seeds}.")
     if overrides and "seed" in overrides:
         raise UserError(
-            "figure1: it trains the seeds 0, 1, 2, ...; --seeds says how many. Leave "
-            "--config.seed out."
+            "figure1: leave --config.seed out; the seeds are 0, 1, 2, ..., and --seeds "
+            "sets their number."
         )
     jobs: dict[str, list[Job]] = {arm: [] for arm in _ARMS}
     for seed in range(seeds):

@@ -1,4 +1,4 @@
-"""Figures 2 and 3 of the paper at a small size: a search, seven arms, their claims."""
+"""Figures 2 and 3 of the paper at a small size: a search, seven arms, claims."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,18 +22,18 @@ from bn_jax.reporting.figure2 import (
     figure2_table,
 )
 from bn_jax.reporting.load import Run, load_run
-from bn_jax.reporting.spread import spread
+from bn_jax.reporting.seed_statistics import seed_statistics
 from bn_jax.training.build import Settings
 from bn_jax.training.config_checks import check_config
 from bn_jax.workdir.lock import locked
 
 _CONFIG = "inception_small.py"
-# Those that the paper tells in words stand behind those of its figure.
+# The arms in the paper's figure, then two arms that only its text describes.
 _ARMS = (*PUBLISHED["arms"], "inception_x5", "inception_sigmoid")
-# Each twice the one before. No seed is one that the arms are compared with.
 _RATES = (0.005, 0.01, 0.02, 0.04, 0.08)
+# The search must not use a seed with which the arms are compared.
 _SEARCH_SEEDS = (100, 101, 102)
-# Images, of which ImageNet has 50,000 to validate on.
+# Number of images. A validation split can be large: ImageNet's has 50,000 images.
 _READ_AT_ONCE = 1000
 
 
@@ -44,29 +44,30 @@ def figure2(
     search: bool = False,
     overrides: Mapping[str, str] | None = None,
 ) -> str:
-    """Trains what is not trained yet, and writes `figure2.{svg,png,json}`.
+    """Trains the missing runs, and writes `figure2.{svg,png,json}`.
+
+    The learning rates of the arms are 1, 5 and 30 times a base rate.
 
     Args:
-        workdir: Folder of the figure; each run has one in it, `<arm>/seed<n>`.
-        seeds: How many seeds each arm is trained with, from 0.
-        search: Whether to train Inception without normalization at several learning
-            rates first, three times each, and to take the one with which it reaches
-            the highest validation accuracy on average as the rate that the arms have
-            1, 5 and 30 times. By default it is the one that this gave with the default
-            settings.
-        overrides: Settings of `configs/inception_small.py` to change, as text, in
-            all arms.
+        workdir: Folder of the figure. The workdir of each run is `<arm>/seed<n>` in it.
+        seeds: Number of seeds per arm; the seeds count from 0.
+        search: True to search for the base rate first. The search trains Inception
+            without normalization three times at each of several rates, and takes the
+            rate with the highest mean validation accuracy. By default the base rate is
+            the result of this search with the default settings.
+        overrides: Settings of `configs/inception_small.py` to change in all arms, as
+            text.
 
     Returns:
-        Where the picture lies, and the table of Figure 3.
+        The table of Figure 3, and the path of the figure.
 
     Raises:
-        UserError: If there is no seed, another command is using the folder, or as for
-            training.
+        UserError: If `seeds` is below 1, another command is using the folder, or a run
+            cannot be trained.
     """
     if seeds < 1:
-        raise UserError(f"figure2: --seeds must be at least 1, and is {seeds}.")
-    # Before hours of training.
+        raise UserError(f"figure2: --seeds must be at least 1, but is {seeds}.")
+    # Find errors in all settings before hours of training.
     configs = {arm: load_config(_CONFIG, arm, overrides=overrides) for arm in _ARMS}
     _check_overrides(overrides or {})
     for config in configs.values():
@@ -86,10 +87,11 @@ def figure2(
         }
         diverged_after = _run(jobs)
         arms = {arm: _load(jobs[arm], diverged_after[arm]) for arm in _ARMS}
+        size = _data_size(data)
         record = {
             "machine": describe_machine(),
             "search": found,
-            **figure2_record(arms, diverged_after=diverged_after, data=_size(data)),
+            **figure2_record(arms, diverged_after=diverged_after, data=size),
         }
         picture = workdir / "figure2.png"
         draw_figure2(record, [picture, workdir / "figure2.svg"])
@@ -98,47 +100,51 @@ def figure2(
 
 
 def _check_overrides(overrides: Mapping[str, str]) -> None:
-    """Refuses settings by which the arms would no longer be what they are called."""
+    """Raises if an override changes a setting in which the runs differ.
+
+    Such a setting defines an arm or a seed, whose name would then be wrong.
+    """
     arms = [load_config(_CONFIG, arm).to_dict() for arm in _ARMS]
     for name in overrides:
         values = [reduce(dict.__getitem__, name.split("."), arm) for arm in arms]
         if name == "seed" or any(value != values[0] for value in values):
             raise UserError(
-                f"figure2: its runs differ in --config.{name}, which cannot be set for "
-                "all; leave it out. --seeds says how many seeds, and --search finds a "
-                "rate."
+                f"figure2: leave --config.{name} out; the runs differ in this setting. "
+                "--seeds sets the number of seeds, and --search finds a learning rate."
             )
 
 
-def _size(data: Dataset) -> DataSize:
-    image, _ = data.test.read(np.zeros((), int), np.zeros((), int))
-    num_held_out, present = len(data.test), set()
-    # Images of varying size are read with their labels.
-    for start in range(0, num_held_out, _READ_AT_ONCE):
-        part = np.arange(start, min(start + _READ_AT_ONCE, num_held_out))
-        present.update(data.test.read(part, part)[1].tolist())
-    return DataSize(data.name, image.shape, len(present), num_held_out)
+def _data_size(data: Dataset) -> DataSize:
+    # The settings name the validation split `test_split`.
+    validation = data.test
+    image, _ = validation.read(np.zeros((), int), np.zeros((), int))
+    num_images, classes = len(validation), set()
+    # A streamed split reads images together with labels, so limit how many at once.
+    for start in range(0, num_images, _READ_AT_ONCE):
+        examples = np.arange(start, min(start + _READ_AT_ONCE, num_images))
+        classes.update(validation.read(examples, examples)[1].tolist())
+    return DataSize(data.name, image.shape, len(classes), num_images)
 
 
 def _search(workdir: Path, config: Settings) -> dict[str, Any]:
-    """The rates that Inception was trained with, and the best of them."""
+    """Trains Inception at several learning rates, and returns all and the best."""
     jobs: dict[float, list[Job]] = {}
     for rate in _RATES:
         one = config.copy_and_resolve_references()
         one.optimizer.learning_rate = rate
         folder = workdir / f"rate{rate:g}"
         jobs[rate] = [_job(one, seed, folder) for seed in _SEARCH_SEEDS]
-    ends = _run(jobs)
+    diverged_after = _run(jobs)
     tried = [
         {
             "learning_rate": rate,
-            "max_accuracy": spread(
+            "max_accuracy": seed_statistics(
                 [
                     max(run.metrics["test_accuracy"].tolist(), default=0.0)
-                    for run in _load(jobs[rate], ends[rate])
+                    for run in _load(jobs[rate], diverged_after[rate])
                 ]
             ),
-            "diverged_after": ends[rate],
+            "diverged_after": diverged_after[rate],
         }
         for rate in _RATES
     ]
@@ -159,19 +165,19 @@ def _job(config: Settings, seed: int, folder: Path) -> Job:
 
 
 def _run(jobs: Mapping[Any, Sequence[Job]]) -> dict[Any, list[int | None]]:
-    """Trains groups of as many jobs, and gives what `run_jobs` does of each.
+    """Trains groups of equally many jobs; returns the result of `run_jobs` by group.
 
-    The first of all groups come before the second ones, so that a part of what is
-    trained is a whole comparison.
+    The first job of every group comes before the second jobs. An interrupted command
+    has then completed a comparison of all groups with fewer seeds.
     """
-    ends = run_jobs(
-        [job for of_one in zip(*jobs.values(), strict=True) for job in of_one]
+    diverged_after = run_jobs(
+        [job for of_one_seed in zip(*jobs.values(), strict=True) for job in of_one_seed]
     )
-    return {name: ends[i :: len(jobs)] for i, name in enumerate(jobs)}
+    return {name: diverged_after[i :: len(jobs)] for i, name in enumerate(jobs)}
 
 
-def _load(jobs: Sequence[Job], ends: Sequence[int | None]) -> list[Run]:
+def _load(jobs: Sequence[Job], diverged_after: Sequence[int | None]) -> list[Run]:
     return [
-        load_run(job.workdir, has_diverged=end is not None)
-        for job, end in zip(jobs, ends, strict=True)
+        load_run(job.workdir, has_diverged=step is not None)
+        for job, step in zip(jobs, diverged_after, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Several training runs at a time, as many as cores or devices allow."""
+"""Training of several runs at once, one on each core or device."""
 
 import multiprocessing
 import os
@@ -29,10 +29,10 @@ class Job(NamedTuple):
     """One run to train.
 
     Attributes:
-        config: Its configuration, a ConfigDict.
-        workdir: Its folder.
-        may_diverge: Whether it is a result, and no error, that the loss or a gradient
-            stops being finite.
+        config: Configuration of the run, a ConfigDict.
+        workdir: Workdir of the run.
+        may_diverge: True if divergence is a valid result of the run; False if it is an
+            error. A run diverges when a loss or gradient is not finite.
     """
 
     config: Any
@@ -41,21 +41,22 @@ class Job(NamedTuple):
 
 
 def run_jobs(jobs: Sequence[Job]) -> list[int | None]:
-    """Trains all runs; those that are complete already are not trained again.
+    """Trains all runs that are not complete yet.
 
-    On CPU each core gets a process of its own: small models gain nothing from a
-    second core, and lose by handing work over. Elsewhere each device gets a thread.
+    On CPUs each core gets its own process. For small models a second core gains
+    nothing, and distributing the work costs time. On accelerators each device gets a
+    thread.
 
     Args:
-        jobs: The runs.
+        jobs: Runs to train.
 
     Returns:
-        For each run the last step whose state was finite, if it has diverged; None if
-        it is complete.
+        One entry a run: the last step whose state was finite if the run has diverged,
+        None if the run is complete.
 
     Raises:
-        UserError: As `bn_jax.training.loop.train` does; runs that have begun are
-            completed first.
+        UserError: If `bn_jax.training.loop.train` raises it for a run. Runs that have
+            already started are completed first.
     """
     context = multiprocessing.get_context("spawn")
     workers = min(number_of_cores(), len(jobs))
@@ -63,11 +64,11 @@ def run_jobs(jobs: Sequence[Job]) -> list[int | None]:
     for core in own_cores():
         free_cores.put(core)
     with ProcessPoolExecutor(
-        workers, context, initializer=_prepare, initargs=(free_cores,)
+        workers, context, initializer=_start_worker, initargs=(free_cores,)
     ) as pool:
-        # Asked there, because a process that has looked at an accelerator holds it.
+        # Ask a worker, because a process that queries an accelerator also claims it.
         if pool.submit(jax.default_backend).result() == "cpu":
-            return _follow(jobs, [pool.submit(_train, job) for job in jobs])
+            return _wait_with_progress(jobs, [pool.submit(_train, job) for job in jobs])
     keep_compiled_code()
     return run_on_devices(jobs, jax.local_devices())
 
@@ -76,11 +77,12 @@ def run_on_devices(jobs: Sequence[Job], devices: Sequence[Any]) -> list[int | No
     """Trains all runs in this process, one at a time on each device.
 
     Args:
-        jobs: The runs.
+        jobs: Runs to train.
         devices: Devices of this process.
 
     Returns:
-        As for `run_jobs`.
+        One entry a run: the last step whose state was finite if the run has diverged,
+        None if the run is complete.
     """
     free: Queue[Any] = Queue()
     for device in devices:
@@ -95,7 +97,8 @@ def run_on_devices(jobs: Sequence[Job], devices: Sequence[Any]) -> list[int | No
             free.put(device)
 
     with ThreadPoolExecutor(len(devices)) as pool:
-        return _follow(jobs, [pool.submit(train_on_a_free_device, job) for job in jobs])
+        futures = [pool.submit(train_on_a_free_device, job) for job in jobs]
+        return _wait_with_progress(jobs, futures)
 
 
 def _train(job: Job, *, devices: Sequence[Any] | None = None) -> int | None:
@@ -108,19 +111,19 @@ def _train(job: Job, *, devices: Sequence[Any] | None = None) -> int | None:
     return None
 
 
-def _prepare(free_cores: Any) -> None:
-    """Binds this process to a core of its own, before JAX counts the cores."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Runs that differ in their seed alone compile the same programs.
+def _start_worker(free_cores: Any) -> None:
+    """Binds this worker process to its own core, before JAX counts the cores."""
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    # Runs that differ only in their seed share compiled programs through this cache.
     keep_compiled_code()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {free_cores.get()})
 
 
-def _end_with_parent() -> None:
-    """Ends this process when its parent has ended, in whatever way.
+def _exit_with_parent() -> None:
+    """Exits this process when its parent process has ended for any reason.
 
-    The runs go on from their checkpoints when they are asked for again.
+    The next command continues the runs from their checkpoints.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -128,10 +131,10 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _follow(
+def _wait_with_progress(
     jobs: Sequence[Job], futures: Sequence[Future[int | None]]
 ) -> list[int | None]:
-    """Shows how far all runs are, until they are complete or one has failed."""
+    """Shows the progress of all runs until they are complete or one has failed."""
     total = sum(job.config.num_steps for job in jobs)
     unfinished = set(futures)
     with progress_bar(total=total, unit="step", desc=f"{len(jobs)} runs") as bar:

@@ -1,1 +1,1 @@
-"""What came of runs, read from their folders: figures and tables."""
+"""Figures and tables of runs, made from their workdirs."""

@@ -1,16 +1,16 @@
-"""What the paper says of its five arms, with criteria stated before any run."""
+"""The paper's claims about its arms, with criteria that were set before any run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-# In [0, 1]; always naming MNIST's most frequent class is right by 1.2 points more than
-# chance.
+# Accuracies in [0, 1]. A model that always predicts MNIST's most frequent class has an
+# accuracy of 1.2 points above chance, so "near chance" must include that.
 _NEAR_CHANCE = 0.03
 _LEARNED = 0.8
 
 Arms = Mapping[str, Mapping[str, Any]]
 
-# The first five as in the paper's Figure 3.
+# The first five names are those of the paper's Figure 3.
 ARM_NAMES: Mapping[str, str] = {
     "inception": "Inception",
     "bn_baseline": "BN-Baseline",
@@ -23,14 +23,14 @@ ARM_NAMES: Mapping[str, str] = {
 
 
 class Claim(NamedTuple):
-    """A claim of the paper, and what became of it.
+    """A claim of the paper, and the verdict of these runs.
 
     Attributes:
-        claim: What the paper says.
-        source: Where it says that.
-        criterion: What must be the case here for it to hold, in every seed.
-        holds: Whether it is.
-        measured: The figures that decide.
+        claim: The claim, in words.
+        source: Place in the paper, and the paper's numbers.
+        criterion: Condition that every seed must fulfil for the claim to hold.
+        holds: True if every seed fulfils the criterion.
+        measured: The numbers of each seed that decide.
     """
 
     claim: str
@@ -41,12 +41,14 @@ class Claim(NamedTuple):
 
 
 def check_claims(arms: Arms, *, num_classes: int) -> list[Claim]:
-    """Every claim, as these runs show it.
+    """Checks every claim against the runs of the arms.
 
     Args:
-        arms: By name, with the values of each seed: `max_accuracy` in [0, 1],
-            `steps_to_target` and `diverged_after` in steps.
-        num_classes: Classes that there are images of, alike frequent or nearly so.
+        arms: Measurements of each arm, by name. `max_accuracy` (in [0, 1]) and
+            `steps_to_target` (in steps) are results of `seed_statistics`;
+            `diverged_after` (in steps) is a list with one entry a seed.
+        num_classes: Number of classes in the evaluated images. All should be about
+            equally frequent, because chance is taken to be 1 / num_classes.
     """
     near_chance = f"within {100 * _NEAR_CHANCE:.0f} points of chance"
 
@@ -65,8 +67,8 @@ def check_claims(arms: Arms, *, num_classes: int) -> list[Claim]:
             claim="At five times its rate Inception without BN diverges or stalls",
             source="section 4.2.2: it reached machine infinity",
             criterion=f"it diverges, or stays {near_chance}",
-            passes=lambda accuracy, ended: (
-                ended is not None or is_near_chance(accuracy)
+            passes=lambda accuracy, last_finite_step: (
+                last_finite_step is not None or is_near_chance(accuracy)
             ),
         ),
         _each_seed(
@@ -95,7 +97,8 @@ def _fewer_steps(arms: Arms, arm: str, fraction: float, published: str) -> Claim
         claim=f"{ARM_NAMES[arm]} needs fewer steps to Inception's best accuracy",
         source=f"Figure 3: {published}",
         criterion=f"at most {100 * fraction:.0f} % of Inception's",
-        # An Inception that was never evaluated has no steps to compare with.
+        # An Inception run that diverged before its first evaluation has no steps to
+        # compare with.
         holds=all(
             own is not None and base is not None and own <= fraction * base
             for own, base in pairs
@@ -131,16 +134,17 @@ def _each_seed(
     passes: Callable[[float, int | None], bool],
 ) -> Claim:
     accuracies = [a or 0.0 for a in _seeds(arms, arm, "max_accuracy")]
-    ends = arms[arm]["diverged_after"]
-    both = list(zip(accuracies, ends, strict=True))
+    last_finite_steps = arms[arm]["diverged_after"]
+    seeds = list(zip(accuracies, last_finite_steps, strict=True))
     return Claim(
         claim=claim,
         source=source,
         criterion=criterion,
-        holds=all(passes(accuracy, end) for accuracy, end in both),
+        holds=all(passes(accuracy, step) for accuracy, step in seeds),
         measured=", ".join(
-            _percent(accuracy) + ("" if end is None else f", diverged after step {end}")
-            for accuracy, end in both
+            _percent(accuracy)
+            + ("" if step is None else f", diverged after step {step}")
+            for accuracy, step in seeds
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Figure 1 of Ioffe & Szegedy (2015), from runs with and without normalization."""
+"""Figure 1 of Ioffe & Szegedy (2015) from runs with and without normalization."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from bn_jax.reporting.load import Run
-from bn_jax.reporting.spread import mean_and_deviation, spread
+from bn_jax.reporting.seed_statistics import mean_and_deviation, seed_statistics
 
-# Colours that differ for the colour-blind, and in grey.
+# Colours that colour-blind readers can tell apart, and that also differ in grey.
 _LOOKS: Mapping[str, dict[str, Any]] = {
     "bn": {"label": "with BN", "color": "#0b6fb8", "linestyle": "-"},
     "baseline": {"label": "without BN", "color": "#d1580e", "linestyle": "--"},
@@ -22,17 +22,18 @@ _ACCURACIES = {"steps_to_90_percent": 0.90, "steps_to_95_percent": 0.95}
 
 
 def draw_figure1(arms: Mapping[str, Sequence[Run]], paths: Sequence[Path]) -> None:
-    """Draws test accuracy, and the percentiles of one sigmoid's input.
+    """Draws test accuracy, and percentiles of the input to one sigmoid.
 
-    (a) is test accuracy against training steps: the mean over seeds, with a band from
-    the worst seed to the best. (b), without BN, and (c), with it, are the {15, 50,
-    85}th percentiles of the first seed.
+    Panel (a) shows test accuracy against training steps: the mean over seeds, with a
+    band from the worst seed to the best. Panels (b), without BN, and (c), with BN, show
+    the {15, 50, 85}th percentiles of the first seed.
 
     Args:
-        arms: Runs of "bn" and of "baseline", one a seed, evaluated at the same steps.
-        paths: Files to write; their endings choose the format.
+        arms: Runs of the arms "bn" and "baseline", one a seed. All runs must be
+            evaluated at the same steps.
+        paths: Files to write; the suffix of each selects its format.
     """
-    # Without a salt of their own, the ids in an svg are new in every drawing.
+    # With a fixed salt Matplotlib writes the same ids into every SVG file.
     with matplotlib.rc_context({"svg.hashsalt": "bn_jax"}):
         _draw(arms, paths)
 
@@ -56,16 +57,16 @@ def _draw(arms: Mapping[str, Sequence[Run]], paths: Sequence[Path]) -> None:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.spines[["top", "right"]].set_visible(False)
     for path in paths:
-        # No date, so that the same runs give the same file.
+        # Leave out the date, so that equal runs give equal files.
         metadata = {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(path, dpi=160, metadata=metadata)
 
 
 def figure1_record(arms: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
-    """The figure's numbers, JSON-ready: what each seed came to, and all curves.
+    """Returns the figure's numbers, JSON-ready: results of each seed, and all curves.
 
     Args:
-        arms: As for `draw_figure1`.
+        arms: Runs of the arms "bn" and "baseline", one a seed.
     """
     record: dict[str, Any] = {"arms": {}}
     for arm, runs in arms.items():
@@ -77,7 +78,7 @@ def figure1_record(arms: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
             values[name] = [run.summary[name] for run in runs]
         record["arms"][arm] = {
             "seeds": [run.config["seed"] for run in runs],
-            **{name: spread(seeds) for name, seeds in values.items()},
+            **{name: seed_statistics(seeds) for name, seeds in values.items()},
             "curves": {
                 "step": runs[0].metrics["step"].tolist(),
                 "test_accuracy": [r.metrics["test_accuracy"].tolist() for r in runs],
@@ -96,10 +97,10 @@ def figure1_record(arms: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
 
 
 def figure1_table(record: Mapping[str, Any]) -> str:
-    """A small table of both arms: mean and standard deviation over the seeds.
+    """Returns a table with mean and standard deviation over seeds of both arms.
 
     Args:
-        record: As `figure1_record` returns it.
+        record: Result of `figure1_record`.
     """
     lines = [f"{'':12}{'steps to 90 %':>16}{'steps to 95 %':>16}{'final accuracy':>18}"]
     for arm in ("baseline", "bn"):

@@ -1,4 +1,4 @@
-"""Figures 2 and 3 of Ioffe & Szegedy (2015), section 4.2, from runs of a small size."""
+"""Figures 2 and 3 of Ioffe & Szegedy (2015), section 4.2, from small runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from bn_jax.reporting.claims import ARM_NAMES, check_claims
 from bn_jax.reporting.load import Run
-from bn_jax.reporting.spread import mean_and_deviation, spread
+from bn_jax.reporting.seed_statistics import mean_and_deviation, seed_statistics
 
-# Steps to 72.2 %, and highest accuracy.
+# Steps to an accuracy of 72.2 %, and highest accuracy, in the paper.
 PUBLISHED: Mapping[str, Any] = {
     "source": "Ioffe & Szegedy (2015), Figure 3: ImageNet, 224x224 pixels, one crop",
     "arms": {
@@ -24,7 +24,7 @@ PUBLISHED: Mapping[str, Any] = {
         "bn_x5_sigmoid": {"steps": None, "max_accuracy": 0.698},
     },
 }
-# Colours that differ for the colour-blind, and lines that differ in grey.
+# Colours that colour-blind readers can tell apart; line styles that differ in grey.
 _LOOKS: Mapping[str, dict[str, Any]] = {
     "inception": {"color": "#333333", "ls": "--"},
     "bn_baseline": {"color": "#d1580e", "ls": ":"},
@@ -45,20 +45,21 @@ _PANELS = {
 
 
 class DataSize(NamedTuple):
-    """What is to be said of a data set.
+    """Name and sizes of a data set.
 
     Attributes:
-        name: Its name.
-        image_shape: Height, width and channels of an image.
-        num_classes: Classes of the images that accuracy is measured on; of a set of
-            many there may be images of a few.
-        num_held_out: How many images these are.
+        name: Name of the data set.
+        image_shape: Height and width in pixels, and channels, of an image.
+        num_classes: Number of classes in the validation split, which may be fewer than
+            those of the whole data set.
+        num_validation_images: Number of images in the validation split, on which
+            accuracy is evaluated.
     """
 
     name: str
     image_shape: tuple[int, int, int]
     num_classes: int
-    num_held_out: int
+    num_validation_images: int
 
 
 def figure2_record(
@@ -67,15 +68,15 @@ def figure2_record(
     diverged_after: Mapping[str, Sequence[int | None]],
     data: DataSize,
 ) -> dict[str, Any]:
-    """The figure's numbers, JSON-ready: measured, published, and the claims.
+    """Returns the figure's numbers, JSON-ready: measured, published, and the claims.
 
-    Steps are counted to the accuracy that Inception, with the same seed, reaches at
-    its best.
+    `steps_to_target` counts the steps until a run reaches the highest accuracy of the
+    Inception run with the same seed.
 
     Args:
-        arms: Runs of each arm, one a seed, the same seeds in all.
-        diverged_after: The last finite step of those that have diverged.
-        data: What they were trained on.
+        arms: Runs of each arm, one a seed. All arms must have the same seeds.
+        diverged_after: The last finite step of each run; None if it did not diverge.
+        data: Name and sizes of the data set.
     """
     targets = [_max_accuracy(run) or 0.0 for run in arms["inception"]]
     measured: dict[str, Any] = {}
@@ -85,8 +86,8 @@ def figure2_record(
             "learning_rate": runs[0].config["optimizer"]["learning_rate"],
             "seeds": [run.config["seed"] for run in runs],
             "diverged_after": list(diverged_after[arm]),
-            "steps_to_target": spread(steps),
-            "max_accuracy": spread([_max_accuracy(run) for run in runs]),
+            "steps_to_target": seed_statistics(steps),
+            "max_accuracy": seed_statistics([_max_accuracy(run) for run in runs]),
             "wall_seconds": [run.summary.get("wall_seconds") for run in runs],
             "curves": [
                 {
@@ -100,7 +101,7 @@ def figure2_record(
     record: dict[str, Any] = {
         "source": f"these runs: {describe_data(config, data)}",
         "num_classes": data.num_classes,
-        "target_accuracy": spread(targets),
+        "target_accuracy": seed_statistics(targets),
         "arms": measured,
         "published": PUBLISHED,
         "versions": _versions(arms),
@@ -112,16 +113,17 @@ def figure2_record(
 
 
 def describe_data(config: Mapping[str, Any], data: DataSize) -> str:
-    """Which images, how many channels and steps.
+    """Describes the images, the number of channels and the number of steps.
 
     Args:
-        config: Of a run.
-        data: As for `figure2_record`.
+        config: Configuration of a run.
+        data: Name and sizes of the data set.
     """
     height, width, _ = data.image_shape
+    num_images = data.num_validation_images
     splits = config["dataset"]
     return (
-        f"{data.name}, {height}x{width} pixels, accuracy on {data.num_held_out:,} "
+        f"{data.name}, {height}x{width} pixels, accuracy on {num_images:,} "
         f"images, {splits['test_split']}, after training on {splits['train_split']}; "
         f"{config['model']['width']:g} of the channels, {config['num_steps']} steps of "
         f"{config['batch_size']} images"
@@ -129,10 +131,10 @@ def describe_data(config: Mapping[str, Any], data: DataSize) -> str:
 
 
 def figure2_table(record: Mapping[str, Any]) -> str:
-    """Figure 3, ours beside the paper's, and whether its claims hold here.
+    """Returns Figure 3 as a table, beside the paper's numbers, with the claims.
 
     Args:
-        record: As `figure2_record` returns it.
+        record: Result of `figure2_record`.
     """
     target = mean_and_deviation(record["target_accuracy"], "{:.2f}", unit=0.01)
     num_seeds = len(record["target_accuracy"]["seeds"])
@@ -173,16 +175,16 @@ def figure2_table(record: Mapping[str, Any]) -> str:
 
 
 def draw_figure2(record: Mapping[str, Any], paths: Sequence[Path]) -> None:
-    """Draws accuracy against training steps.
+    """Draws validation accuracy against training steps.
 
-    Each line is the mean over seeds, with a band from the worst seed to the best, as
-    far as all seeds have come.
+    Each line is the mean over seeds, with a band from the worst seed to the best. A
+    line ends at the last step that all seeds of the arm have reached.
 
     Args:
-        record: As `figure2_record` returns it.
-        paths: Files to write; their endings choose the format.
+        record: Result of `figure2_record`.
+        paths: Files to write; the suffix of each selects its format.
     """
-    # Without a salt of their own, the ids in an svg are new in every drawing.
+    # With a fixed salt Matplotlib writes the same ids into every SVG file.
     with matplotlib.rc_context({"svg.hashsalt": "bn_jax"}):
         figure = Figure(figsize=(11, 4.6), layout="constrained")
         panels = figure.subplots(1, 2)
@@ -192,10 +194,10 @@ def draw_figure2(record: Mapping[str, Any], paths: Sequence[Path]) -> None:
             axes.axhline(chance, label="chance", color="#333333", lw=0.7)
             _draw_curves(axes, {name: record["arms"][name] for name in names})
         panels[0].set_ylabel("accuracy on the validation images")
-        what = record["source"].removeprefix("these runs: ")
-        figure.supxlabel(f"training steps  ({what})", fontsize="small")
+        description = record["source"].removeprefix("these runs: ")
+        figure.supxlabel(f"training steps  ({description})", fontsize="small")
         for path in paths:
-            # No date, so that the same runs give the same file.
+            # Leave out the date, so that equal runs give equal files.
             metadata = {"Date": None} if path.suffix == ".svg" else None
             figure.savefig(path, dpi=160, metadata=metadata)
 
@@ -215,12 +217,12 @@ def _draw_curves(axes: Axes, arms: Mapping[str, Any]) -> None:
     axes.set_xlim(left=0)
     axes.set_ylim(0, 1)
     axes.spines[["top", "right"]].set_visible(False)
-    # Below, because curves may be anywhere inside.
+    # The legend is below the axes, because curves may cover any place inside.
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, frameon=False)
 
 
 def _versions(arms: Mapping[str, Sequence[Run]]) -> dict[str, str] | None:
-    """Those of a run that is complete; None if all have diverged."""
+    """Returns the versions of a complete run; None if all runs have diverged."""
     complete = (run.summary for runs in arms.values() for run in runs if run.summary)
     return next((summary["versions"] for summary in complete), None)
 

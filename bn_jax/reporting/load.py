@@ -1,4 +1,4 @@
-"""A complete run, as its folder holds it."""
+"""Results of a run, read from its workdir."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,12 @@ from bn_jax.workdir.files import read_metrics, read_summary
 
 
 class Run(NamedTuple):
-    """One run.
+    """Configuration and results of one run.
 
     Attributes:
-        config: Its configuration.
-        summary: What it came to; empty if it has diverged.
-        metrics: Arrays by name, one entry an evaluation; `step` among them.
+        config: The configuration.
+        summary: Content of `summary.json`; empty if the run has diverged.
+        metrics: Arrays by name, including `step`, with one entry an evaluation.
     """
 
     config: dict[str, Any]
@@ -24,29 +24,29 @@ class Run(NamedTuple):
     metrics: dict[str, np.ndarray]
 
     def steps_to(self, accuracy: float) -> int | None:
-        """The first evaluated step with at least that test accuracy, if any.
+        """Returns the first evaluated step that reaches a test accuracy, or None.
 
         Args:
-            accuracy: In [0, 1].
+            accuracy: Test accuracy to reach, in [0, 1].
         """
         reached = self.metrics["step"][self.metrics["test_accuracy"] >= accuracy]
         return int(reached[0]) if len(reached) else None
 
 
 def load_run(workdir: Path, *, has_diverged: bool = False) -> Run:
-    """Reads a run's folder.
+    """Reads the results of a run from its workdir.
 
     Args:
-        workdir: The folder.
-        has_diverged: Whether the run has ended early because something was not finite:
-            it has no summary then, and perhaps no evaluation.
+        workdir: Path of the workdir.
+        has_diverged: True if the run ended early because a value was not finite. Such a
+            run has no summary, and may have no evaluation.
 
     Raises:
         UserError: If the run is not complete.
     """
     summary = read_summary(workdir)
     if summary is None and not has_diverged:
-        raise UserError(f"{workdir}: this run is not complete; train it first.")
+        raise UserError(f"workdir {workdir}: the run is not complete; train it first.")
     lines = read_metrics(workdir)
     names = lines[0] if lines else ("step", "test_accuracy")
     return Run(

@@ -6,17 +6,17 @@ from bn_jax.results import EnsembleEvaluation, Evaluation, Layer
 
 
 def evaluation_table(evaluation: Evaluation, *, statistics: str, crops: int) -> str:
-    """What was evaluated, and one line a metric.
+    """Returns a heading and one line a metric.
 
     Args:
-        evaluation: The result.
-        statistics: What layers normalized by.
-        crops: Of each image.
+        evaluation: Test results of the model.
+        statistics: Statistics that the layers normalized with.
+        crops: Number of crops of each image.
     """
     width = max(len(name) for name in evaluation.metrics)
     lines = [
         f"after step {evaluation.step}, "
-        + _what(evaluation, statistics=statistics, crops=crops)
+        + _describe(evaluation, statistics=statistics, crops=crops)
     ]
     lines += [
         f"{name:{width}} {value:.4f}" for name, value in evaluation.metrics.items()
@@ -27,28 +27,28 @@ def evaluation_table(evaluation: Evaluation, *, statistics: str, crops: int) -> 
 def ensemble_table(
     evaluation: EnsembleEvaluation, *, statistics: str, crops: int
 ) -> str:
-    """What was evaluated, one line a network, and one of all together.
+    """Returns a heading, one line a network, and one line for the ensemble.
 
     Args:
-        evaluation: The result.
-        statistics: What layers normalized by.
-        crops: Of each image.
+        evaluation: Test results of the ensemble and of its networks.
+        statistics: Statistics that the layers normalized with.
+        crops: Number of crops of each image.
     """
     rows: list[tuple[str, ...]] = [("network", "parameters", "step", *_RATES, "loss")]
     for member in evaluation.members:
         kind = "averaged" if member.is_averaged else "last"
         rows.append((member.name, kind, str(member.step), *_rates(member.metrics)))
     rows.append(("ensemble", "", "", *_rates(evaluation.metrics)))
-    what = _what(evaluation, statistics=statistics, crops=crops)
-    return "\n".join([f"{what}; rates in %, loss in nats", "", *_aligned(rows)])
+    heading = _describe(evaluation, statistics=statistics, crops=crops)
+    return "\n".join([f"{heading}; rates in %, loss in nats", "", *_aligned(rows)])
 
 
 def layer_table(layers: Sequence[Layer], *, step: int) -> str:
-    """One row a layer, and what the columns mean.
+    """Returns an explanation of the columns, and one row a layer.
 
     Args:
-        layers: In the model's order.
-        step: Steps that the model was trained.
+        layers: Layers in the order of the model.
+        step: Number of steps that the model was trained.
     """
     header = ("layer", "parameters", "number", "mean", "var", "drift", "log std")
     rows = [header, *(_row(layer) for layer in layers)]
@@ -69,10 +69,10 @@ def layer_table(layers: Sequence[Layer], *, step: int) -> str:
 _RATES = ("top-1", "error", "top-5", "top-5 error")
 
 
-def _what(
+def _describe(
     evaluation: Evaluation | EnsembleEvaluation, *, statistics: str, crops: int
 ) -> str:
-    """The data in words, and how they were evaluated."""
+    """Returns the number of examples, the data set and the evaluation method."""
     of_each = "" if crops == 1 else f", {crops} crops of each"
     return (
         f"{evaluation.num_examples} test examples of {evaluation.data}{of_each}, "
@@ -81,7 +81,7 @@ def _what(
 
 
 def _rates(metrics: Mapping[str, float]) -> tuple[str, ...]:
-    """Cells of right and wrong classes in percent, and of the loss."""
+    """Returns the cells of accuracies and error rates in percent, and of the loss."""
     cells = []
     for name in ("test_accuracy", "test_top5_accuracy"):
         rate = metrics.get(name)
@@ -93,7 +93,7 @@ def _rates(metrics: Mapping[str, float]) -> tuple[str, ...]:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of columns, the first two aligned on the left, the others on the right."""
+    """Returns lines of columns: two left-aligned, the remaining ones right-aligned."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

@@ -8,7 +8,7 @@ import pytest
 
 from bn_jax.experiments.configs import load_config
 from bn_jax.reporting.claims import ARM_NAMES
-from bn_jax.reporting.spread import mean_and_deviation
+from bn_jax.reporting.seed_statistics import mean_and_deviation
 
 _README = Path(__file__).parents[2] / "README.md"
 # The small arms here, and by earlier versions on another machine.

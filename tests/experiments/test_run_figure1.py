@@ -39,7 +39,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 def test_a_figure_without_seeds_is_refused(
     tmp_path: Path, jobs: list[Job], seeds: int
 ) -> None:
-    with pytest.raises(UserError, match=f"--seeds must be at least 1, and is {seeds}"):
+    with pytest.raises(UserError, match=f"--seeds must be at least 1, but is {seeds}"):
         figure1(tmp_path, seeds=seeds)
     assert jobs == []
 

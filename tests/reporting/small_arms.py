@@ -20,7 +20,7 @@ ACCURACIES: dict[str, tuple[Sequence[float], Sequence[float]]] = {
     "inception_x5": ([], [0.1, 0.12, 0.11, 0.1, 0.1, 0.1]),
     "inception_sigmoid": ([0.1] * 6, [0.11, 0.1, 0.13, 0.1, 0.1, 0.1]),
 }
-DATA = DataSize("mnist", (28, 28, 1), num_classes=10, num_held_out=5000)
+DATA = DataSize("mnist", (28, 28, 1), num_classes=10, num_validation_images=5000)
 RATES = {"bn_x5": 0.05, "bn_x30": 0.3, "bn_x5_sigmoid": 0.05, "inception_x5": 0.05}
 # The first seed of one arm, before its first evaluation.
 DIVERGED_AFTER: dict[str, list[int | None]] = {

@@ -68,7 +68,7 @@ def test_measured_and_published_figures_each_name_their_source(
 
 def test_the_data_have_their_own_name_size_and_number() -> None:
     config = small_arms()["bn_x5"][0].config
-    letters = DataSize("letters", (32, 40, 3), num_classes=26, num_held_out=9)
+    letters = DataSize("letters", (32, 40, 3), num_classes=26, num_validation_images=9)
     expected = "letters, 32x40 pixels, accuracy on 9 images, "
     assert describe_data(config, letters).startswith(expected)
 

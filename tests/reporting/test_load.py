@@ -37,12 +37,12 @@ def test_steps_to_an_accuracy_are_those_of_the_first_evaluation_that_has_it(
 
 def test_a_run_that_is_not_complete_is_refused(tmp_path: Path) -> None:
     (write_run(tmp_path, RUN) / "summary.json").unlink()
-    with pytest.raises(UserError, match=f"{tmp_path}: this run is not complete; train"):
+    with pytest.raises(UserError, match=f"{tmp_path}: the run is not complete; train"):
         load_run(tmp_path)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nothing: this run is not complete"):
+    with pytest.raises(UserError, match="nothing: the run is not complete"):
         load_run(tmp_path / "nothing")
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from bn_jax.reporting.spread import mean_and_deviation, spread
+from bn_jax.reporting.seed_statistics import mean_and_deviation, seed_statistics
 
 
 def test_the_deviation_is_that_of_a_sample() -> None:
-    values = spread([1.0, 2.0, 6.0])
+    values = seed_statistics([1.0, 2.0, 6.0])
     assert values["seeds"] == [1.0, 2.0, 6.0]
     assert values["mean"] == 3.0
     assert values["std"] == pytest.approx(7**0.5)
@@ -14,9 +14,9 @@ def test_the_deviation_is_that_of_a_sample() -> None:
 
 @pytest.mark.parametrize("values", [[1.0, None], [None], []])
 def test_where_a_seed_has_no_value_there_is_no_mean(values: list[float | None]) -> None:
-    assert spread(values) == {"seeds": values, "mean": None, "std": None}
-    assert mean_and_deviation(spread(values), "{:.0f}") == "-"
+    assert seed_statistics(values) == {"seeds": values, "mean": None, "std": None}
+    assert mean_and_deviation(seed_statistics(values), "{:.0f}") == "-"
 
 
 def test_a_single_seed_is_written_without_a_deviation() -> None:
-    assert mean_and_deviation(spread([0.125]), "{:.1f}", unit=0.01) == "12.5"
+    assert mean_and_deviation(seed_statistics([0.125]), "{:.1f}", unit=0.01) == "12.5"
