@@ -1,4 +1,4 @@
-"""Which examples make up a training step, and a data set cut into batches."""
+"""Choice of the examples of each training step, and padded evaluation batches."""
 
 from functools import lru_cache
 
@@ -13,21 +13,22 @@ def batch_indices(
     first_step: int,
     num_steps: int,
 ) -> np.ndarray:
-    """Indices of the examples of each step, every example once an epoch.
+    """Returns the indices of the examples of some steps.
 
-    Each epoch is a permutation of its own. Steps follow each other through the
-    epochs without a gap: where an epoch is no multiple of the batch size, a batch
-    takes the last examples of one and the first of the next.
+    Each epoch is a random permutation of all examples. If the batch size does not
+    divide the number of examples, a batch that crosses the end of an epoch takes the
+    last examples of that epoch and the first examples of the next.
 
     Args:
-        num_examples: Examples in the training set.
-        batch_size: Examples of each step.
-        seed: Chooses the permutations.
-        first_step: Steps before the first one asked for.
-        num_steps: Steps asked for.
+        num_examples: Number of examples in the training set.
+        batch_size: Number of examples in a step.
+        seed: Seed of the permutations.
+        first_step: Number of the first step to return, from 0.
+        num_steps: Number of steps to return.
 
     Returns:
-        int32 array `(num_steps, batch_size)`, the same however a run is cut up.
+        int32 array `(num_steps, batch_size)`. The indices of a step do not depend on
+        the step at which a call starts.
 
     >>> whole = batch_indices(5, 2, seed=0, first_step=0, num_steps=5)
     >>> sorted(whole.reshape(2, 5)[0].tolist())
@@ -47,16 +48,18 @@ def batch_indices(
 def padded_batches(
     num_examples: int, batch_size: int, *, multiple_of: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of all examples in batches of one size, the last one filled up.
+    """Returns the indices of all examples in batches of equal size.
+
+    Repetitions of the last example pad the last batch.
 
     Args:
-        num_examples: Examples of the data set.
-        batch_size: Examples a batch; fewer when there are not that many.
-        multiple_of: The size of a batch is rounded up to a multiple of this.
+        num_examples: Number of examples in the data set.
+        batch_size: Number of examples in a batch, or `num_examples` if that is smaller.
+        multiple_of: The batch size is rounded up to a multiple of this number.
 
     Returns:
-        Indices `(batches, batch)` and booleans of that shape, False where a repeated
-        example only fills up the last batch.
+        Indices `(batches, batch)`, and booleans of this shape that are False where an
+        example is padding.
 
     >>> padded_batches(3, 2)[0].tolist()
     [[0, 1], [2, 2]]
@@ -67,7 +70,7 @@ def padded_batches(
     return np.minimum(index, num_examples - 1), index < num_examples
 
 
-# Many calls ask for parts of the same epoch.
+# Successive calls often need the same epoch.
 @lru_cache(maxsize=4)
 def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     order = np.random.default_rng((seed, epoch)).permutation(num_examples)

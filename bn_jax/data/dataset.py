@@ -1,4 +1,4 @@
-"""What training asks of a data set, and the records that answer."""
+"""Protocols of a data set and its splits, and data sets in memory."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -9,48 +9,49 @@ from bn_jax.errors import UserError
 
 
 class Split(Protocol):
-    """Images and labels, of which any can be read at any time."""
+    """Images and labels with random access."""
 
     def __len__(self) -> int:
-        """Number of examples."""
+        """Returns the number of examples."""
         ...
 
     @property
     def is_in_memory(self) -> bool:
-        """Whether all images are at hand, at the size that they are read at."""
+        """True if all images are in memory, at the size that `read` returns."""
         ...
 
     def read(
         self, indices: np.ndarray, positions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Images and labels of some examples.
+        """Returns the images and labels of some examples.
 
         Args:
-            indices: Which examples, an array of any shape.
-            positions: The place of each among all that a run reads, of the same
-                shape; whatever is random about an image depends on it alone.
+            indices: Indices of the examples, an array of any shape.
+            positions: Position of each example among all that the run reads, an array
+                of the shape of `indices`. Random changes of an image depend on its
+                position and the seed only.
 
         Returns:
-            uint8 pixels `(*indices, height, width, channels)` and int32 classes of
-            the shape of the indices.
+            uint8 pixels `(*indices, height, width, channels)`, and int32 classes of
+            the shape of `indices`.
         """
         ...
 
     def all_crops(self) -> "Split":
-        """The same examples, with the 144 crops of each image in its place.
+        """Returns a split that reads 144 crops of each image instead of the image.
 
-        See `bn_jax.data.imagenet.crops.all_crops`; pixels have the shape
+        `bn_jax.data.imagenet.crops.all_crops` defines the crops. Pixels have the shape
         `(*indices, 144, height, width, channels)`.
 
         Raises:
-            UserError: If there is no more of an image than what `read` gives.
+            UserError: If images are stored only at the size that `read` returns.
         """
         ...
 
 
 @dataclass(frozen=True)
 class ArraySplit:
-    """A split that lies in memory.
+    """A split whose images are in memory.
 
     Attributes:
         images: uint8 pixels, `(examples, height, width, channels)`.
@@ -63,50 +64,50 @@ class ArraySplit:
     is_in_memory = True
 
     def __len__(self) -> int:
-        """Number of examples."""
+        """Returns the number of examples."""
         return len(self.labels)
 
     def read(
         self, indices: np.ndarray, positions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Images and labels of some examples; see `Split`."""
+        """Returns the images and labels of some examples; see `Split.read`."""
         return self.images[indices], self.labels[indices]
 
     def all_crops(self) -> Split:
-        """Refuses; see `Split`."""
+        """Raises UserError, because crops need images of varying size."""
         height, width = self.images.shape[1:3]
         raise UserError(
-            "--crops: 144 crops are cut from images of varying size; these are all "
-            f"{height}x{width}. Leave it out."
+            "--crops: 144 crops need images of varying size, but these are all "
+            f"{height}x{width}. Leave the flag out."
         )
 
 
 class Dataset(Protocol):
-    """Images and labels for training and for testing."""
+    """Images and labels for training and testing."""
 
     @property
     def name(self) -> str:
-        """What the data set is called in logs and results."""
+        """Name of the data set in logs and results."""
         ...
 
     @property
     def num_classes(self) -> int:
-        """Number of classes that labels tell apart."""
+        """Number of classes."""
         ...
 
     @property
     def train(self) -> Split:
-        """What to train on."""
+        """Split for training."""
         ...
 
     @property
     def test(self) -> Split:
-        """What to test on."""
+        """Split for testing."""
         ...
 
 
 class StreamedDataset(NamedTuple):
-    """Images that are read when they are asked for; see `Dataset`."""
+    """A `Dataset` whose splits read an image from disk when a caller needs it."""
 
     name: str
     num_classes: int
@@ -115,15 +116,15 @@ class StreamedDataset(NamedTuple):
 
 
 class ArrayDataset(NamedTuple):
-    """Images and labels that lie in memory.
+    """A `Dataset` whose images and labels are in memory.
 
     Attributes:
-        name: What the data set is called in logs and results.
+        name: Name of the data set in logs and results.
         train_images: uint8 pixels, `(examples, height, width, channels)`.
         train_labels: int32 classes from 0, `(examples,)`.
-        test_images: As for training.
-        test_labels: As for training.
-        num_classes: Number of classes that labels tell apart.
+        test_images: uint8 pixels, `(examples, height, width, channels)`.
+        test_labels: int32 classes from 0, `(examples,)`.
+        num_classes: Number of classes.
     """
 
     name: str
@@ -135,21 +136,21 @@ class ArrayDataset(NamedTuple):
 
     @property
     def train(self) -> ArraySplit:
-        """What to train on."""
+        """Split for training."""
         return ArraySplit(self.train_images, self.train_labels)
 
     @property
     def test(self) -> ArraySplit:
-        """What to test on."""
+        """Split for testing."""
         return ArraySplit(self.test_images, self.test_labels)
 
 
 def check_dataset(dataset: ArrayDataset) -> ArrayDataset:
-    """The data set itself, once its arrays are known to fit each other.
+    """Returns the data set after a check that its arrays fit together.
 
     Raises:
-        UserError: If a split is empty, images and labels differ in number, images
-            of the two splits differ in shape, or a label is no class.
+        UserError: If a split is empty, the numbers of its images and labels differ, the
+            images of the two splits differ in shape, or a label is not a class.
     """
     pairs = {
         "training": (dataset.train_images, dataset.train_labels),
@@ -157,22 +158,23 @@ def check_dataset(dataset: ArrayDataset) -> ArrayDataset:
     }
     for split, (images, labels) in pairs.items():
         if len(images) == 0:
-            raise UserError(f"{dataset.name}: the {split} split holds no image.")
+            raise UserError(f"{dataset.name}: the {split} split contains no images.")
         if len(images) != len(labels):
             raise UserError(
-                f"{dataset.name}: the {split} split must hold one label an image, and "
-                f"holds {len(images)} images and {len(labels)} labels; the files do "
-                "not belong together, or one is incomplete."
+                f"{dataset.name}: the {split} split must contain one label for each "
+                f"image, but contains {len(images)} images and {len(labels)} labels. "
+                "The files do not belong together, or one is incomplete."
             )
         if labels.min() < 0 or labels.max() >= dataset.num_classes:
             raise UserError(
-                f"{dataset.name}: labels of the {split} split must lie in 0 to "
-                f"{dataset.num_classes - 1}, and lie in {labels.min()} to "
+                f"{dataset.name}: the labels of the {split} split must be from 0 to "
+                f"{dataset.num_classes - 1}, but are from {labels.min()} to "
                 f"{labels.max()}."
             )
     if dataset.train_images.shape[1:] != dataset.test_images.shape[1:]:
         raise UserError(
-            f"{dataset.name}: training images of shape {dataset.train_images.shape[1:]}"
-            f" and test images of shape {dataset.test_images.shape[1:]} differ."
+            f"{dataset.name}: training and test images must have equal shapes, but "
+            f"training images have the shape {dataset.train_images.shape[1:]} and test "
+            f"images have the shape {dataset.test_images.shape[1:]}."
         )
     return dataset

@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST and of many sets made like it."""
+"""Reader of IDX files, the format of MNIST and of data sets like it."""
 
 import gzip
 import math
@@ -17,17 +17,18 @@ _UNSIGNED_BYTES = 8
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array of unsigned bytes that an IDX file holds.
+    """Returns the array of unsigned bytes in an IDX file.
 
     Args:
-        path: The file, plain or compressed by gzip (told by its content).
+        path: The file, plain or compressed with gzip. The content decides which, not
+            the name.
 
     Returns:
-        uint8 array of the shape that the file's header states.
+        uint8 array of the shape in the file's header.
 
     Raises:
-        UserError: If the file cannot be read or unpacked, is no IDX file of unsigned
-            bytes, or is shorter or longer than its header says.
+        UserError: If the file cannot be read or decompressed, is not an IDX file of
+            unsigned bytes, or is shorter or longer than its header says.
     """
     content = _read(path)
     if len(content) < 4:
@@ -45,24 +46,25 @@ def read_idx(path: Path) -> np.ndarray:
     expected = start + math.prod(shape)
     if len(content) != expected:
         raise UserError(
-            f"{path}: the header promises {'x'.join(map(str, shape))} values, a file "
-            f"of {expected} bytes; there are {len(content)}. Copy the file again."
+            f"{path}: the header says {'x'.join(map(str, shape))} values, so the file "
+            f"must have {expected} bytes, but has {len(content)}. Copy it again."
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 def load_idx_folder(folder: Path) -> ArrayDataset:
-    """The MNIST-like data set whose four files lie in a folder.
+    """Returns the MNIST-like data set of the four IDX files in a folder.
+
+    The number of classes is 1 plus the highest label of both splits.
 
     Args:
-        folder: Holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`,
-            `t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte` (a dot before `idx`
-            is accepted too), plain or with `.gz`: 28x28 grey images. There are as
-            many classes as the highest label of both files says, counted from 0.
+        folder: Contains `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`,
+            `t10k-images-idx3-ubyte` and `t10k-labels-idx1-ubyte`, plain or with `.gz`.
+            A dot before `idx` is accepted too. Images must be grey, of 28x28 pixels.
 
     Raises:
         UserError: If the folder or a file is missing or damaged, images and labels do
-            not fit each other, or the images are not 28x28.
+            not fit together, or the images are not 28x28.
     """
     if not folder.is_dir():
         raise UserError(f"idx_dir: there is no folder {folder}.")
@@ -72,13 +74,13 @@ def load_idx_folder(folder: Path) -> ArrayDataset:
         labels = read_idx(_find(folder, f"{prefix}-labels", "idx1-ubyte"))
         if images.shape[1:] != (28, 28):
             raise UserError(
-                f"{folder}: {prefix}-images must hold images of 28x28 pixels, and its "
-                f"shape is {images.shape}."
+                f"{folder}: {prefix}-images must contain images of 28x28 pixels, but "
+                f"has the shape {images.shape}."
             )
         if labels.ndim != 1:
             raise UserError(
-                f"{folder}: {prefix}-labels must hold one number a label, and its "
-                f"shape is {labels.shape}; is it a file of images?"
+                f"{folder}: {prefix}-labels must contain one number for each label, "
+                f"but has the shape {labels.shape}. Is it a file of images?"
             )
         arrays += [images[..., np.newaxis], labels.astype(np.int32)]
     present = np.unique(np.concatenate(arrays[1::2]))
@@ -86,7 +88,7 @@ def load_idx_folder(folder: Path) -> ArrayDataset:
     if len(present) < num_classes:
         missing = sorted(set(range(num_classes)) - set(present.tolist()))
         logging.warning(
-            "%s: labels lie in 0 to %d, but %d of these classes have no image: %s.",
+            "%s: labels are from 0 to %d, but %d of these classes have no image: %s.",
             folder,
             num_classes - 1,
             len(missing),

@@ -1,4 +1,4 @@
-"""A data set by what its configuration says."""
+"""Loader of the data set that a configuration chooses."""
 
 from pathlib import Path
 
@@ -23,26 +23,29 @@ def load_dataset(
     augmentation_seed: int = 0,
     read_threads: int | None = None,
 ) -> Dataset:
-    """Training and test images from wherever the configuration points.
+    """Returns the training and test images that the settings choose.
 
     Args:
-        name: "mnist" without a `data_dir` is the one inside the package; any other
-            name, and mnist with a `data_dir`, is one of tensorflow-datasets.
-        idx_dir: Folder of IDX files to read instead.
-        data_dir: Folder where tensorflow-datasets keeps prepared data.
-        train_split: Split to train on, as tensorflow-datasets names it: slices like
-            `train[:-5000]` included.
-        test_split: Split to test on; "test" by default, and "validation" for
-            imagenet2012, whose test labels are not public.
-        image_size: Height and width, in pixels, of what is made of images whose size
-            varies; others are taken as they are.
-        distortion: Strength of random changes of their colours, in [0, 1].
-        augmentation_seed: Chooses their crops, flips and colours.
-        read_threads: Threads that read and decode them; one a core by default.
+        name: "mnist" without `data_dir` is the data set inside the package. Any other
+            name, and "mnist" with `data_dir`, is a data set of tensorflow-datasets.
+        idx_dir: Folder of IDX files, which are read instead of the data set `name`.
+        data_dir: Folder of prepared data sets; the default folder of
+            tensorflow-datasets if None.
+        train_split: Split for training, in the notation of tensorflow-datasets: a
+            name, or a slice such as `train[:-5000]`.
+        test_split: Split for testing, in that notation. The default is "test", or
+            "validation" for imagenet2012, whose test labels are not public.
+        image_size: Height and width of the crops, in pixels. Images of varying size
+            need it; images of one size are not resized and do not accept it.
+        distortion: Strength of random colour changes, in [0, 1]; above 0 only for
+            images of varying size.
+        augmentation_seed: Seed of crops, flips and colour changes.
+        read_threads: Number of threads that read and decode images of varying size; one
+            for each core by default.
 
     Raises:
-        UserError: If the data are missing, damaged or of another kind, both folders
-            are given, or a setting does not fit them.
+        UserError: If both folders are given, the data are missing, damaged or of
+            another kind, or a setting does not fit them.
     """
     if idx_dir is not None and data_dir is not None:
         raise UserError(

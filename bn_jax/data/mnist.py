@@ -26,20 +26,20 @@ _SHA256: Mapping[str, str] = {
 
 
 def embedded_mnist_folder() -> Path:
-    """The folder of the four files, inside the installed package."""
+    """Returns the folder of the four files inside the installed package."""
     return Path(__file__).with_name("mnist")
 
 
 def load_mnist(folder: Path | None = None) -> ArrayDataset:
-    """MNIST: 60,000 training and 10,000 test images of handwritten digits.
+    """Returns MNIST: 60,000 training and 10,000 test images of handwritten digits.
 
     Source: LeCun, Cortes & Burges (1998); see NOTICE.md beside the files.
 
     Args:
-        folder: Where the canonical files lie; inside the package by default.
+        folder: Folder of the canonical files; the one inside the package by default.
 
     Raises:
-        UserError: If a file is missing, or is not byte for byte the canonical one.
+        UserError: If a file is missing, or differs from the canonical one in any byte.
     """
     folder = embedded_mnist_folder() if folder is None else folder
     for name, expected in _SHA256.items():
@@ -50,6 +50,6 @@ def load_mnist(folder: Path | None = None) -> ArrayDataset:
         if digest != expected:
             raise UserError(
                 f"mnist: {path} is damaged: its SHA-256 should be {expected[:16]}..., "
-                f"and is {digest[:16]}.... Install bn_jax again."
+                f"but is {digest[:16]}.... Install bn_jax again."
             )
     return load_idx_folder(folder)._replace(name="mnist")

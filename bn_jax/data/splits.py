@@ -1,4 +1,4 @@
-"""Parts of a data set in memory, by the names that tensorflow-datasets has for them."""
+"""Splits of a data set in memory, in the notation of tensorflow-datasets."""
 
 import numpy as np
 
@@ -9,16 +9,18 @@ from bn_jax.errors import UserError
 def choose_splits(
     data: ArrayDataset, *, train_split: str, test_split: str
 ) -> ArrayDataset:
-    """The same images, other parts of them to train and to test on.
+    """Returns the data set with other splits for training and testing.
+
+    A split is "train" or "test", a slice of one such as `train[:-5000]` or
+    `train[:90%]`, or several of these joined by `+`.
 
     Args:
-        data: The data set with its own two parts, "train" and "test".
-        train_split: What to train on: one of them, a slice of one such as
-            `train[:-5000]` or `train[:90%]`, or several, joined by `+`.
-        test_split: What to test on, likewise.
+        data: The data set with its original splits.
+        train_split: Split for training.
+        test_split: Split for testing.
 
     Raises:
-        UserError: If a name is not one of these, or what it names holds no image.
+        UserError: If a split does not have this form, or contains no images.
 
     >>> images, labels = np.zeros((5, 28, 28, 1), np.uint8), np.arange(5)
     >>> data = ArrayDataset("five", images, labels, images[:1], labels[:1], 10)
@@ -28,8 +30,8 @@ def choose_splits(
     """
     if (train_split, test_split) == ("train", "test"):
         return data
-    train = _part(data, "train_split", train_split)
-    test = _part(data, "test_split", test_split)
+    train = _select(data, "train_split", train_split)
+    test = _select(data, "test_split", test_split)
     return check_dataset(
         data._replace(
             train_images=train.images,
@@ -40,8 +42,8 @@ def choose_splits(
     )
 
 
-def _part(data: ArrayDataset, setting: str, name: str) -> ArraySplit:
-    # TFDS takes most of a second to import.
+def _select(data: ArrayDataset, setting: str, name: str) -> ArraySplit:
+    # Imported here, because the import takes most of a second.
     import tensorflow_datasets as tfds
 
     splits = {"train": data.train, "test": data.test}
@@ -52,18 +54,18 @@ def _part(data: ArrayDataset, setting: str, name: str) -> ArraySplit:
         for split, examples in splits.items()
     }
     try:
-        parts = tfds.core.ReadInstruction.from_spec(name).to_absolute(sizes)
+        slices = tfds.core.ReadInstruction.from_spec(name).to_absolute(sizes)
         cause = None
     except (ValueError, AssertionError) as error:
-        parts, cause = [], error
-    chosen = [(splits[part.splitname], slice(part.from_, part.to)) for part in parts]
-    if not any(len(split.labels[part]) for split, part in chosen):
+        slices, cause = [], error
+    chosen = [(splits[one.splitname], slice(one.from_, one.to)) for one in slices]
+    if not any(len(split.labels[indices]) for split, indices in chosen):
         raise UserError(
-            f"{data.name}: there is no split {name!r} with images; it has 'train' with "
-            f"{len(data.train)} and 'test' with {len(data.test)}, and slices of them "
-            f"such as 'train[:90%]'. --config.dataset.{setting} chooses one."
+            f"{data.name}: split {name!r} does not exist or contains no images; set "
+            f"--config.dataset.{setting} to 'train' (with {len(data.train)} images), "
+            f"'test' (with {len(data.test)} images), or a slice such as 'train[:90%]'."
         ) from cause
     return ArraySplit(
-        np.concatenate([split.images[part] for split, part in chosen]),
-        np.concatenate([split.labels[part] for split, part in chosen]),
+        np.concatenate([split.images[indices] for split, indices in chosen]),
+        np.concatenate([split.labels[indices] for split, indices in chosen]),
     )

@@ -28,25 +28,29 @@ def test_a_split_without_images_is_refused(split: str) -> None:
         f"{prefix}_images": np.zeros((0, 2, 2, 1), np.uint8),
         f"{prefix}_labels": np.zeros(0, np.int32),
     }
-    with pytest.raises(UserError, match=f"squares: the {split} split holds no image"):
+    with pytest.raises(
+        UserError, match=f"squares: the {split} split contains no images"
+    ):
         check_dataset(GOOD._replace(**arrays))
 
 
 def test_a_label_too_many_is_refused() -> None:
     bad = GOOD._replace(test_labels=np.zeros(3, np.int32))
-    with pytest.raises(UserError, match=r"test split .* holds 2 images and 3 labels"):
+    with pytest.raises(UserError, match=r"test split .* 2 images and 3 labels"):
         check_dataset(bad)
 
 
 @pytest.mark.parametrize(("label", "range"), [(-1, "-1 to 2"), (3, "0 to 3")])
 def test_a_label_that_is_no_class_is_refused(label: int, range: str) -> None:
     bad = GOOD._replace(train_labels=np.array([label, 0, 2], np.int32))
-    with pytest.raises(UserError, match=f"training .* in 0 to 2, and lie in {range}"):
+    with pytest.raises(
+        UserError, match=f"training .* from 0 to 2, but are from {range}"
+    ):
         check_dataset(bad)
 
 
 def test_images_of_one_size_have_no_crops() -> None:
-    with pytest.raises(UserError, match=r"--crops: .* these are all 2x2. Leave it out"):
+    with pytest.raises(UserError, match=r"--crops: .* are all 2x2. Leave the flag"):
         GOOD.test.all_crops()
 
 

@@ -100,13 +100,13 @@ def test_a_header_that_is_cut_off_is_refused(path: Path) -> None:
 
 
 def test_a_short_file_is_told_what_its_header_promises(path: Path) -> None:
-    expected = "promises 2x3x4 values, a file of 40 bytes; there are 39"
+    expected = "says 2x3x4 values, so the file must have 40 bytes, but has 39"
     with pytest.raises(UserError, match=expected):
         read_content(path, CONTENT[:-1])
 
 
 def test_a_file_that_is_too_long_is_refused(path: Path) -> None:
-    with pytest.raises(UserError, match="a file of 40 bytes; there are 41"):
+    with pytest.raises(UserError, match="must have 40 bytes, but has 41"):
         read_content(path, CONTENT + b"\0")
 
 
@@ -181,14 +181,14 @@ def test_swapped_files_of_images_and_labels_are_refused(folder: Path) -> None:
     swapped = images.read_bytes(), labels.read_bytes()
     labels.write_bytes(swapped[0])
     images.write_bytes(swapped[1])
-    with pytest.raises(UserError, match=r"train-images must hold images .* \(12,\)"):
+    with pytest.raises(UserError, match=r"train-images must contain images .* \(12,\)"):
         load_idx_folder(folder)
 
 
 def test_images_in_place_of_labels_are_refused(folder: Path) -> None:
     images = (folder / "train-images-idx3-ubyte").read_bytes()
     (folder / "train-labels-idx1-ubyte").write_bytes(images)
-    with pytest.raises(UserError, match=r"train-labels .* is it a file of images"):
+    with pytest.raises(UserError, match=r"train-labels .* Is it a file of images"):
         load_idx_folder(folder)
 
 
@@ -208,5 +208,5 @@ def test_the_highest_label_of_both_files_says_how_many_classes_there_are(
 def test_a_set_without_images_is_refused(folder: Path) -> None:
     write_idx(folder / "train-images-idx3-ubyte", np.zeros((0, 28, 28)))
     write_idx(folder / "train-labels-idx1-ubyte", np.zeros(0))
-    with pytest.raises(UserError, match="the training split holds no image"):
+    with pytest.raises(UserError, match="the training split contains no images"):
         load_idx_folder(folder)

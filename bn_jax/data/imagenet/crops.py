@@ -1,4 +1,4 @@
-"""Which part of an image is looked at, in training and in evaluation."""
+"""Crops of images for training, evaluation and ensembles."""
 
 import math
 from typing import NamedTuple
@@ -7,15 +7,16 @@ import numpy as np
 
 from bn_jax.data.imagenet.opencv import mirror, resize
 
-# Fractions of an image's area, and width over height.
+# Limits of a random crop: its fraction of the image's area, and its width / height.
 _AREA = (0.08, 1.0)
 _ASPECT = (3 / 4, 4 / 3)
-# Shorter sides for crops of 224 pixels.
+# Length of an image's shorter side before a crop of 224 pixels is cut out. For crops of
+# another size this length is scaled.
 _REFERENCE_SIZE = 224
 _TEST_SIDE = 256
 _TEST_SIDES = (256, 288, 320, 352)
 
-# What `all_crops` gives of an image.
+# Crops that `all_crops` returns: 4 sizes x 3 squares x 6 crops x 2 mirror images.
 NUM_CROPS = 144
 
 
@@ -29,19 +30,21 @@ class Box(NamedTuple):
 
 
 def random_box(rng: np.random.Generator, height: int, width: int) -> Box:
-    """A random part of an image, of 8 to 100 % of its area.
+    """Returns a random part of an image with 8 to 100 % of its area.
 
-    Width over height lies between 3/4 and 4/3, evenly on a logarithmic scale: as often
-    above 1 as below. Where ten draws do not fit into the image, it is the largest part
-    in its middle of such a shape. Source: Szegedy et al. (2014), section 6.
+    Width / height is between 3/4 and 4/3 and uniform on a logarithmic scale: as often
+    above 1 as below. If ten draws do not fit into the image, the function returns the
+    largest central part within these limits of width / height.
+    Source: Szegedy et al. (2014), section 6.
 
     Args:
-        rng: Draws.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
+        rng: Generator of the random numbers.
+        height: Height of the image, in pixels.
+        width: Width of the image, in pixels.
     """
     low, high = (math.log(aspect) for aspect in _ASPECT)
-    # One call for all draws: each would take longer than what is done with it.
+    # One call makes all draws, because a call for each draw would take longer than the
+    # rest of the loop body.
     for share, shape, y, x in rng.random((10, 4)).tolist():
         area = (_AREA[0] + (_AREA[1] - _AREA[0]) * share) * height * width
         aspect = math.exp(low + (high - low) * shape)
@@ -64,13 +67,13 @@ def random_crop(
     *,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """A random part of an image, resized to a square, mirrored half of the time.
+    """Crops a random part, resizes it to a square and mirrors it half of the time.
 
     Args:
         image: uint8 pixels `(height, width, channels)`.
-        rng: Draws.
+        rng: Generator of the random numbers.
         image_size: Height and width of the result, in pixels.
-        out: Where to write the result, of its shape and contiguous.
+        out: Contiguous array of the shape of the result, to write the result to.
     """
     box = random_box(rng, *image.shape[:2])
     rows = slice(box.top, box.top + box.height)
@@ -80,7 +83,9 @@ def random_crop(
 
 
 def center_crop(image: np.ndarray, image_size: int) -> np.ndarray:
-    """The middle of an image whose shorter side is 256/224 of the crop's.
+    """Returns the central square of an image.
+
+    The image is first resized, so that its shorter side is 256/224 of the square's.
 
     Args:
         image: uint8 pixels `(height, width, channels)`.
@@ -91,11 +96,12 @@ def center_crop(image: np.ndarray, image_size: int) -> np.ndarray:
 
 
 def all_crops(image: np.ndarray, image_size: int) -> np.ndarray:
-    """The 144 crops over which the predictions of an ensemble are averaged.
+    """Returns the 144 crops of an image over which predictions are averaged.
 
-    At four sizes (a shorter side of 256, 288, 320 and 352 for crops of 224): three
-    squares, at both ends and in the middle; of each its four corners, its middle and
-    the whole of it, resized; of each of those also the mirror image.
+    The image is resized to four sizes, with a shorter side of 256, 288, 320 and 352 for
+    crops of 224. Each size gives three squares, at both ends and in the middle of the
+    longer side. Each square gives six crops: its four corners, its middle, and the
+    whole square, resized. The mirror image of each crop follows it.
     Source: Szegedy et al. (2014), section 7; Ioffe & Szegedy (2015), section 4.2.3.
 
     Args:
@@ -103,15 +109,15 @@ def all_crops(image: np.ndarray, image_size: int) -> np.ndarray:
         image_size: Height and width of a crop, in pixels.
 
     Returns:
-        uint8 pixels `(144, image_size, image_size, channels)`; what comes first above
-        changes slowest.
+        uint8 pixels `(144, image_size, image_size, channels)`; the size of the resized
+        image changes slowest, then the square, the crop and the mirror image.
     """
     crops = []
     for reference_side in _TEST_SIDES:
         side = _scaled(reference_side, image_size)
         resized = _resize_shorter_side(image, side)
         for place in (0.0, 0.5, 1.0):
-            # The shorter side leaves one place only.
+            # The square spans the shorter side, so `place` moves it along the longer.
             square = _cut(resized, side, place, place)
             corners = [_cut(square, image_size, y, x) for y in (0, 1) for x in (0, 1)]
             middle = _cut(square, image_size)
@@ -134,7 +140,7 @@ def _resize_shorter_side(image: np.ndarray, side: int) -> np.ndarray:
 def _cut(
     image: np.ndarray, side: int, vertical: float = 0.5, horizontal: float = 0.5
 ) -> np.ndarray:
-    """A square at a place between 0, top or left, and 1."""
+    """Cuts out a square at a place from 0 (top or left) to 1 (bottom or right)."""
     top = int((image.shape[0] - side) * vertical)
     left = int((image.shape[1] - side) * horizontal)
     return image[top : top + side, left : left + side]

@@ -6,8 +6,10 @@ import numpy as np
 
 from bn_jax.data.imagenet.opencv import opencv
 
-# The largest changes, at a strength of 1: of all values, of their distance from the
-# mean, of that from grey, and of the angle of the colours.
+# Largest changes, at a strength of 1. Brightness is added to values of 0 to 255.
+# Contrast is a relative change of the distance from the mean grey of the image.
+# Saturation is a relative change of the distance from the grey of the pixel.
+# Hue is an angle in radians.
 _BRIGHTNESS = 32.0
 _CONTRAST = 0.5
 _SATURATION = 0.5
@@ -22,18 +24,18 @@ _FROM_YIQ = np.linalg.inv(_TO_YIQ)
 def distort(
     image: np.ndarray, rng: np.random.Generator, *, strength: float
 ) -> np.ndarray:
-    """An image in other light.
+    """Returns an image with random brightness, contrast, saturation and hue.
 
-    Each of the four changes is linear in red, green and blue (hue turns the plane of
-    colours of YIQ), so that one map makes them all, and pixels are rounded and clipped
-    once.
+    Each of the four changes is linear in red, green and blue; hue rotates the colour
+    plane of YIQ. One map therefore makes all changes, and pixels are rounded and
+    clipped once.
 
     Args:
         image: uint8 pixels `(height, width, 3)`.
-        rng: Draws.
-        strength: Fraction of the largest changes that is drawn from, in [0, 1].
-            Brightness changes by at most 32 of 255, contrast and saturation by 50 %,
-            hue by a fifth of a turn. With 0 it is the image itself.
+        rng: Generator of the random numbers.
+        strength: Fraction of the largest changes, in [0, 1]. At 1, brightness changes
+            by at most 32 of 255, contrast and saturation by 50 %, and hue by a fifth of
+            a turn. At 0, the function returns the image itself.
     """
     if strength == 0:
         return image
@@ -57,17 +59,17 @@ def color_map(
     saturation: float,
     hue: float,
 ) -> np.ndarray:
-    """The map from old to new colours.
+    """Returns the map from old to new colours.
 
     Args:
-        mean: Of red, green and blue in the image.
-        brightness: Added to each value.
-        contrast: Factor of the distance from the mean grey.
-        saturation: Factor of the distance from each pixel's own grey.
-        hue: Angle by which colours are turned, in radians.
+        mean: Mean red, green and blue of the image, `(3,)`.
+        brightness: Number to add to each value.
+        contrast: Factor of the distance from the mean grey of the image.
+        saturation: Factor of the distance from the grey of the pixel.
+        hue: Angle by which colours rotate, in radians.
 
     Returns:
-        float64 matrix `(3, 4)`, to be multiplied by `(red, green, blue, 1)`.
+        float64 matrix `(3, 4)`, which multiplies `(red, green, blue, 1)`.
 
     >>> matrix = color_map(
     ...     np.zeros(3), brightness=3, contrast=2, saturation=1, hue=0
@@ -76,10 +78,11 @@ def color_map(
     array([23., 43., 63.])
     """
     cosine, sine = math.cos(hue), math.sin(hue)
-    turn = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
-    in_yiq = turn @ np.diag([1, saturation, saturation])
+    rotation = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
+    in_yiq = rotation @ np.diag([1, saturation, saturation])
     colors = _FROM_YIQ @ in_yiq @ _TO_YIQ
-    # Grey stays grey in YIQ: what is added to all values needs no turning.
+    # `colors` maps grey to itself. The offset is grey, so it can be added after the
+    # rotation.
     grey = _TO_YIQ[0] @ mean
     offset = np.full(3, (1 - contrast) * grey + brightness)
     return np.column_stack([contrast * colors, offset])

@@ -1,4 +1,4 @@
-"""OpenCV, and the three things that it is wanted for: decoding, resizing, mirroring."""
+"""Decoding, resizing and mirroring of images with OpenCV."""
 
 from functools import cache
 from typing import Any
@@ -10,16 +10,18 @@ from bn_jax.errors import UserError
 
 @cache
 def opencv() -> Any:
-    """The module, with one thread a call: images are what is worked on in parallel.
+    """Returns the module `cv2`, set to one thread for each call.
+
+    One thread is enough, because callers process several images in parallel.
 
     Raises:
-        UserError: If it is not installed.
+        UserError: If OpenCV is not installed.
     """
     try:
         import cv2
     except ImportError as error:
         raise UserError(
-            "Images of varying size are decoded by OpenCV, and it is not there "
+            "Images of varying size need OpenCV, but it cannot be imported "
             f"({error}). Install it: pip install 'bn-jax[imagenet]'"
         ) from error
     cv2.setNumThreads(0)
@@ -27,13 +29,13 @@ def opencv() -> Any:
 
 
 def decode_rgb(content: bytes) -> np.ndarray | None:
-    """An image's pixels, as they are stored: turned by no EXIF tag.
+    """Decodes an image and ignores the EXIF tag for its orientation.
 
     Args:
         content: The encoded image.
 
     Returns:
-        uint8 pixels `(height, width, 3)`, red first; None if it cannot be decoded.
+        uint8 pixels `(height, width, 3)`, red first; None if OpenCV cannot decode.
     """
     cv2 = opencv()
     if not content:
@@ -45,17 +47,18 @@ def decode_rgb(content: bytes) -> np.ndarray | None:
 def resize(
     image: np.ndarray, height: int, width: int, *, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """An image of another size.
+    """Resizes an image.
 
-    It is interpolated linearly down to the half of its size, and averaged over areas
-    below that, where linear interpolation would skip pixels. Averaging always would
-    take six times as long. OpenCV does not average where one side grows meanwhile.
+    OpenCV interpolates linearly down to half the size, and averages over areas below
+    that, because linear interpolation would skip pixels there. Averaging at all sizes
+    would take six times as long. OpenCV does not average if one side grows while the
+    other shrinks.
 
     Args:
         image: uint8 pixels `(height, width, channels)`.
-        height: Of the result, in pixels.
-        width: Of the result, in pixels.
-        out: Where to write the result, of its shape and contiguous.
+        height: Height of the result, in pixels.
+        width: Width of the result, in pixels.
+        out: Contiguous array of the shape of the result, to write the result to.
     """
     cv2 = opencv()
     skips = image.shape[0] > 2 * height or image.shape[1] > 2 * width
@@ -64,12 +67,13 @@ def resize(
 
 
 def mirror(image: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
-    """An image with left and right exchanged.
+    """Exchanges left and right of an image.
 
-    NumPy's reversed view would be copied pixel by pixel, a tenth of all the work.
+    NumPy would copy a reversed view pixel by pixel, which would take a tenth of the
+    time of reading an image.
 
     Args:
         image: uint8 pixels `(height, width, channels)`.
-        out: Where to write the result; the image itself will do.
+        out: Array to write the result to; may be the image itself.
     """
     return opencv().flip(image, 1, dst=out)

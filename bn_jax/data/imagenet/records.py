@@ -1,10 +1,10 @@
-"""Images of varying size, read and cropped when they are asked for.
+"""Splits of images of varying size, which are read and cropped on request.
 
-Grain is not used. A `grain.MapDataset` gives any example at any time, but in the thread
-that asks; Grain's threads belong to iterators, which shuffle, shard and prefetch in an
-order of their own and keep a position to be saved. Here the order is a function of the
-step already, so a run that goes on needs no saved position, and each process asks for
-the examples of its own devices.
+bn_jax does not use Grain. A `grain.MapDataset` has random access, but reads in the
+thread of the caller. Grain's threads belong to its iterators, which shuffle, shard and
+prefetch in their own order and have a position that a checkpoint must save. In bn_jax
+the order is a function of the step, so a run that resumes needs no saved position, and
+each process reads the examples of its own devices only.
 """
 
 import resource
@@ -25,18 +25,18 @@ from bn_jax.data.imagenet.opencv import decode_rgb, opencv
 from bn_jax.errors import UserError
 from bn_jax.machine import number_of_cores
 
-# What JAX, checkpoints and event files have open, generously.
+# Generous estimate of the files that JAX, checkpoints and event files keep open.
 _OTHER_FILES = 200
 
 
 class ImageSettings(NamedTuple):
-    """What becomes of images whose size varies; see `load_dataset`.
+    """Settings for images of varying size; see `load_dataset`.
 
     Attributes:
-        image_size: Height and width of the result, in pixels.
-        distortion: Strength of random changes of colour, in [0, 1].
-        seed: Chooses crops, flips and colours.
-        num_threads: Threads that read and decode; None for one a core.
+        image_size: Height and width of the crops, in pixels; None if not set.
+        distortion: Strength of random colour changes, in [0, 1].
+        seed: Seed of crops, flips and colour changes.
+        num_threads: Number of threads that read and decode; None for one for each core.
     """
 
     image_size: int | None
@@ -45,29 +45,29 @@ class ImageSettings(NamedTuple):
     num_threads: int | None = None
 
     def refuse(self, why: str) -> None:
-        """Raises if they were to change images that all have one size.
+        """Checks that the settings do not resize or distort images of one size.
 
         Args:
-            why: What images there are, for the error.
+            why: Clause for the error that says the size of the images.
 
         Raises:
-            UserError: If there is a size or a distortion.
+            UserError: If `image_size` is set or `distortion` is not 0.
         """
         changes = {"image_size": self.image_size, "distortion": self.distortion or None}
         for name, value in changes.items():
             if value is not None:
                 raise UserError(
-                    f"dataset.{name}: {value} is for images of varying size; {why}. "
-                    "Leave it out."
+                    f"dataset.{name}: {value} needs images of varying size, but {why}. "
+                    "Leave the setting out."
                 )
 
 
 class RecordSplit:
-    """A split that lies on the disk; see `Split`.
+    """A `Split` that reads its images from disk when a caller needs them.
 
-    Training images are random crops, flipped and distorted; what is random depends on
-    the seed and an image's position alone. Others are the middle of the image, or all
-    of its crops.
+    Training images are random crops, mirrored half of the time, with distorted colours.
+    The random choices depend on the seed and the position of the image only. Test
+    images are central crops, or all 144 crops.
     """
 
     is_in_memory = False
@@ -84,17 +84,17 @@ class RecordSplit:
         """Opens a split.
 
         Args:
-            builder: Of tensorflow-datasets, with data prepared as array_record.
-            split: Name of the split, slices included.
-            settings: What becomes of its images.
-            is_training: Crop at random, not in the middle.
-            recipe: What to do if it cannot be read.
+            builder: TFDS builder of data that are prepared as array_record.
+            split: Name of the split, or a slice of one.
+            settings: Settings for its images.
+            is_training: True for random crops, False for central crops.
+            recipe: Command that prepares the data, for errors.
 
         Raises:
-            UserError: If a setting is not as it must be, the images are not in colour,
-                or OpenCV is not installed.
+            UserError: If a setting is invalid, the images are not in colour, or OpenCV
+                is not installed.
         """
-        # TFDS takes most of a second to import.
+        # Imported here, because the import takes most of a second.
         import tensorflow_datasets as tfds
         from tensorflow_datasets.proto import tf_example_pb2
 
@@ -105,18 +105,18 @@ class RecordSplit:
         features = builder.info.features
         if features["image"].shape[-1] != 3:
             raise UserError(
-                f"{builder.info.name}: images of varying size must be in colour; the "
-                f"shape of these is {features['image'].shape}."
+                f"{builder.info.name}: images of varying size must be in colour, with "
+                f"3 channels, but have the shape {features['image'].shape}."
             )
         self._num_classes = features["label"].num_classes
         self._settings = settings
         self._is_training = is_training
-        # An axis in front of an image's own, where `all_crops` takes its place.
-        self._crops: tuple[int, ...] = ()
+        # Axes of the result before the axes of an image; `all_crops` adds one.
+        self._crop_axes: tuple[int, ...] = ()
         self._where = f"{builder.info.name}: split {split!r} in {builder.data_dir}"
         self._recipe = recipe
-        # TFDS' own parsing takes as long again as reading. Type checkers do not see
-        # what is in a module that protobuf makes.
+        # Parsed by protobuf, because TFDS' own parser takes as long as reading does.
+        # `Any`, because type checkers cannot look into modules that protobuf creates.
         protos: Any = tf_example_pb2
         self._parse = protos.Example.FromString
         _allow_open_files(len(builder.info.splits[split].filenames))
@@ -125,24 +125,24 @@ class RecordSplit:
         )
 
     def __len__(self) -> int:
-        """Number of examples."""
+        """Returns the number of examples."""
         return len(self._source)
 
     def read(
         self, indices: np.ndarray, positions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Images and labels of some examples; see `Split`.
+        """Returns the images and labels of some examples; see `Split.read`.
 
         Raises:
             UserError: If a record or an image cannot be read.
         """
-        shape = (indices.size, *self._crops, self._size, self._size, 3)
+        shape = (indices.size, *self._crop_axes, self._size, self._size, 3)
         images, labels = np.empty(shape, np.uint8), np.empty(indices.size, np.int32)
-        # Python's own integers.
-        asked = zip(indices.ravel().tolist(), positions.ravel().tolist(), strict=True)
-        queue, lock = enumerate(asked), Lock()
+        # `tolist` converts NumPy's integers to Python's.
+        pairs = zip(indices.ravel().tolist(), positions.ravel().tolist(), strict=True)
+        queue, lock = enumerate(pairs), Lock()
 
-        def take() -> None:
+        def read_until_empty() -> None:
             while True:
                 with lock:
                     place, example = next(queue, (None, None))
@@ -150,14 +150,15 @@ class RecordSplit:
                     return
                 labels[place] = self._example(*example, out=images[place])
 
-        # A task a thread, not one an image: handing one over takes time, too.
-        tasks = [self._pool.submit(take) for _ in range(self._num_threads)]
+        # One task for each thread, not for each image, because submitting takes time.
+        tasks = [self._pool.submit(read_until_empty) for _ in range(self._num_threads)]
         for task in tasks:
             task.result()
         if labels.size and not 0 <= labels.min() <= labels.max() < self._num_classes:
             raise UserError(
-                f"{self._where}: labels must lie in 0 to {self._num_classes - 1}, and "
-                f"lie in {labels.min()} to {labels.max()}; is it a split without any?"
+                f"{self._where}: labels must be from 0 to {self._num_classes - 1}, but "
+                f"are from {labels.min()} to {labels.max()}. Is it a split without "
+                "labels?"
             )
         return (
             images.reshape(*indices.shape, *shape[1:]),
@@ -165,18 +166,18 @@ class RecordSplit:
         )
 
     def all_crops(self) -> "RecordSplit":
-        """The same examples, with all crops of each image in its place; see `Split`."""
+        """Returns a split that reads 144 crops of each image instead of the image."""
         split = copy(self)
-        split._crops = (NUM_CROPS,)
+        split._crop_axes = (NUM_CROPS,)
         return split
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        # Decoding lets go of Python's lock.
+        # Threads help, because decoding releases Python's global interpreter lock.
         return ThreadPoolExecutor(self._num_threads)
 
     def _example(self, index: int, position: int, *, out: np.ndarray) -> int:
-        """Writes an image, and gives back its label."""
+        """Writes the image of an example into `out`, and returns its label."""
         record = self._record(index)
         image = decode_rgb(record["image"].bytes_list.value[0])
         if image is None:
@@ -186,7 +187,7 @@ class RecordSplit:
                 f"{self._where}: the image {name} cannot be decoded. Remove that "
                 f"folder and prepare it again: {self._recipe}"
             )
-        if self._crops:
+        if self._crop_axes:
             out[:] = all_crops(image, self._size)
         elif self._is_training:
             rng = np.random.default_rng((self._settings.seed, position))
@@ -198,14 +199,14 @@ class RecordSplit:
         return record["label"].int64_list.value[0]
 
     def _record(self, index: int) -> Any:
-        """The features of an example, still encoded."""
+        """Returns the features of an example; the image is still encoded."""
         try:
             record = self._parse(self._source[index]).features.feature
-            # A file that is cut off may seem to hold empty records.
+            # A truncated file may yield empty records.
             if record["image"].bytes_list.value and record["label"].int64_list.value:
                 return record
             cause = f"record {index} is empty"
-        # What array_record raises for files that are missing or damaged.
+        # array_record raises these errors for missing or damaged files.
         except (RuntimeError, ValueError, OSError, IndexError) as error:
             cause = str(error)
         raise UserError(
@@ -215,12 +216,13 @@ class RecordSplit:
 
 
 def _allow_open_files(num_files: int) -> None:
-    """Raises the limit of open files, which often is 1,024: ImageNet has 1,088.
+    """Increases the limit of open files by the number of files of a split.
 
-    Every file is opened when it is first read, and stays open.
+    Each file is opened when it is first read, and stays open. The limit is often 1,024,
+    but ImageNet has 1,088 files.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # No limit is a negative number, to which nothing can be added.
+    # `RLIM_INFINITY` (no limit) is negative, so the sum below would be wrong.
     if soft == resource.RLIM_INFINITY:
         return
     wanted = soft + num_files
@@ -228,8 +230,8 @@ def _allow_open_files(num_files: int) -> None:
         wanted = min(wanted, hard)
         if hard < num_files + _OTHER_FILES:
             logging.warning(
-                "%d files are to be read, and at most %d can be open, says `ulimit -Hn`"
-                "; reading may fail.",
+                "The data set has %d files, but at most %d files can be open at a time "
+                "(`ulimit -Hn`); reading may fail.",
                 num_files,
                 hard,
             )
@@ -237,11 +239,12 @@ def _allow_open_files(num_files: int) -> None:
 
 
 def _checked_size(name: str, size: int | None) -> int:
-    """The size of images, once it is known to be one."""
-    if size is None or not _is_integer(size, least=1):
+    """Returns the size of images after checking it."""
+    if size is None or not _is_integer(size, minimum=1):
         raise UserError(
-            f"dataset.image_size: the images of {name} vary in size; give the height "
-            f"and width that they are to have in pixels, such as 224, not {size!r}."
+            f"dataset.image_size: the images of {name} vary in size, so the setting "
+            "must be the height and width of the crops in pixels, such as 224, but is "
+            f"{size!r}."
         )
     return int(size)
 
@@ -252,21 +255,21 @@ def _check_settings(settings: ImageSettings) -> None:
     if not (is_number and 0 <= strength <= 1):
         raise UserError(
             "dataset.distortion: the strength must be a number between 0 (none) and 1, "
-            f"and is {strength!r}."
+            f"but is {strength!r}."
         )
-    if threads is not None and not _is_integer(threads, least=1):
+    if threads is not None and not _is_integer(threads, minimum=1):
         raise UserError(
-            "dataset.read_threads: must be an integer of at least 1, and is "
+            "dataset.read_threads must be an integer of at least 1, but is "
             f"{threads!r}."
         )
-    if not _is_integer(settings.seed, least=0):
+    if not _is_integer(settings.seed, minimum=0):
         raise UserError(
-            "dataset.augmentation_seed: must be an integer of at least 0, and is "
+            "dataset.augmentation_seed must be an integer of at least 0, but is "
             f"{settings.seed!r}."
         )
 
 
-def _is_integer(value: Any, *, least: int) -> bool:
-    # True and False are numbers to Python.
+def _is_integer(value: Any, *, minimum: int) -> bool:
+    # A bool is an Integral too.
     is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-    return is_integer and int(value) >= least
+    return is_integer and int(value) >= minimum

@@ -1,1 +1,1 @@
-"""Preparing data sets for training."""
+"""Preparation of data sets for training."""

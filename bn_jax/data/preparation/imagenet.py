@@ -1,10 +1,11 @@
-"""The official ImageNet tar files prepared for tensorflow-datasets, without TensorFlow.
+"""Preparation of ImageNet for tensorflow-datasets, without TensorFlow.
 
 tensorflow-datasets sorts images by a hash of their names. Its own preparation finds the
-order by writing every image to one of a thousand temporary files, with TensorFlow. Here
-the names are read first, from the headers of the tar files: then the order is known,
-and each file of the result is written by itself, straight from the tar files. No space
-is needed for a second copy, and what is written need not be written again.
+order by writing every image to one of a thousand temporary files, with TensorFlow. This
+module first reads the names from the headers of the tar files, which gives the order.
+It then writes one file of the result after the other, straight from the tar files. So
+the disk needs no space for a second copy, and an interrupted preparation can continue
+after its finished files.
 """
 
 import fcntl
@@ -36,44 +37,44 @@ _TARS: Mapping[str, str] = {
     "train": "ILSVRC2012_img_train.tar",
 }
 _NUM_IMAGES: Mapping[str, int] = {"validation": 50_000, "train": 1_281_167}
-# What a record holds beside its image, roughly: names and lengths.
+# Approximate bytes of a record besides its image: names and lengths.
 _RECORD_BYTES = 150
 
 
 def prepare_imagenet(
     manual_dir: Path, data_dir: Path, *, is_subset: bool = False
 ) -> Path:
-    """Writes ImageNet where plain `tfds.data_source("imagenet2012", ...)` finds it.
+    """Writes ImageNet to where `tfds.data_source("imagenet2012", ...)` finds it.
 
-    Records, their order and their files are those of tensorflow-datasets' own
-    preparation; the 23 images that it encodes anew are encoded by Pillow. Every image
-    is decoded once, at an eighth of its size, to see that it is whole.
+    Records, their order and their files equal those of tensorflow-datasets' own
+    preparation, but Pillow encodes the 23 images that need a new encoding. Every image
+    is decoded once, at an eighth of its size, to check that it is complete.
 
-    An interrupted preparation leaves its finished files in a folder that is not taken
-    for a data set; started again, it goes on behind them.
+    An interrupted preparation leaves its finished files in a folder that TFDS does not
+    take for a data set. The next call continues after these files.
 
     Args:
-        manual_dir: Holds `ILSVRC2012_img_train.tar` and `ILSVRC2012_img_val.tar`.
-        data_dir: Folder of prepared data sets, made if it is not there.
-        is_subset: Take fewer images than there are, say of some classes; those for
-            validation must still be the first ones.
+        manual_dir: Folder of `ILSVRC2012_img_train.tar` and `ILSVRC2012_img_val.tar`.
+        data_dir: Folder of prepared data sets, created if it does not exist.
+        is_subset: Accept fewer images than the official ones, such as those of some
+            classes. The validation images must still be the first ones.
 
     Returns:
-        The folder of this data set.
+        The folder of ImageNet in `data_dir`.
 
     Raises:
-        UserError: If a tar file is missing, is not the official one or not whole, an
-            image is damaged, the disk is too small, another process is at it, or the
-            folder holds something else.
+        UserError: If a tar file is missing, incomplete or not the official one, an
+            image is damaged, the disk is too full, another process prepares the same
+            folder, or the folder contains other data.
     """
-    # TFDS takes most of a second to import.
+    # Imported here, because the import takes most of a second.
     import tensorflow_datasets as tfds
 
     data_dir = data_dir.expanduser()
     folder = data_dir / _NAME / str(tfds.builder_cls(_NAME).VERSION)
     if folder.exists():
         _check_prepared(data_dir, folder, is_subset=is_subset)
-        logging.info("%s: it is prepared already.", folder)
+        logging.info("%s is already prepared.", folder)
         return folder
     builder = tfds.builder(_NAME, data_dir=str(data_dir))
     builder.info.set_file_format("array_record", override=True)
@@ -81,19 +82,19 @@ def prepare_imagenet(
     if missing:
         raise UserError(
             f"manual_dir: there is no {' and no '.join(missing)} in {manual_dir}. "
-            "Download what is missing from https://image-net.org/download-images, once "
-            "registered there."
+            "Register at https://image-net.org/download-images and download what is "
+            "missing."
         )
     shards = _plan(builder, manual_dir, is_subset=is_subset)
-    # TFDS ignores folders with such a name, and so does whoever looks for a version.
+    # TFDS and other programs that look for versions ignore a folder with this name.
     unfinished = folder.with_name(f"incomplete.bn_jax_{folder.name}")
     with _locked(unfinished):
         if folder.exists():
-            # Another process was through with it while this one read the tar files.
+            # Another process finished the folder while this one read the tar files.
             with suppress(FileNotFoundError):
                 unfinished.rmdir()
             return folder
-        _keep_what_fits(unfinished, shards)
+        _discard_other_plan(unfinished, shards)
         _write_missing(builder.info.features, manual_dir, unfinished, shards)
         _write_info(builder.info, unfinished, shards)
         unfinished.rename(folder)
@@ -105,13 +106,13 @@ def _check_prepared(data_dir: Path, folder: Path, *, is_subset: bool) -> None:
     found = split_sizes(_NAME, str(data_dir))
     if not is_subset and any(found.get(s) != n for s, n in _NUM_IMAGES.items()):
         raise UserError(
-            f"{folder}: it does not hold all images, but {found}. With "
-            "--subset it is left as it is; to prepare all, remove that folder."
+            f"{folder}: the data set must contain all images, but contains {found}. "
+            "Pass --subset to keep it, or remove that folder to prepare all images."
         )
 
 
 class _Shard(NamedTuple):
-    """A file of the result, and the images in it."""
+    """A file of the prepared data set, and its images in order."""
 
     split: str
     name: str
@@ -119,7 +120,7 @@ class _Shard(NamedTuple):
 
 
 def _plan(builder: Any, manual_dir: Path, *, is_subset: bool) -> list[_Shard]:
-    """All files to be written."""
+    """Returns all files of the prepared data set."""
     from tensorflow_datasets.core.hashing import Hasher
     from tensorflow_datasets.core.utils import shard_utils
 
@@ -128,12 +129,12 @@ def _plan(builder: Any, manual_dir: Path, *, is_subset: bool) -> list[_Shard]:
         expected = _NUM_IMAGES[split]
         if not images or (len(images) != expected and not is_subset):
             wanted = "images" if is_subset else f"{expected} images"
-            advice = "" if is_subset else " --subset takes fewer."
+            advice = "" if is_subset else " --subset accepts fewer."
             raise UserError(
-                f"{manual_dir / _TARS[split]}: expected {wanted}, and found "
-                f"{len(images) or 'none'}; is it the official file, and whole?{advice}"
+                f"{manual_dir / _TARS[split]}: expected {wanted}, but found "
+                f"{len(images) or 'none'}. Is it the complete official file?{advice}"
             )
-        # The split salts the hash, as in TFDS.
+        # TFDS salts the hash with the name of the split.
         hasher = Hasher(split)
         images = sorted(images, key=lambda image: hasher.hash_key(image.name))
         num_bytes = sum(image.num_bytes + _RECORD_BYTES for image in images)
@@ -174,7 +175,7 @@ def _template(split: str) -> Any:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """A context in which no other process writes to the folder."""
+    """Locks the folder against other processes that prepare it."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -186,8 +187,8 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _keep_what_fits(folder: Path, shards: Sequence[_Shard]) -> None:
-    """Empties the folder unless its files were to hold the same images."""
+def _discard_other_plan(folder: Path, shards: Sequence[_Shard]) -> None:
+    """Empties the folder unless its files belong to this plan of files and images."""
     digest = hashlib.sha256()
     for shard in shards:
         digest.update(repr(shard).encode())
@@ -195,7 +196,7 @@ def _keep_what_fits(folder: Path, shards: Sequence[_Shard]) -> None:
     if plan.exists() and plan.read_text() == digest.hexdigest():
         return
     for path in folder.iterdir():
-        logging.warning("%s: removed, as it belongs to other tar files.", path)
+        logging.warning("%s: removed, because it belongs to other tar files.", path)
         path.unlink()
     plan.write_text(digest.hexdigest())
 
@@ -203,17 +204,17 @@ def _keep_what_fits(folder: Path, shards: Sequence[_Shard]) -> None:
 def _write_missing(
     features: Any, manual_dir: Path, folder: Path, shards: Sequence[_Shard]
 ) -> None:
-    """Writes the files that are not there yet."""
+    """Writes the files that do not exist yet."""
     missing = [shard for shard in shards if not (folder / shard.name).exists()]
     num_images = sum(len(shard.images) for shard in shards)
     remaining = [image for shard in missing for image in shard.images]
     num_bytes = sum(image.num_bytes + _RECORD_BYTES for image in remaining)
     if num_bytes > shutil.disk_usage(folder).free:
         raise UserError(
-            f"{folder}: {num_bytes / 1e9:.0f} GB are to be written, and only "
+            f"{folder}: the preparation needs {num_bytes / 1e9:.0f} GB, but only "
             f"{shutil.disk_usage(folder).free / 1e9:.0f} GB are free."
         )
-    # Decoding and reading let go of Python's lock.
+    # Decoding and reading release Python's global interpreter lock.
     with (
         ThreadPoolExecutor(number_of_cores()) as pool,
         progress_bar(
@@ -235,7 +236,7 @@ def _write_shard(
     shard: _Shard,
     pool: ThreadPoolExecutor,
 ) -> None:
-    """Writes one file under another name, and renames it when it is whole."""
+    """Writes one file under a temporary name, and renames it when it is complete."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     tar = manual_dir / _TARS[shard.split]
@@ -251,17 +252,17 @@ def _write_shard(
             }
             return features.serialize_example(example)
 
-        # What Grain asks for: every record can be read by itself.
+        # Each record is its own group, so a reader can read it alone. Grain needs that.
         writer = ArrayRecordWriter(str(unfinished), "group_size:1")
         try:
             for content in pool.map(record, shard.images):
                 writer.write(content)
             writer.close()
-        # All that array_record raises.
+        # array_record raises no other error.
         except RuntimeError as error:
             raise UserError(
-                f"{unfinished} cannot be written ({error}). The same command goes on "
-                "behind the files that are complete, once there is room."
+                f"{unfinished} cannot be written ({error}). If the disk is full, free "
+                "some space. Run the same command again: it keeps the complete files."
             ) from error
         finally:
             with suppress(RuntimeError):
@@ -272,7 +273,7 @@ def _write_shard(
 
 
 def _write_info(info: Any, folder: Path, shards: Sequence[_Shard]) -> None:
-    """Writes what TFDS needs to find splits and features."""
+    """Writes the description that tells TFDS the splits and features."""
     from tensorflow_datasets.core.splits import SplitDict, SplitInfo
 
     splits = []

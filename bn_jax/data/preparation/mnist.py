@@ -1,4 +1,4 @@
-"""The embedded MNIST prepared for tensorflow-datasets, without TensorFlow."""
+"""Preparation of MNIST for tensorflow-datasets, without TensorFlow."""
 
 import io
 from collections.abc import Iterator
@@ -11,27 +11,27 @@ from bn_jax.data.mnist import load_mnist
 
 
 def prepare_mnist(data_dir: Path) -> Path:
-    """Writes MNIST where plain `tfds.data_source("mnist", data_dir=...)` finds it.
+    """Writes the embedded MNIST to where `tfds.data_source("mnist", ...)` finds it.
 
-    The result equals what tensorflow-datasets prepares itself, image for image and
-    in the same order; its own preparation needs TensorFlow. It takes some ten
-    seconds and 25 MB.
+    The result equals that of tensorflow-datasets' own preparation, which needs
+    TensorFlow: it has the same images in the same order. The preparation takes about
+    ten seconds and 25 MB.
 
     Args:
-        data_dir: Folder of prepared data sets, made if it is not there.
+        data_dir: Folder of prepared data sets, created if it does not exist.
 
     Returns:
-        The folder of this data set in it.
+        The folder of MNIST in `data_dir`.
     """
-    # TFDS takes most of a second to import.
+    # Imported here, because the import takes most of a second.
     import tensorflow_datasets as tfds
 
     class Mnist(tfds.image_classification.MNIST, skip_registration=True):
-        """The stock builder, fed from the embedded files."""
+        """The MNIST builder of TFDS, with the embedded files as its source."""
 
         name = "mnist"
-        # TFDS looks for a builder's files in the package that defines it; the stock
-        # class's are not needed.
+        # TFDS would look for description files in the package that defines this class;
+        # the preparation does not need them.
         pkg_dir_path = None
         code_path = None
 
@@ -52,7 +52,7 @@ def prepare_mnist(data_dir: Path) -> Path:
 
 def _examples(images: Any, labels: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        # TFDS encodes arrays with TensorFlow, and takes encoded bytes as they are.
+        # TFDS would encode an array with TensorFlow; it stores encoded bytes unchanged.
         png = io.BytesIO()
         Image.fromarray(image[..., 0]).save(png, "PNG")
         yield index, {"image": png.getvalue(), "label": int(label)}

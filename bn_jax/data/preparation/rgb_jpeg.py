@@ -1,4 +1,4 @@
-"""An image of ImageNet as the JPEG that it ought to be."""
+"""Conversion of the ImageNet files that are not RGB or grey JPEGs."""
 
 import io
 
@@ -8,25 +8,25 @@ from bn_jax.errors import UserError
 
 
 def rgb_jpeg(content: bytes, *, name: str) -> bytes:
-    """The same bytes, or a JPEG in RGB where they are something else.
+    """Returns a JPEG in RGB or grey unchanged, and any other image as a JPEG in RGB.
 
-    ImageNet holds 22 JPEGs in CMYK and a PNG, all named `.JPEG`. They are told by their
-    content, and encoded anew with quality 100, as tensorflow-datasets does by a list of
-    their names.
+    ImageNet has 22 JPEGs in CMYK and a PNG, all named `.JPEG`. This function recognizes
+    them by their content and encodes them again with quality 100. tensorflow-datasets
+    does this for a list of their names.
 
-    The image is decoded to an eighth of its size, which reads all of the file: one that
-    is cut off is found here, not in training.
+    A JPEG is decoded to an eighth of its size, which reads the whole file. A truncated
+    file therefore fails here, not in training.
 
     Args:
-        content: An encoded image.
-        name: What to call it in an error.
+        content: The encoded image.
+        name: Name of the image in an error.
 
     Raises:
-        UserError: If it cannot be decoded, or is neither JPEG nor PNG.
+        UserError: If the image cannot be decoded, or is neither JPEG nor PNG.
     """
     try:
         image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
-        # A JPEG that has others behind it is called MPO.
+        # Pillow calls a JPEG file with several images MPO.
         if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
             image.draft(image.mode, (1, 1))
             image.load()
@@ -36,7 +36,7 @@ def rgb_jpeg(content: bytes, *, name: str) -> bytes:
         return file.getvalue()
     except UnidentifiedImageError as error:
         raise _damaged(name, "it is neither JPEG nor PNG") from error
-    # Pillow has one more error of its own.
+    # Pillow raises these errors for damaged or very large images.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _damaged(name, str(error)) from error
 

@@ -1,4 +1,4 @@
-"""Where each image of the official ImageNet tar files lies, without unpacking them."""
+"""Positions of the images in the official ImageNet tar files, without unpacking."""
 
 import re
 import tarfile
@@ -9,19 +9,19 @@ from typing import BinaryIO, NamedTuple
 from bn_jax.errors import UserError
 from bn_jax.progress import progress_bar
 
-# Zeros behind the last member: tar writes less than 10 KiB unless it is told to write
-# more, and what is larger may have been content.
-_MOST_PADDING = 2**20
+# Largest accepted number of zeros after the last file, in bytes. tar writes less than
+# 10 KiB by default; more zeros than this limit may be damaged content.
+_MAX_PADDING = 2**20
 
 
 class TarImage(NamedTuple):
-    """A file in a tar file, or in a tar file inside it.
+    """An image in a tar file, or in a tar file inside it.
 
     Attributes:
-        name: Its own name, such as `n01440764_18.JPEG`.
-        label: Its class, such as `n01440764`.
-        offset: Bytes before its first one in the outermost file.
-        num_bytes: Its size.
+        name: Name of the image file, such as `n01440764_18.JPEG`.
+        label: Class of the image, such as `n01440764`.
+        offset: Number of bytes before the image in the outermost file.
+        num_bytes: Size of the image, in bytes.
     """
 
     name: str
@@ -31,19 +31,19 @@ class TarImage(NamedTuple):
 
 
 def index_training_tar(path: Path, synsets: Sequence[str]) -> list[TarImage]:
-    """The images of a tar file that holds one tar file for each class.
+    """Returns the images of a tar file that contains one tar file for each class.
 
-    Only headers are read. Nothing has to be unpacked to read an image by its offset:
-    the tar files are not compressed.
+    This function reads headers only. The tar files are not compressed, so an image can
+    be read by its offset without unpacking.
 
     Args:
         path: `ILSVRC2012_img_train.tar`.
         synsets: Names of all classes.
 
     Raises:
-        UserError: If it is no tar file, is cut off or damaged, or holds anything but
-            `<synset>.tar` of `<synset>_<number>.JPEG`, each once, or a class without
-            images.
+        UserError: If the file is not a tar file, is truncated or damaged, contains
+            anything but `<synset>.tar` files of `<synset>_<number>.JPEG` files,
+            contains an image twice, or contains a class without images.
     """
     known, images, seen = set(synsets), [], set[str]()
     classes = progress_bar(
@@ -55,7 +55,9 @@ def index_training_tar(path: Path, synsets: Sequence[str]) -> list[TarImage]:
     for outer in classes:
         synset = outer.name.removesuffix(".tar")
         if synset not in known or not outer.name.endswith(".tar"):
-            raise _unexpected(path, outer.name, "one tar file a class (n01440764.tar)")
+            raise _unexpected(
+                path, outer.name, "one tar file for each class, such as n01440764.tar"
+            )
         pattern = re.compile(rf"{synset}_\d+\.JPEG")
         before = len(images)
         for member in _members(path, inside=outer):
@@ -66,39 +68,39 @@ def index_training_tar(path: Path, synsets: Sequence[str]) -> list[TarImage]:
             images.append(TarImage(member.name, synset, *member[1:]))
         if len(images) == before:
             raise UserError(
-                f"{path}: expected images in {outer.name}, and found none. Is it the "
+                f"{path}: expected images in {outer.name}, but found none. Is it the "
                 "official file, as downloaded?"
             )
     return images
 
 
 def index_validation_tar(path: Path, labels: Sequence[str]) -> list[TarImage]:
-    """The images of a flat tar file whose labels are a list apart from it.
+    """Returns the images of the validation tar file, with labels from another list.
 
     Args:
         path: `ILSVRC2012_img_val.tar`.
         labels: The class of each image, counted from `ILSVRC2012_val_00000001.JPEG`.
 
     Raises:
-        UserError: If it is no tar file, is cut off or damaged, or does not hold
-            exactly the first images: labels are told by their place, and a gap would
-            shift them.
+        UserError: If the file is not a tar file, is truncated or damaged, or does not
+            contain exactly the first images. The order of the images determines their
+            labels, so a gap would shift the labels.
     """
     members = sorted(_members(path))
     for number, member in enumerate(members, 1):
         name = f"ILSVRC2012_val_{number:08d}.JPEG"
         if number > len(labels):
-            wanted = f"{len(labels)} validation images at most"
+            wanted = f"at most {len(labels)} validation images"
             raise _unexpected(path, member.name, wanted)
         if member.name != name:
-            wanted = f"the validation images from 1 on without a gap (here: {name})"
+            wanted = f"the validation images from 1 on without a gap (next: {name})"
             raise _unexpected(path, member.name, wanted)
     pairs = zip(members, labels, strict=False)
     return [TarImage(member.name, label, *member[1:]) for member, label in pairs]
 
 
 class _Member(NamedTuple):
-    """A file in a tar file: name, bytes before it in the outermost file, size."""
+    """A file in a tar file: name, offset in the outermost file, size in bytes."""
 
     name: str
     offset: int
@@ -106,18 +108,19 @@ class _Member(NamedTuple):
 
 
 def _members(path: Path, inside: _Member | None = None) -> Iterator[_Member]:
-    """The files of a tar file, or of one that lies inside it."""
+    """Yields the files of a tar file, or of the tar file `inside` it."""
     start = 0 if inside is None else inside.offset
     end = path.stat().st_size if inside is None else start + inside.num_bytes
     where = f"{path}" if inside is None else f"{path}: {inside.name}"
     try:
         with path.open("rb") as file:
-            # tarfile takes its own beginning for the place where the file stands.
+            # tarfile assumes that the archive begins at the current position.
             file.seek(start)
             yield from _checked_members(file, end, where)
     except tarfile.TarError as error:
         raise UserError(
-            f"{where}: it is no tar file, or is damaged ({error}). Download it again."
+            f"{where}: the file is damaged or is not a tar file ({error}). Download it "
+            "again."
         ) from error
 
 
@@ -126,40 +129,42 @@ def _checked_members(file: BinaryIO, end: int, where: str) -> Iterator[_Member]:
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             if member.offset_data > end:
-                # It is the outer file's: the inner one ends before, and without zeros.
-                raise _no_end(where, member.offset - start, "nothing")
+                # The file belongs to the outer tar file: the inner one ended before it
+                # without zeros.
+                raise _bad_end(where, member.offset - start, "nothing")
             if not member.isfile():
                 raise UserError(
-                    f"{where}: expected files only; {member.name} is none. Use the tar "
-                    "file as it was downloaded."
+                    f"{where}: expected only files, but {member.name} is not a file. "
+                    "Use the tar file as it was downloaded."
                 )
             if member.offset_data + member.size > end:
                 raise UserError(
-                    f"{where}: the file ends within {member.name}; it is not whole. "
-                    "Download it again."
+                    f"{where}: the tar file ends within {member.name}, so it is "
+                    "incomplete. Download it again."
                 )
             yield _Member(member.name, member.offset_data, member.size)
-        # tarfile takes whatever is no header for the end, damage as well.
+        # tarfile takes anything that is not a header for the end, even damage. The end
+        # is intact if only zeros follow.
         file.seek(tar.offset)
-        rest = file.read(max(0, min(end - tar.offset, _MOST_PADDING + 1)))
+        rest = file.read(max(0, min(end - tar.offset, _MAX_PADDING + 1)))
         place = tar.offset - start
     if len(rest) < tarfile.BLOCKSIZE:
-        raise _no_end(where, place, "nothing")
+        raise _bad_end(where, place, "nothing")
     if any(rest):
-        raise _no_end(where, place, "neither")
-    if len(rest) > _MOST_PADDING:
-        raise _no_end(where, place, f"more than {_MOST_PADDING} of them")
+        raise _bad_end(where, place, "other bytes")
+    if len(rest) > _MAX_PADDING:
+        raise _bad_end(where, place, f"more than {_MAX_PADDING} zeros")
 
 
-def _no_end(where: str, place: int, found: str) -> UserError:
+def _bad_end(where: str, place: int, found: str) -> UserError:
     return UserError(
-        f"{where}: expected a file or some last zeros at byte {place}, and found "
-        f"{found}; it is damaged, or not whole. Download it again."
+        f"{where}: expected another file or the final zeros at byte {place}, but found "
+        f"{found}. The tar file is damaged or incomplete. Download it again."
     )
 
 
 def _unexpected(path: Path, name: str, wanted: str) -> UserError:
     return UserError(
-        f"{path}: expected {wanted}, and found {name}. Is it the official file, as "
+        f"{path}: expected {wanted}, but found {name}. Is it the official file, as "
         "downloaded?"
     )

@@ -112,9 +112,7 @@ def test_a_disk_that_is_too_small_is_refused(
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    with pytest.raises(
-        UserError, match=r"GB are to be written, and only 0 GB are free"
-    ):
+    with pytest.raises(UserError, match=r"needs 0 GB, but only 0 GB are free"):
         prepare(tars, tmp_path, is_subset=True)
 
 
@@ -131,12 +129,14 @@ def test_a_folder_that_lacks_files_is_not_taken_for_a_data_set(
 ) -> None:
     folder = prepare(tars, tmp_path, is_subset=True)
     next(folder.glob("*-train.array_record*")).unlink()
-    with pytest.raises(UserError, match=r"is not whole; it lacks imagenet2012-train"):
+    with pytest.raises(
+        UserError, match=r"incomplete or damaged; imagenet2012-train\S* is missing"
+    ):
         prepare(tars, tmp_path, is_subset=True)
 
 
 def test_a_subset_does_not_pass_for_all_images(tars: Path, data_dir: Path) -> None:
-    expected = r"does not hold all images, .*'train': 43.* --subset it is left"
+    expected = r"must contain all images, .*'train': 43.* Pass --subset"
     with pytest.raises(UserError, match=expected):
         prepare(tars, data_dir)
 
@@ -163,7 +163,9 @@ def test_a_disk_that_fills_meanwhile_is_said(
 
     with monkeypatch.context() as patch:
         patch.setattr(array_record_module, "ArrayRecordWriter", Full)
-        with pytest.raises(UserError, match=r"No space left .* goes on behind"):
+        with pytest.raises(
+            UserError, match=r"No space left .* keeps the complete files"
+        ):
             prepare(tars, tmp_path, is_subset=True)
     assert prepare(tars, tmp_path, is_subset=True).is_dir()
 

@@ -46,14 +46,16 @@ def test_fewer_images_than_the_official_ones_are_refused(
     if tar == TRAIN_TAR:
         counts = {**imagenet._NUM_IMAGES, "validation": 12}
         monkeypatch.setattr(imagenet, "_NUM_IMAGES", counts)
-    with pytest.raises(UserError, match=rf"{tar}: expected \d+ images, .* {number};"):
+    with pytest.raises(UserError, match=rf"{tar}: expected \d+ images, .* {number}\."):
         prepare(tars, tmp_path)
 
 
 def test_a_file_that_is_no_tar_is_refused(tmp_path: Path) -> None:
     folder = write_tars(tmp_path)
     (folder / TRAIN_TAR).write_bytes(b"<html>" * 500)
-    with pytest.raises(UserError, match=rf"{TRAIN_TAR}: it is no tar file"):
+    with pytest.raises(
+        UserError, match=rf"{TRAIN_TAR}: the file is damaged or is not a tar file"
+    ):
         prepare(folder, tmp_path / "data", is_subset=True)
 
 
@@ -61,9 +63,9 @@ def test_a_file_that_is_no_tar_is_refused(tmp_path: Path) -> None:
 def test_an_empty_tar_is_refused(tmp_path: Path, is_subset: bool) -> None:
     folder = write_tars(tmp_path, validation={})
     expected = (
-        r"expected images, and found none; is it the official file, and whole\?$"
+        r"expected images, but found none\. Is it the complete official file\?$"
         if is_subset
-        else r"expected 50000 images, and found none; .* --subset takes fewer\.$"
+        else r"expected 50000 images, but found none\. .* --subset accepts fewer\.$"
     )
     with pytest.raises(UserError, match=expected):
         prepare(folder, tmp_path / "data", is_subset=is_subset)
@@ -71,7 +73,7 @@ def test_an_empty_tar_is_refused(tmp_path: Path, is_subset: bool) -> None:
 
 def test_a_class_without_images_is_refused(tmp_path: Path) -> None:
     folder = write_tars(tmp_path, training=training_files() | {SYNSETS[0]: {}})
-    expected = rf"{TRAIN_TAR}: expected images in {SYNSETS[0]}\.tar, and found none"
+    expected = rf"{TRAIN_TAR}: expected images in {SYNSETS[0]}\.tar, but found none"
     with pytest.raises(UserError, match=expected):
         prepare(folder, tmp_path / "data", is_subset=True)
 
@@ -79,7 +81,11 @@ def test_a_class_without_images_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("synset", "name", "expected"),
     [
-        ("n00000000", "n00000000_1.JPEG", r"one tar file a class .* n00000000\.tar"),
+        (
+            "n00000000",
+            "n00000000_1.JPEG",
+            r"one tar file for each class, .* n00000000\.tar",
+        ),
         (SYNSETS[0], f"{SYNSETS[1]}_1.JPEG", rf"{SYNSETS[0]}_<number>.JPEG, each once"),
         (SYNSETS[0], f"{SYNSETS[0]}_1.png", rf"{SYNSETS[0]}_<number>.JPEG, each once"),
     ],
@@ -106,7 +112,7 @@ def test_an_image_that_comes_twice_is_refused(tmp_path: Path, synset: str) -> No
 
 def test_validation_images_without_a_label_are_refused(tmp_path: Path) -> None:
     path = write_tars(tmp_path) / VALIDATION_TAR
-    expected = r"expected 11 validation images at most, and found .*_00000012\.JPEG"
+    expected = r"expected at most 11 validation images, but found .*_00000012\.JPEG"
     with pytest.raises(UserError, match=expected):
         index_validation_tar(path, 11 * ["n01440764"])
 
@@ -127,7 +133,7 @@ def test_validation_images_with_a_gap_are_refused(tmp_path: Path, missing: int) 
     files = validation_files()
     del files[f"ILSVRC2012_val_{missing:08d}.JPEG"]
     folder = write_tars(tmp_path, validation=files)
-    expected = rf"without a gap \(here: ILSVRC2012_val_{missing:08d}.JPEG\), and found"
+    expected = rf"without a gap \(next: ILSVRC2012_val_{missing:08d}.JPEG\), but found"
     with pytest.raises(UserError, match=expected):
         prepare(folder, tmp_path / "data", is_subset=True)
 
@@ -141,7 +147,9 @@ def test_a_folder_in_a_tar_is_refused(tmp_path: Path) -> None:
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     (folder / TRAIN_TAR).write_bytes(bytes(header + content[512:]))
-    with pytest.raises(UserError, match=r"expected files only; n01440764.tar is none"):
+    with pytest.raises(
+        UserError, match=r"expected only files, but n01440764.tar is not"
+    ):
         prepare(folder, tmp_path / "data", is_subset=True)
 
 

@@ -39,7 +39,9 @@ def load(training_file: Path) -> Any:
 
 def test_a_folder_that_lacks_a_file_is_refused(training_file: Path) -> None:
     training_file.unlink()
-    with pytest.raises(UserError, match=r"is not whole; it lacks imagenet2012-train"):
+    with pytest.raises(
+        UserError, match=r"incomplete or damaged; imagenet2012-train\S* is missing"
+    ):
         load(training_file)
 
 
@@ -49,7 +51,7 @@ def test_a_file_that_array_record_cannot_have_written_is_refused(
 ) -> None:
     os.truncate(training_file, num_bytes)
     expected = (
-        rf"is not whole; imagenet2012-train.* holds {num_bytes} bytes, where .*"
+        rf"incomplete or damaged; imagenet2012-train.* has {num_bytes} bytes, but .*"
         r"Remove that folder and prepare it again: bn-jax prepare imagenet2012"
     )
     with pytest.raises(UserError, match=expected):
@@ -62,7 +64,7 @@ def test_files_that_lack_whole_blocks_or_have_more_are_refused(
 ) -> None:
     whole = training_file.stat().st_size
     os.truncate(training_file, whole + change)
-    expected = rf"split 'train' hold {whole + change} bytes, not the {whole} that were"
+    expected = rf"split 'train' have {whole + change} bytes in total, but {whole} were"
     with pytest.raises(UserError, match=expected):
         load(training_file)
 
