@@ -1,20 +1,22 @@
-"""Cost of a training step of BN-Inception on a TPU, compiled where there is none.
+"""Cost of a training step of BN-Inception on a TPU, by a compiler that needs no TPU.
 
     python benchmarks/aot.py [PROGRAM ...]
 
-The steps of `configs/imagenet_inception.py`, whole and by bn_jax's own functions, are
-compiled ahead of time for chips of a TPU v5e (its topology "2x4"): with bn_jax's
-normalization, and with `flax.linen.BatchNorm` in the same network. XLA reports the
-FLOPs and the bytes accessed by one chip in one step, the most memory that it holds, its
-all-reduces, and the cycles that it expects of each operation, which are added up here.
-These are a compiler's estimates and not times; one version gives the same ones each
-time. Bytes accessed are those of the chip's memory and of its fast memory, with the
-copies between the two; cycles depend on which of the two an array lies in.
+The script compiles complete training steps of `configs/imagenet_inception.py` ahead of
+time, for chips of a TPU v5e with the topology "2x4". Each step is compiled twice: with
+bn_jax's normalization, and with `flax.linen.BatchNorm` in the same network. XLA reports
+FLOPs, bytes accessed, peak memory and all-reduces for one chip and one step. It also
+estimates the cycles of each operation, and the script adds these up.
+
+The numbers are estimates of a compiler, not measured times. They do not vary between
+runs of one version. Bytes accessed include the chip's main memory, its fast memory and
+the copies between them. The cycles of an operation depend on which of the two memories
+holds its arrays.
 
 Needs libtpu, the compiler: `pip install --target=FOLDER 'libtpu==0.0.42.*'` for jax
-0.10.2, and FOLDER on PYTHONPATH. Writes `results/aot.json`, a row as soon as its
-program is compiled, with the commit that it was compiled at. Where programs are named,
-such as `modern-bfloat16-flax`, they alone are compiled, and the other rows stay.
+0.10.2, and FOLDER on PYTHONPATH. Writes `results/aot.json`. Each row is written as soon
+as its program is compiled, with the commit of the source code. With arguments, such as
+`modern-bfloat16-flax`, only these programs are compiled and the other rows are kept.
 """
 
 import argparse
@@ -39,9 +41,10 @@ from jax.experimental import topologies
 
 import bn_jax
 from bn_jax.experiments.configs import load_config
-from bn_jax.training.build import Parts, build_init, build_train_step, parts_around
-from bn_jax.training.distributed.parallel import compile_chunk, make_parallel
-from bn_jax.training.steps import Examples, make_train_chunk
+from bn_jax.training.build import build_train_step, parts_around
+from bn_jax.training.distributed.parallel import compile_stretch, make_parallel
+from bn_jax.training.parts import Parts, build_init
+from bn_jax.training.steps import Examples, make_train_stretch
 
 _ROOT = Path(__file__).parent.parent
 _RESULTS = _ROOT / "results" / "aot.json"
@@ -70,19 +73,19 @@ def main() -> None:
     """Compiles programs, prints their table and writes the results row by row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "programs", nargs="*", help=f"all, or of {', '.join(_PROGRAMS)}"
+        "programs", nargs="*", help=f"from {', '.join(_PROGRAMS)}; by default all"
     )
     named = parser.parse_args().programs
     if unknown := [name for name in named if name not in _PROGRAMS]:
         sys.exit(
-            f"benchmarks/aot.py: programs must be among {', '.join(_PROGRAMS)}, and "
-            f"{', '.join(unknown)} is not."
+            f"benchmarks/aot.py: programs must be from {', '.join(_PROGRAMS)}, but "
+            f"include {', '.join(unknown)}."
         )
     if importlib.util.find_spec("libtpu") is None:
         sys.exit(
-            "benchmarks/aot.py: libtpu, the compiler for TPUs, is not here. `pip "
-            "install --target=FOLDER 'libtpu==0.0.42.*'` is the one for jax 0.10.2; "
-            "put FOLDER on PYTHONPATH then."
+            "benchmarks/aot.py: libtpu, the compiler for TPUs, is not installed; for "
+            "jax 0.10.2 run `pip install --target=FOLDER 'libtpu==0.0.42.*'` and add "
+            "FOLDER to PYTHONPATH."
         )
     header = _header()
     record = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else {}
@@ -107,16 +110,16 @@ def main() -> None:
 
 
 def _devices() -> Any:
-    """The chips, of which none is here."""
+    """Returns descriptions of the chips, which the machine does not need to have."""
     jax.config.update("jax_platforms", "cpu")
-    # It would ask a server of Google's which TPUs are attached, and let one process
-    # alone have them.
+    # By default, libtpu asks a server of Google which TPUs are attached, and allows
+    # only one process at a time.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     return topologies.get_topology_desc(_TOPOLOGY, "tpu").devices
 
 
 def _header() -> dict[str, Any]:
-    """Returns what all rows have in common."""
+    """Returns the part of the record that all rows share."""
     return {
         "command": "python benchmarks/aot.py",
         "topology": _TOPOLOGY,
@@ -141,8 +144,10 @@ def _compile(setting: _Setting, norm: str) -> dict[str, Any]:
     parts = parts_around(dataset_of(_black_images(config)), config, parallel)
     if norm == "flax":
         parts = with_flax(config, parts)
-    chunk = compile_chunk(parallel, make_train_chunk(build_train_step(config, parts)))
-    compiled = chunk.lower(*_shapes(config, parts)).compile()
+    stretch = compile_stretch(
+        parallel, make_train_stretch(build_train_step(config, parts))
+    )
+    compiled = stretch.lower(*_shapes(config, parts)).compile()
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     text = compiled.as_text()
     return {
@@ -160,21 +165,21 @@ def _compile(setting: _Setting, norm: str) -> dict[str, Any]:
 
 
 def _black_images(config: Any) -> np.ndarray:
-    """Returns as many images as a step has; they take no memory."""
+    """Returns the images of one step, as a view of a single zero to save memory."""
     shape = (config.batch_size, *(config.dataset.image_size,) * 2, 3)
     return np.broadcast_to(np.zeros((), np.uint8), shape)
 
 
 def _shapes(config: Any, parts: Parts) -> tuple[Any, Examples]:
-    """Returns a state and the examples of one step, without their values."""
+    """Returns the shapes of the state and of the examples of one step."""
     size, split = config.dataset.image_size, parts.parallel.split(2)
 
-    def placed(dtype: Any, *image: int) -> jax.ShapeDtypeStruct:
+    def shape_of(dtype: Any, *image: int) -> jax.ShapeDtypeStruct:
         shape = (1, 1, config.batch_size, *image)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=split)
 
-    examples = Examples(placed(np.uint8, size, size, 3), placed(np.int32))
-    return build_init(config, parts).shapes, examples
+    examples = Examples(shape_of(np.uint8, size, size, 3), shape_of(np.int32))
+    return build_init(parts).shapes, examples
 
 
 def _print(row: dict[str, Any]) -> None:

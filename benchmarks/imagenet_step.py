@@ -1,14 +1,14 @@
-"""Training steps of BN-Inception a second on one accelerator, beside PyTorch's.
+"""Images per second in training BN-Inception on one GPU, with JAX and with PyTorch.
 
     python benchmarks/imagenet_step.py
 
-What `configs/imagenet_inception.py:modern` trains for each step of 256 images, in
-bfloat16, by SGD with momentum: with bn_jax's normalization, with
-`flax.linen.BatchNorm` in the same network, and in eager PyTorch with pytorchcv's
-network of the same layers, its memory channels-last and under autocast. (That one has
-biases in front of its normalizations besides.) Random images of 224 pixels lie on the
-device as bytes. Each library has a process of its own, one after the other and round
-after round; a process takes steps until they run as they will, and is timed then.
+A step is that of `configs/imagenet_inception.py:modern` with 256 images: bfloat16, and
+SGD with momentum. Three networks are compared: one with bn_jax's normalization, one
+with `flax.linen.BatchNorm`, and pytorchcv's network in eager PyTorch, with autocast and
+channels-last memory. pytorchcv's network has the same layers, and biases before its
+normalizations in addition. The random images of 224 x 224 pixels are bytes on the
+device. In each round, each library gets a new process, one after the other. A process
+is timed only after a few untimed steps, which include compilation.
 
 Needs a GPU, torch and pytorchcv. Writes `results/imagenet_step.json`.
 """
@@ -28,8 +28,9 @@ import numpy as np
 
 _LIBRARIES = ("bn_jax", "flax", "pytorch")
 _RESULTS = Path(__file__).parents[1] / "results" / "imagenet_step.json"
-# Steps of one timing, which are one call of the compiled program in JAX.
+# Steps of one timing. In JAX they are one call of the compiled program.
 _STEPS = 10
+# Number of calls of `_STEPS` steps before the first timing.
 _WARM_UP = 3
 
 
@@ -37,7 +38,7 @@ def main() -> None:
     """Runs all libraries in turn, prints the table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--timings", type=int, default=10, help="in a round")
+    parser.add_argument("--timings", type=int, default=10, help="timings per round")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--library", choices=_LIBRARIES, help=argparse.SUPPRESS)
     parser.add_argument("--cache", help=argparse.SUPPRESS)
@@ -53,13 +54,16 @@ def main() -> None:
                 command += [f"--library={library}", f"--cache={cache}"]
                 completed = subprocess.run(command, stdout=subprocess.PIPE)
                 if completed.returncode > 0:
-                    # It has said what is wrong.
+                    # The process has printed the error itself.
                     sys.exit(1)
                 completed.check_returncode()
                 results.append(json.loads(completed.stdout.splitlines()[-1]))
     used = {result["device"] for results in rounds.values() for result in results}
     if len(used) > 1:
-        sys.exit(f"benchmarks/imagenet_step.py: the devices differ: {sorted(used)}.")
+        sys.exit(
+            "benchmarks/imagenet_step.py: all libraries must run on one kind of device,"
+            f" but ran on {', '.join(sorted(used))}."
+        )
     record = {
         "command": f"python benchmarks/imagenet_step.py --rounds={options.rounds} "
         f"--timings={options.timings} --batch_size={options.batch_size}",
@@ -88,7 +92,7 @@ def main() -> None:
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds a step of one library, timing by timing."""
+    """Returns the seconds per step of one library for each timing, and its versions."""
     prepare = _prepare_torch if options.library == "pytorch" else _prepare_jax
     take_steps, describe = prepare(options)
     for _ in range(_WARM_UP):
@@ -111,36 +115,40 @@ def _prepare_jax(options: argparse.Namespace) -> _Prepared:
 
     import bn_jax
     from bn_jax.experiments.configs import load_config
-    from bn_jax.training import build
-    from bn_jax.training.distributed.parallel import compile_chunk, make_parallel
-    from bn_jax.training.steps import make_train_chunk
+    from bn_jax.training.build import build_train_step, parts_around
+    from bn_jax.training.distributed.parallel import compile_stretch, make_parallel
+    from bn_jax.training.parts import build_initial_state, read_batches
+    from bn_jax.training.steps import make_train_stretch
 
     if jax.default_backend() == "cpu":
         sys.exit("benchmarks/imagenet_step.py: needs a GPU, and JAX sees none.")
-    # What an earlier round has compiled is not compiled again.
+    # Later rounds reuse the programs that the first one compiles.
     jax.config.update("jax_compilation_cache_dir", options.cache)
     config: Any = load_config("imagenet_inception.py", "modern")
     config.batch_size = options.batch_size
-    # The first convolution as in PyTorch's network.
+    # As in PyTorch's network, the first convolution is dense.
     config.model.separable = False
     parallel = make_parallel("jit", num_devices=1)
     dataset = dataset_of(_random_images(options.batch_size))
-    parts = build.parts_around(dataset, config, parallel)
+    parts = parts_around(dataset, config, parallel)
     if options.library == "flax":
         parts = with_flax(config, parts)
-    step = build.build_train_step(config, parts)
-    chunk = compile_chunk(parallel, make_train_chunk(step))
-    state = build.build_initial_state(config, parts)
-    examples = build.read_batches(config, parts, 0, _STEPS)
+    step = build_train_step(config, parts)
+    stretch = compile_stretch(parallel, make_train_stretch(step))
+    state = build_initial_state(parts)
+    examples = read_batches(parts, 0, _STEPS)
 
     def take_steps() -> None:
         nonlocal state
-        state, tally = chunk(state, examples)
+        state, tally = stretch(state, examples)
         jax.block_until_ready(tally)
 
     def describe() -> dict[str, Any]:
         if int(state.tally.num_skipped) != 0:
-            sys.exit(f"{options.library}: a step was not finite.")
+            sys.exit(
+                f"benchmarks/imagenet_step.py: {options.library}: every step must be "
+                "finite, but some were not."
+            )
         device = jax.devices()[0]
         modules = (jax, flax, bn_jax)
         return {
@@ -169,7 +177,7 @@ def _prepare_torch(options: argparse.Namespace) -> _Prepared:
 
     def take_steps() -> None:
         for _ in range(_STEPS):
-            # A view: the memory stays channels-last.
+            # `permute` returns a view, so the memory stays channels-last.
             x = ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
             with torch.autocast(device.type, torch.bfloat16):
                 loss = torch.nn.functional.cross_entropy(

@@ -1,14 +1,14 @@
-"""What the training loop costs beside the bare compiled step.
+"""Cost of the training loop, compared with the compiled step alone.
 
     python benchmarks/loop.py
 
-The MNIST network with convolutions is trained by `bn_jax.training.loop.train`, which
-reads batches, dispatches, fetches figures, logs progress and looks for signals; and by
-calling the same compiled function on batches that lie on the device already. The two
-take turns; what is compared is the time a step from one stretch to the next, in pairs,
-by the clock and by the processor time of all threads, which is less disturbed by what
-else the machine does. Both leave out compilation, evaluations and checkpoints, work
-that was asked for.
+The convolutional MNIST network is trained in two ways. `bn_jax.training.loop.train`
+reads batches, dispatches stretches of steps, fetches metrics, logs progress and checks
+for signals. The bare step calls the same compiled function on batches that are already
+on the device. The two take turns, and their times per step in the same round are
+compared: by the clock, and by the CPU time of all threads, which depends less on other
+work of the machine. Compilation, evaluations and checkpoints are not timed, because
+they are not costs of the loop.
 
 Writes `results/loop.json`.
 """
@@ -27,23 +27,24 @@ import bn_jax
 from bn_jax.experiments.configs import load_config
 from bn_jax.machine import describe_machine
 from bn_jax.training import loop
-from bn_jax.training.build import (
+from bn_jax.training.build import build_parts, build_train_step
+from bn_jax.training.distributed.compilation import keep_compiled_code
+from bn_jax.training.distributed.parallel import compile_stretch, make_parallel
+from bn_jax.training.logs.reports import Pace
+from bn_jax.training.parts import (
     build_initial_state,
-    build_parts,
-    build_train_step,
     read_batches,
 )
-from bn_jax.training.distributed.compilation import keep_compiled_code
-from bn_jax.training.distributed.parallel import compile_chunk, make_parallel
-from bn_jax.training.logs.reports import Pace
-from bn_jax.training.steps import make_train_chunk
+from bn_jax.training.steps import make_train_stretch
 
 
 def main() -> None:
     """Runs both in turn, prints the ratio and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--stretches", type=int, default=6, help="a round")
+    parser.add_argument(
+        "--stretches", type=int, default=6, help="timed stretches per round"
+    )
     options = parser.parse_args()
     keep_compiled_code()
     config: Any = load_config("mnist_cnn.py", "bn")
@@ -57,7 +58,7 @@ def main() -> None:
     rounds = []
     for number in range(options.rounds):
         pair = {"loop": _loop, "bare": bare}
-        # Each goes first every other time.
+        # The order alternates between rounds.
         order = sorted(pair, reverse=bool(number % 2))
         rounds.append({name: pair[name](config) for name in order})
         print({name: f"{1e3 * one.clock:.2f} ms" for name, one in rounds[-1].items()})
@@ -85,11 +86,11 @@ def main() -> None:
 
 
 class Seconds(NamedTuple):
-    """Time, of a step or until now.
+    """Wall-clock and CPU time in seconds, of a step or since some fixed moment.
 
     Attributes:
-        clock: As it passes.
-        processor: What all threads of this process have worked.
+        clock: Wall-clock time.
+        processor: CPU time of all threads of this process.
     """
 
     clock: float
@@ -97,31 +98,29 @@ class Seconds(NamedTuple):
 
     @classmethod
     def until_now(cls) -> "Seconds":
-        """Both kinds, from beginnings of their own."""
+        """Returns both times; each counts from its own arbitrary start."""
         return cls(time.monotonic(), time.process_time())
 
     def a_step(self, since: "Seconds", steps: int) -> "Seconds":
-        """What has passed, divided by the steps that it took."""
+        """Returns the time since an earlier moment, divided by the steps since then."""
         differences = (now - then for now, then in zip(self, since, strict=True))
         return Seconds(*(value / steps for value in differences))
 
 
 class _Bare:
-    """The compiled function alone."""
+    """Calls of the compiled function without the training loop."""
 
     def __init__(self, config: Any) -> None:
         parts = build_parts(config, make_parallel("jit", num_devices=1))
-        self._state = build_initial_state(config, parts)
+        self._state = build_initial_state(parts)
         step = build_train_step(config, parts)
-        self._chunk = compile_chunk(parts.parallel, make_train_chunk(step))
+        self._stretch = compile_stretch(parts.parallel, make_train_stretch(step))
         length = config.max_steps_per_dispatch
-        self._batches = [
-            read_batches(config, parts, length * i, length) for i in (0, 1)
-        ]
+        self._batches = [read_batches(parts, length * i, length) for i in (0, 1)]
         self._run(2)
 
     def __call__(self, config: Any) -> Seconds:
-        """Time of a step, over as many stretches as the loop's are measured."""
+        """Returns the time per step, over as many stretches as in the loop's timing."""
         stretches = config.num_steps // config.max_steps_per_dispatch - 1
         started = Seconds.until_now()
         self._run(stretches)
@@ -130,12 +129,12 @@ class _Bare:
 
     def _run(self, stretches: int) -> None:
         for number in range(stretches):
-            self._state, tally = self._chunk(self._state, self._batches[number % 2])
+            self._state, tally = self._stretch(self._state, self._batches[number % 2])
         jax.block_until_ready(tally)
 
 
 def _loop(config: Any) -> Seconds:
-    """Time of a step of a run, from the end of its first stretch to its last one's."""
+    """Returns the time per step of a run, without its first and last two stretches."""
     marks: list[tuple[int, Seconds]] = []
 
     class RecordingPace(Pace):
@@ -149,7 +148,8 @@ def _loop(config: Any) -> Seconds:
             loop.train(config, workdir, show_progress=False)
     finally:
         loop.Pace = before
-    # The last two stretches are reported after the evaluation, which waits for them.
+    # The last two marks include the evaluation: the loop reports the last two stretches
+    # after the evaluation has waited for them.
     (first_step, first), (last_step, last) = marks[0], marks[-3]
     return last.a_step(first, last_step - first_step)
 

@@ -1,7 +1,7 @@
-"""Training from a configuration and into a folder: the file to read first.
+"""Training from a configuration into a workdir: the file to read first.
 
-Everything that experiments differ in stands in their configuration; the loop knows
-nothing of any of them.
+Read from top to bottom, it tells a run in the order in which it happens. Whatever two
+experiments differ in stands in their configurations.
 """
 
 import json
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -22,9 +22,9 @@ from ml_collections import ConfigDict
 import bn_jax
 from bn_jax.errors import DivergedError
 from bn_jax.training.build import (
-    Parts,
     Settings,
     build_parts,
+    build_train_step,
     describe_normalization,
 )
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
@@ -40,10 +40,16 @@ from bn_jax.training.logs.profile import Profile
 from bn_jax.training.logs.reports import GivenUpError, Pace, Reports
 from bn_jax.training.logs.writer import MetricsWriter
 from bn_jax.training.nonfinite import name_of_value
+from bn_jax.training.parts import Parts
 from bn_jax.training.run import Run, compile_run
 from bn_jax.training.shutdown.signals import StoppedBySignalError, StopSignals
 from bn_jax.training.state import TrainState, resume_tally
-from bn_jax.training.step_schedule import checkpoint_steps, chunks, evaluation_steps
+from bn_jax.training.step_schedule import (
+    Steps,
+    checkpoint_steps,
+    evaluation_steps,
+    stretches,
+)
 from bn_jax.workdir.files import (
     check_metrics,
     check_workdir,
@@ -54,7 +60,7 @@ from bn_jax.workdir.files import (
 )
 from bn_jax.workdir.lock import locked
 
-# Settings on which no figure of a run depends: it goes on with others.
+# Settings that change no figure of a run: a run may resume with other values.
 _MAY_DIFFER = (
     "parallel",
     "log_every",
@@ -74,28 +80,29 @@ def train(
     profile_steps: tuple[int, int] | None = None,
     devices: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
-    """Trains what the configuration describes, or goes on where it was left.
+    """Trains from a configuration, or resumes the run in a workdir.
 
-    Each of several processes calls it alike, with a folder that all of them see.
+    Every process of a run calls it with equal arguments. All of them must see the
+    workdir.
 
     Args:
-        config: As the files in `configs/` make it.
+        config: Configuration, as the files in `configs/` make it.
         workdir: Folder of this run, and of no other.
-        show_progress: Whether to show a progress bar, or log lines.
-        profile_steps: First and last step that a trace is written of, to
-            `profile/`, for TensorBoard or Perfetto.
-        devices: Devices to choose from; by default all of all processes.
+        show_progress: True shows a progress bar, or log lines without a terminal.
+        profile_steps: First and last step of a trace that is written to `profile/`,
+            for TensorBoard or Perfetto; None for no trace.
+        devices: Devices to choose from; by default all devices of all processes.
 
     Returns:
-        What `summary.json` holds: `final_test_accuracy` in [0, 1],
-        `steps_to_90_percent` (None if never), `steps_per_second` (evaluations
-        included, compilation not), `wall_seconds` of this call, `device` and
+        The content of `summary.json`: `final_test_accuracy` in [0, 1],
+        `steps_to_90_percent` (None if never reached), `steps_per_second` (evaluations
+        included, compilation excluded), `wall_seconds` of this call, `device` and
         `versions`.
 
     Raises:
-        UserError: If the configuration, the data or the folder is not as it must be.
-        DivergedError: If the loss, a gradient or a measurement stops being finite.
-        StoppedBySignalError: After SIGTERM or SIGINT, once the state is saved.
+        UserError: If the configuration, the data or the workdir cannot be used.
+        DivergedError: If the loss, a gradient or an evaluation becomes non-finite.
+        StoppedBySignalError: After SIGTERM or SIGINT, when the state is saved.
     """
     started = time.monotonic()
     workdir = Path(workdir)
@@ -111,11 +118,11 @@ def train(
             check_workdir(workdir, settings, may_differ=_MAY_DIFFER)
             summary = read_summary(workdir)
         if summary is not None:
-            logging.info("%s: this run is complete already.", workdir)
+            logging.info("%s: this run is already complete.", workdir)
             return summary
         with refused_together():
-            parts = _parts(config, devices)
-        run = compile_run(config, parts)
+            parts = _check_and_build(config, devices)
+        run = compile_run(parts, build_train_step(config, parts))
         with refused_together():
             if is_primary():
                 claim_workdir(workdir, settings)
@@ -135,7 +142,7 @@ def train(
     return read_summary(workdir) or {}
 
 
-def _parts(config: Settings, devices: Sequence[Any] | None) -> Parts:
+def _check_and_build(config: Settings, devices: Sequence[Any] | None) -> Parts:
     check_config(config)
     return build_parts(config, make_parallel(**config.parallel, devices=devices))
 
@@ -150,14 +157,7 @@ def _run_steps(
     started: float,
     show_progress: bool,
 ) -> float:
-    """Takes the steps that are left, and returns how many of them a second took.
-
-    A stretch of steps is one compiled call. The next one is dispatched before the
-    figures of the last are fetched, so that the device never waits for Python.
-    """
-    saved = checkpoint_steps(
-        config.num_steps, every_steps=config.checkpoint.every_steps
-    )
+    """Restores the newest state, takes the remaining steps, and returns their rate."""
     evaluated = evaluation_steps(config.num_steps, **config.evaluation.schedule)
     with (
         Checkpoints(
@@ -174,74 +174,130 @@ def _run_steps(
         ) as writer,
         profile,
     ):
-        state = checkpoints.restore_latest(run.initial_state) or run.initial_state
-        first_step = int(state.step)
-        # An evaluation that a signal has cut off: its mean loss is still to be told.
-        is_pending = first_step in evaluated and int(state.tally.num_steps) > 0
-        last_line = first_step - is_pending
-        with refused_together():
-            if is_primary():
-                check_metrics(workdir, evaluated.until(last_line))
-        if first_step:
-            logging.info("%s: goes on after step %d.", workdir, first_step)
-        writer.start(last_line)
-        pace = Pace(first_step, started=started)
-        reports = Reports(writer, pace, profile)
-        stretches = chunks(
-            first_step,
-            config.num_steps,
-            stops=saved | evaluated,
-            max_steps=config.max_steps_per_dispatch,
+        start = _restore(run, checkpoints, evaluated, workdir)
+        writer.start(start.last_evaluated)
+        pace = Pace(start.step, started=started)
+        _take_steps(
+            config,
+            run,
+            start,
+            evaluated=evaluated,
+            signals=signals,
+            checkpoints=checkpoints,
+            reports=Reports(writer, pace, profile),
         )
-        pending = [(first_step, first_step)] if is_pending else []
-
-        def any_signal() -> Array:
-            return run.any_process(signals.received)
-
-        try:
-            for start, end in chain(pending, stretches):
-                profile.advance(start, end)
-                tally = state.tally
-                if start < end:
-                    state, tally = run.train_steps(state, start, end)
-                    signals.has_something_to_save = True
-                measured = None
-                if end in evaluated:
-                    measured = run.evaluate(state, end, any_signal)
-                is_cut_off = end in evaluated and measured is None
-                if measured is not None:
-                    state = state._replace(tally=run.clear_losses(state.tally))
-                reports.add(end, tally, measured, stop_flag=any_signal())
-                # A checkpoint must not know more than the metrics on disk.
-                waits = end in saved or is_cut_off or run.must_wait
-                stop_signal = reports.write(all_but=0 if waits else 1)
-                if end in saved:
-                    checkpoints.save(state, step=end)
-                if stop_signal:
-                    reports.write()
-                    checkpoints.save(state, step=end)
-                    checkpoints.wait()
-                    logging.info("Saved after step %d; stopped by a signal.", end)
-                    raise StoppedBySignalError(stop_signal)
-        except GivenUpError:
-            _give_up(config, state, checkpoints)
     return pace.steps_per_second
 
 
+class _Start(NamedTuple):
+    """State to start from, and what is still to be done at its step.
+
+    Attributes:
+        state: State after `step` steps.
+        step: Steps taken so far; 0 in a new run.
+        is_evaluation_due: True if a signal cut off the evaluation at `step`.
+    """
+
+    state: TrainState
+    step: int
+    is_evaluation_due: bool
+
+    @property
+    def last_evaluated(self) -> int:
+        """Step up to which all evaluations are written."""
+        return self.step - self.is_evaluation_due
+
+
+def _restore(
+    run: Run, checkpoints: Checkpoints, evaluated: Steps, workdir: Path
+) -> _Start:
+    """Restores the newest checkpoint, and checks that the metrics reach up to it."""
+    state = checkpoints.restore_latest(run.initial_state) or run.initial_state
+    step = int(state.step)
+    # An evaluation clears the tally. Steps in it show that a signal cut the evaluation
+    # off, and that their mean loss is not written yet.
+    start = _Start(state, step, step in evaluated and int(state.tally.num_steps) > 0)
+    with refused_together():
+        if is_primary():
+            check_metrics(workdir, evaluated.until(start.last_evaluated))
+    if step:
+        logging.info("%s: resumes after step %d.", workdir, step)
+    return start
+
+
+def _take_steps(
+    config: Settings,
+    run: Run,
+    start: _Start,
+    *,
+    evaluated: Steps,
+    signals: StopSignals,
+    checkpoints: Checkpoints,
+    reports: Reports,
+) -> None:
+    """Takes the remaining steps, one stretch after the other.
+
+    The next stretch is dispatched before the results of the last one are fetched, so
+    that the device never waits for Python.
+    """
+    saved = checkpoint_steps(
+        config.num_steps, every_steps=config.checkpoint.every_steps
+    )
+    remaining = stretches(
+        start.step,
+        config.num_steps,
+        stops=saved | evaluated,
+        max_steps=config.max_steps_per_dispatch,
+    )
+    state = start.state
+    due = [(start.step, start.step)] if start.is_evaluation_due else []
+
+    def any_signal() -> Array:
+        return run.any_process(signals.received)
+
+    try:
+        for first, end in chain(due, remaining):
+            reports.begin(first, end)
+            tally = state.tally
+            if first < end:
+                state, tally = run.train_steps(state, first, end)
+                signals.has_something_to_save = True
+            measured = None
+            if end in evaluated:
+                measured = run.evaluate(state, end, any_signal)
+            is_cut_off = end in evaluated and measured is None
+            if measured is not None:
+                state = state._replace(tally=run.clear_losses(state.tally))
+            reports.add(end, tally, measured, stop_flag=any_signal())
+            # The metrics of a checkpoint's steps must be on disk before it is.
+            must_wait = end in saved or is_cut_off or run.must_wait
+            stop_signal = reports.write(all_but=0 if must_wait else 1)
+            if end in saved:
+                checkpoints.save(state, step=end)
+            if stop_signal:
+                reports.write()
+                checkpoints.save(state, step=end)
+                checkpoints.wait()
+                logging.info("Saved after step %d; stopped by a signal.", end)
+                raise StoppedBySignalError(stop_signal)
+    except GivenUpError:
+        _give_up(config, state, checkpoints)
+
+
 def _give_up(config: Settings, state: TrainState, checkpoints: Checkpoints) -> None:
-    """Saves the last good state, and says what was not finite and where."""
+    """Saves the last good state, and raises an error that names the non-finite leaf."""
     tally = jax.tree.map(np.asarray, state.tally)
     step = int(state.step)
-    what = name_of_value(int(tally.bad_value), state)
+    leaf = name_of_value(int(tally.bad_value), state)
     checkpoints.save(state._replace(tally=resume_tally(state.tally)), step=step)
     checkpoints.wait()
     skips = config.on_nonfinite == "skip"
     times = f", {config.max_nonfinite_steps} steps in a row" if skips else ""
-    advice = " With --config.on_nonfinite=skip this run goes on without such steps."
+    advice = " --config.on_nonfinite=skip resumes this run without such steps."
     raise DivergedError(
-        f"{what} is not finite at step {step + 1}{times}. The state after step {step} "
+        f"{leaf} is not finite at step {step + 1}{times}. The state after step {step} "
         "is saved. A lower learning rate, a longer warm-up or "
-        "config.optimizer.clip_norm may keep it finite, from the beginning and in "
+        "config.optimizer.clip_norm may keep it finite; train from the beginning in "
         f"another --workdir.{'' if skips else advice}",
         step,
     )

@@ -1,23 +1,15 @@
-"""What a run does over and over, compiled for its devices and over its data."""
+"""The compiled programs of a run, over its data and for its devices."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
-from bn_jax.training.build import (
-    Parts,
-    Settings,
-    build_init,
-    build_train_step,
-    read_batches,
-    settings_to_blame,
-)
 from bn_jax.training.distributed.compilation import compile_ahead
-from bn_jax.training.distributed.parallel import compile_chunk, result_shapes
+from bn_jax.training.distributed.parallel import compile_stretch, result_shapes
 from bn_jax.training.distributed.processes import make_any
 from bn_jax.training.evaluation.eval_batches import add_up, make_test_reader
 from bn_jax.training.evaluation.predict import (
@@ -25,19 +17,30 @@ from bn_jax.training.evaluation.predict import (
     make_eval_step,
     make_predict,
 )
-from bn_jax.training.evaluation.probes import make_probes
+from bn_jax.training.evaluation.probes import Probe, make_probes
 from bn_jax.training.metrics import PredictionSums
+from bn_jax.training.parts import (
+    Parts,
+    build_init,
+    errors_naming_config,
+    read_batches,
+)
 from bn_jax.training.state import Tally, TrainState, clear_losses
-from bn_jax.training.steps import Examples, make_population_step, make_train_chunk
+from bn_jax.training.steps import (
+    Examples,
+    TrainStep,
+    make_population_step,
+    make_train_stretch,
+)
 
 
 class Measured(NamedTuple):
-    """What an evaluation measured, still on the device.
+    """Results of an evaluation, still on the device.
 
     Attributes:
-        sums: Of the predictions by the parameters, under an empty name, and of those
-            by the averaged parameters under `ema_`, where they are kept.
-        probed: What the probes measured, by name.
+        sums: Sums over the predictions. The key "" has those of the parameters, and
+            "ema_" those of the averaged parameters, if the run keeps an average.
+        probed: Results of the probes, by name.
     """
 
     sums: Mapping[str, PredictionSums]
@@ -45,16 +48,20 @@ class Measured(NamedTuple):
 
 
 class Run(NamedTuple):
-    """The state before the first step, and compiled functions over the run's data.
+    """The state before the first step, and functions that run compiled programs.
 
     Attributes:
-        initial_state: On all devices.
-        train_steps: Takes the steps from one to another; the state is given away.
-        evaluate: Measures a state on the test set after that many steps; None if
-            `should_stop` tells it to stop, before it begins or between two parts.
-        clear_losses: See `bn_jax.training.state.clear_losses`.
-        any_process: See `bn_jax.training.distributed.processes.make_any`.
-        must_wait: See `Parallel.must_wait`.
+        initial_state: State before the first step, on all devices.
+        train_steps: Takes the steps between two step numbers. The state that it gets
+            is donated.
+        evaluate: Evaluates a state on the test set, after as many steps as given.
+            Returns None if its last argument, called before the evaluation and between
+            two pieces of the test set, asks to stop.
+        clear_losses: Clears the losses of a tally (`state.clear_losses`).
+        any_process: Returns the largest of the numbers that the processes pass in
+            (`processes.make_any`).
+        must_wait: True if a program must end before the next may begin
+            (`Parallel.must_wait`).
     """
 
     initial_state: TrainState
@@ -65,25 +72,56 @@ class Run(NamedTuple):
     must_wait: bool
 
 
-def compile_run(config: Settings, parts: Parts) -> Run:
-    """Makes ready what works on the data, and puts a test set in memory on the devices.
+class _Programs(NamedTuple):
+    """Compiled programs, and the reader of the test set that they were compiled for."""
 
-    Of a test set on the disk a batch is read, for its shape. On several devices of a
-    CPU every call is waited for (see `Parallel.must_wait`).
+    make_state: Callable[[], TrainState]
+    train_stretch: Callable[[TrainState, Examples], tuple[TrainState, Tally]]
+    take_population: Callable[[PyTree, Examples], PyTree]
+    sum_predictions: Callable[[PyTree, PaddedBatches], PredictionSums]
+    read_test: Callable[[], Any]
+
+
+def compile_run(parts: Parts, train_step: TrainStep) -> Run:
+    """Compiles the programs of a run, and makes its initial state.
+
+    A test set that fits into memory is put on the devices. From a test set on disk one
+    batch is read, because the programs are compiled for its shape.
 
     Args:
-        config: As the files in `configs/` make it.
-        parts: What it describes.
+        parts: Parts of the run.
+        train_step: Training step of the run, not compiled.
 
     Raises:
         UserError: If the model or its normalization refuses the data.
     """
     parallel = parts.parallel
-    settle = jax.block_until_ready if parallel.must_wait else lambda result: result
-    init = build_init(config, parts)
-    train_chunk = compile_chunk(
-        parallel, make_train_chunk(build_train_step(config, parts))
+    programs = _compile(parts, train_step)
+    state = programs.make_state()
+    probe = jax.jit(
+        make_probes(
+            parts.evaluation.probes,
+            model=parts.model,
+            initial_variables=lambda: _variables(parts, programs, state, 0)[""],
+            read_inputs=partial(_probe_inputs, parts),
+        ),
+        out_shardings=parallel.replicated,
     )
+    clear = jax.jit(clear_losses, out_shardings=parallel.replicated)
+    return Run(
+        initial_state=state,
+        train_steps=partial(_train_steps, parts, programs),
+        evaluate=partial(_evaluate, parts, programs, probe),
+        clear_losses=lambda tally: parallel.settle(clear(tally)),
+        any_process=make_any(parallel),
+        must_wait=parallel.must_wait,
+    )
+
+
+def _compile(parts: Parts, train_step: TrainStep) -> _Programs:
+    parallel = parts.parallel
+    init = build_init(parts)
+    train_stretch = compile_stretch(parallel, make_train_stretch(train_step))
     population_step = jax.jit(
         make_population_step(parts.model, preprocess=parts.preprocess),
         out_shardings=parallel.replicated,
@@ -93,87 +131,85 @@ def compile_run(config: Settings, parts: Parts) -> Run:
         out_shardings=parallel.replicated,
     )
     read_test = make_test_reader(
-        parallel, parts.data.test, batch_size=config.evaluation.batch_size
+        parallel, parts.data.test, batch_size=parts.evaluation.batch_size
     )
-    batch = read_batches(config, parts, 0, 1)
-    training = _shapes_of_steps(batch, config.evaluation.population_batches)
-    test_part = next(iter(read_test()))
-    with settings_to_blame():
+    batch = read_batches(parts, 0, 1)
+    training = _shapes_of_steps(batch, parts.evaluation.population_batches)
+    test_batches = next(iter(read_test()))
+    with errors_naming_config():
         if parallel.mode != "pmap":
-            # Refusals come before anything is compiled. JAX keeps what it traces of a
-            # step for stretches of any length.
-            jax.eval_shape(train_chunk, init.shapes, batch)
+            # A model that refuses its input does so here, before XLA compiles for
+            # minutes. JAX reuses the trace of a step for stretches of any length.
+            jax.eval_shape(train_stretch, init.shapes, batch)
         variables = init.shapes.variables
         network = result_shapes(parallel, population_step, variables, training)
         make_state = compile_ahead(init.function, *init.arguments)
-        take_population = compile_ahead(population_step, variables, training)
-        sum_predictions = compile_ahead(eval_step, network, test_part)
-    state = make_state(*init.arguments)
+        return _Programs(
+            make_state=partial(make_state, *init.arguments),
+            train_stretch=train_stretch,
+            take_population=compile_ahead(population_step, variables, training),
+            sum_predictions=compile_ahead(eval_step, network, test_batches),
+            read_test=read_test,
+        )
 
-    def networks(state: TrainState, step: int) -> Mapping[str, PyTree]:
-        # The minibatches that training comes to next: it has not fitted them yet. The
-        # averaged network is another one, and so are its statistics.
-        ahead = read_batches(config, parts, step, config.evaluation.population_batches)
+
+def _train_steps(
+    parts: Parts, programs: _Programs, state: TrainState, first_step: int, end: int
+) -> tuple[TrainState, Tally]:
+    batches = read_batches(parts, first_step, end - first_step)
+    with errors_naming_config():
+        return parts.parallel.settle(programs.train_stretch(state, batches))
+
+
+def _evaluate(
+    parts: Parts,
+    programs: _Programs,
+    probe: Probe,
+    state: TrainState,
+    step: int,
+    should_stop: Callable[[], ArrayLike],
+) -> Measured | None:
+    if bool(should_stop()):
+        return None
+    settle = parts.parallel.settle
+    networks = _variables(parts, programs, state, step)
+
+    def sums_of(batches: PaddedBatches) -> Mapping[str, PredictionSums]:
         return {
-            prefix: settle(take_population(network, ahead))
-            for prefix, network in state.networks.items()
+            prefix: settle(programs.sum_predictions(variables, batches))
+            for prefix, variables in networks.items()
         }
 
-    probe = jax.jit(
-        make_probes(
-            config.probes,
-            model=parts.model,
-            initial_variables=lambda: networks(state, 0)[""],
-            read_inputs=partial(_first_test_inputs, config, parts),
-        ),
-        out_shardings=parallel.replicated,
-    )
-
-    def train_steps(
-        state: TrainState, first_step: int, last_step: int
-    ) -> tuple[TrainState, Tally]:
-        batches = read_batches(config, parts, first_step, last_step - first_step)
-        with settings_to_blame():
-            return settle(train_chunk(state, batches))
-
-    def evaluate(
-        state: TrainState, step: int, should_stop: Callable[[], ArrayLike]
-    ) -> Measured | None:
-        if bool(should_stop()):
-            return None
-        evaluated = networks(state, step)
-
-        def sums_of(part: PaddedBatches) -> Mapping[str, PredictionSums]:
-            return {
-                prefix: settle(sum_predictions(network, part))
-                for prefix, network in evaluated.items()
-            }
-
-        sums = add_up(sums_of, read_test(), should_stop=should_stop)
-        if sums is None:
-            return None
-        sums = settle(sums)
-        return Measured(sums, settle(probe(evaluated[""], state.batch_stats)))
-
-    clear = jax.jit(clear_losses, out_shardings=parallel.replicated)
-    return Run(
-        initial_state=state,
-        train_steps=train_steps,
-        evaluate=evaluate,
-        clear_losses=lambda tally: settle(clear(tally)),
-        any_process=make_any(parallel),
-        must_wait=parallel.must_wait,
-    )
+    sums = add_up(sums_of, programs.read_test(), should_stop=should_stop)
+    if sums is None:
+        return None
+    return Measured(settle(sums), settle(probe(networks[""], state.batch_stats)))
 
 
-def _first_test_inputs(config: Settings, parts: Parts) -> Array:
-    count = min(config.evaluation.probe_examples, len(parts.data.test))
+def _variables(
+    parts: Parts, programs: _Programs, state: TrainState, step: int
+) -> Mapping[str, PyTree]:
+    """Returns the variables to evaluate, with population statistics.
+
+    The population statistics are of the batches that training takes next, because the
+    parameters are not yet fitted to them. The averaged parameters get population
+    statistics of their own, because their activations differ.
+    """
+    ahead = read_batches(parts, step, parts.evaluation.population_batches)
+    return {
+        prefix: parts.parallel.settle(programs.take_population(variables, ahead))
+        for prefix, variables in state.networks.items()
+    }
+
+
+def _probe_inputs(parts: Parts) -> Array:
+    count = min(parts.evaluation.probe_examples, len(parts.data.test))
     images, _ = parts.data.test.read(np.arange(count), np.arange(count))
     return parts.preprocess(images)
 
 
 def _shapes_of_steps(batch: Examples, num_steps: int) -> Examples:
-    """Shapes of the examples of as many steps."""
+    """Returns the shapes of the examples of that many steps."""
 
     def longer(leaf: Array) -> jax.ShapeDtypeStruct:
         shape = (num_steps, *leaf.shape[1:])

@@ -1,62 +1,63 @@
-"""The steps at which a run stops to evaluate or to write a checkpoint."""
+"""Steps at which a run stops to evaluate or to write a checkpoint."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
 
 
 class Steps:
-    """Steps in rows of equal distances, however many, at the cost of the rows alone.
+    """Set of steps, stored as ranges, so that its cost does not grow with its size.
 
     >>> steps = Steps(range(10, 30, 10), range(20, 10**9, 20))
     >>> 40 in steps, steps.until(60), steps.after(60)
     (True, [10, 20, 40, 60], 80)
     """
 
-    def __init__(self, *rows: range) -> None:
-        """Joins rows, which may share steps.
+    def __init__(self, *ranges: range) -> None:
+        """Stores the ranges, which may share steps.
 
         Args:
-            *rows: Each in rising order.
+            *ranges: Ranges of increasing steps.
         """
-        self._rows = rows
+        self._ranges = ranges
 
     def __contains__(self, step: int) -> bool:
-        """Whether a step is in any of the rows."""
-        return any(step in row for row in self._rows)
+        """Returns True if a step is in the set."""
+        return any(step in steps for steps in self._ranges)
 
     def __or__(self, other: "Steps") -> "Steps":
-        """The steps of both."""
-        return Steps(*self._rows, *other._rows)
+        """Returns the union of two sets."""
+        return Steps(*self._ranges, *other._ranges)
 
     def until(self, last: int) -> list[int]:
-        """All steps up to one, which is among them if it is one of them, in order.
+        """Returns the steps up to and including `last`, in order.
 
         Args:
-            last: That step.
+            last: Upper limit, which need not be in the set.
         """
-        rows = (row[: bisect_right(row, last)] for row in self._rows)
-        return sorted({step for row in rows for step in row})
+        ranges = (steps[: bisect_right(steps, last)] for steps in self._ranges)
+        return sorted({step for steps in ranges for step in steps})
 
     def after(self, step: int) -> int | None:
-        """The first one after a step, or None where there is none.
+        """Returns the first step of the set after `step`; None if there is none.
 
         Args:
-            step: That step, one of them or not.
+            step: Lower limit, which need not be in the set.
         """
-        rows = (row[bisect_right(row, step) :] for row in self._rows)
-        return min((row[0] for row in rows if row), default=None)
+        ranges = (steps[bisect_right(steps, step) :] for steps in self._ranges)
+        return min((steps[0] for steps in ranges if steps), default=None)
 
 
 def evaluation_steps(
     num_steps: int, *, early_every_steps: int, early_until_step: int, every_steps: int
 ) -> Steps:
-    """Steps after which the model is evaluated, the last one always among them.
+    """Returns the steps after which the model is evaluated, the last step included.
 
     Args:
         num_steps: Steps of the whole run.
-        early_every_steps: Distance between evaluations at first.
-        early_until_step: Step up to which that holds.
-        every_steps: Distance afterwards.
+        early_every_steps: Steps between evaluations up to `early_until_step`.
+        early_until_step: Last step of the early part of the run.
+        every_steps: Steps between evaluations after `early_until_step`, at multiples
+            of this number.
 
     >>> evaluation_steps(
     ...     90, early_every_steps=10, early_until_step=20, every_steps=30
@@ -73,11 +74,11 @@ def evaluation_steps(
 
 
 def checkpoint_steps(num_steps: int, *, every_steps: int) -> Steps:
-    """Steps after which the state is saved, the last one always among them.
+    """Returns the steps after which the state is saved, the last step included.
 
     Args:
         num_steps: Steps of the whole run.
-        every_steps: Distance between checkpoints.
+        every_steps: Steps between checkpoints.
 
     >>> checkpoint_steps(60, every_steps=25).until(60)
     [25, 50, 60]
@@ -87,18 +88,18 @@ def checkpoint_steps(num_steps: int, *, every_steps: int) -> Steps:
     )
 
 
-def chunks(
+def stretches(
     first_step: int, num_steps: int, *, stops: Steps, max_steps: int
 ) -> Iterator[tuple[int, int]]:
-    """Stretches of steps that run without a stop, as pairs of first and last step.
+    """Yields a run's stretches, as pairs of the steps taken before and after each.
 
     Args:
-        first_step: Steps taken before.
+        first_step: Steps taken before the first stretch.
         num_steps: Steps of the whole run.
         stops: Steps after which a stretch must end.
-        max_steps: Longest stretch.
+        max_steps: Number of steps in the longest stretch.
 
-    >>> list(chunks(0, 10, stops=Steps(range(4, 5)), max_steps=5))
+    >>> list(stretches(0, 10, stops=Steps(range(4, 5)), max_steps=5))
     [(0, 4), (4, 9), (9, 10)]
     """
     start = first_step

@@ -25,8 +25,8 @@ def refusal(name: str, *arguments: str) -> str:
 
 def test_programs_that_there_are_not_are_not_compiled() -> None:
     text = refusal("aot.py", "modern-bfloat16-flax", "modern-float16-flax")
-    assert text.startswith("benchmarks/aot.py: programs must be among modern-bfloat16-")
-    assert text.endswith(", and modern-float16-flax is not.\n")
+    assert text.startswith("benchmarks/aot.py: programs must be from modern-bfloat16-")
+    assert text.endswith(", but include modern-float16-flax.\n")
 
 
 def test_steps_of_one_gpu_need_one() -> None:
@@ -43,4 +43,4 @@ def test_images_are_not_written_where_one_of_their_readers_is_not(
     (line,) = refusal("input.py").splitlines()
     assert line.startswith("benchmarks/input.py: needs cv2, grain, psutil, torch, ")
     assert "no grain" in line
-    assert line.endswith("; pip install -e '.[benchmark,imagenet]'")
+    assert line.endswith("; run pip install -e '.[benchmark,imagenet]'")

@@ -12,8 +12,9 @@ import pytest
 
 from benchmarks.imagenet_networks import dataset_of, with_flax
 from bn_jax.experiments.configs import load_config
-from bn_jax.training.build import Parts, parts_around
+from bn_jax.training.build import parts_around
 from bn_jax.training.distributed.parallel import make_parallel
+from bn_jax.training.parts import Parts
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def test_a_run_goes_on_with_other_devices(
     shutil.rmtree(workdir / "checkpoints" / "40")
     programs = train(workdir, **DEVICES[then], **CLOSELY)
     assert not any(wait_for_all(programs)), programs[0].output
-    assert "goes on after step 20." in programs[0].output
+    assert "resumes after step 20." in programs[0].output
     _assert_same_losses(workdir, looked_at_closely(first), after=20)
 
 

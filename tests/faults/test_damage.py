@@ -96,7 +96,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     name = str(victim.relative_to(newest))
     assert "checkpoint 40 is damaged" in output
     assert any(name in line and words in line for line in output.splitlines()), output
-    assert "goes on after step 30." in output
+    assert "resumes after step 30." in output
     assert damaged_files(workdir / "damaged" / "40") != []
     assert_same_end(workdir, undisturbed(num_processes))
 
@@ -154,7 +154,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before_it_intact(
     assert damaged_files(workdir / "checkpoints" / str(newest)) == []
     programs = train(workdir, num_processes=num_processes)
     assert wait_for_all(programs) == [0] * num_processes, programs[0].output
-    assert f"goes on after step {newest}." in programs[0].output
+    assert f"resumes after step {newest}." in programs[0].output
     assert_same_end(workdir, expected)
 
 

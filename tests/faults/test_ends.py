@@ -91,7 +91,7 @@ def test_what_one_process_refuses_ends_all_with_a_line(
     assert last.startswith(f"train.py: idx_dir: there is no folder {tmp_path}")
     assert programs[0].wait(30) == 1
     last = programs[0].output.splitlines()[-1]
-    assert last == "train.py: process 1 cannot begin, and says why."
+    assert last == "train.py: process 1 cannot start; its own message says why."
     assert not (tmp_path / "run").exists()
 
 
@@ -102,8 +102,8 @@ def test_processes_of_different_settings_are_refused_with_what_differs(
     assert [program.wait() for program in programs] == [1, 1]
     for program in programs:
         assert program.output.splitlines()[-1] == (
-            "train.py: all processes must be started alike: seed is 0 in process 0 and "
-            "1 in process 1."
+            "train.py: all processes must have the same settings and versions: seed is "
+            "0 in process 0 and 1 in process 1."
         )
     assert not (tmp_path / "run").exists()
 
@@ -117,8 +117,7 @@ def test_a_folder_that_not_all_processes_see_is_refused(
     for folder, program in zip(folders, programs, strict=True):
         assert program.output.splitlines()[-1] == (
             f"train.py: workdir {folder}: process 1 does not see what process 0 writes "
-            "there. Give a --workdir that lies on a file system which all of them "
-            "share."
+            "there. Choose a --workdir on a file system that all processes share."
         )
     assert not any(folder.exists() for folder in folders)
 
@@ -130,7 +129,7 @@ def test_what_the_first_process_refuses_ends_all_with_a_line(
     (tmp_path / "run").write_text("mine")
     programs = train(tmp_path / "run", num_processes=2)
     assert [program.wait(30) for program in programs] == [1, 1]
-    assert "it cannot be used" in programs[0].output.splitlines()[-1]
+    assert "cannot be used" in programs[0].output.splitlines()[-1]
     last = programs[1].output.splitlines()[-1]
     assert last.startswith("train.py: ")
     assert not any("Traceback" in program.output for program in programs)

@@ -25,7 +25,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_good_state_saved(
     # It can be gone on from; these settings lead to the same end.
     (program,) = train(workdir, **HUGE)
     assert program.wait() == 1
-    assert f"goes on after step {last_good}." in program.output
+    assert f"resumes after step {last_good}." in program.output
     assert said in program.output
 
 

@@ -45,7 +45,7 @@ def test_a_signal_to_one_process_saves_one_step_in_all_and_the_run_goes_on(
         assert f"Saved after step {saved}; stopped by a signal." in program.output
     programs = train(tmp_path / "run", num_processes=2)
     assert wait_for_all(programs) == [0, 0], programs[0].output
-    assert f"goes on after step {saved}." in programs[0].output
+    assert f"resumes after step {saved}." in programs[0].output
     assert_same_end(tmp_path / "run", expected)
 
 

@@ -17,9 +17,9 @@ from training.tiny_runs import plain
 from bn_jax.data.preprocess import binarize
 from bn_jax.models import make_model, make_norm
 from bn_jax.stats.accumulate import accumulate_batch_stats
-from bn_jax.training.distributed.parallel import compile_chunk, make_parallel
+from bn_jax.training.distributed.parallel import compile_stretch, make_parallel
 from bn_jax.training.state import TrainState, init_state
-from bn_jax.training.steps import Examples, make_train_chunk, make_train_step
+from bn_jax.training.steps import Examples, make_train_step, make_train_stretch
 
 LEARNING_RATE = 0.3
 MOMENTUM = 0.9
@@ -187,7 +187,7 @@ def test_each_device_has_noise_of_its_own() -> None:
         Noisy(), optax.sgd(0.0), preprocess=preprocess, axis_name=parallel.axis_name
     )
     state = jax.device_put(initial(Noisy(), optax.sgd(0.0)), parallel.replicated)
-    state, _ = compile_chunk(parallel, make_train_chunk(step))(state, batches(1))
+    state, _ = compile_stretch(parallel, make_train_stretch(step))(state, batches(1))
     notes = [s.data.item() for s in state.batch_stats["note"].addressable_shards]
     assert len(set(notes)) == 4
 
@@ -199,7 +199,7 @@ def test_with_bfloat16_everything_that_is_kept_stays_float32(
     model = mlp("batch_norm", dtype="bfloat16", features=(7, 5))
     tx = optax.adam(0.01)
     state = initial(model, tx, keep_ema=True)
-    chunk = jax.jit(make_train_chunk(step_of(model, tx, ema_decay=0.9)))
+    chunk = jax.jit(make_train_stretch(step_of(model, tx, ema_decay=0.9)))
     new_state, _ = chunk(state, batches(num_microbatches))
     chex.assert_trees_all_equal_shapes_and_dtypes(plain(new_state), plain(state))
     kept = (state.params, state.batch_stats, state.opt_state, state.ema_params)

@@ -12,17 +12,16 @@ from training.tiny_runs import initial_state, parts_of, tiny_config
 from bn_jax.data.batching import batch_indices
 from bn_jax.data.idx import load_idx_folder
 from bn_jax.errors import UserError
-from bn_jax.training.build import (
-    build_train_step,
-    describe_normalization,
+from bn_jax.training.build import build_train_step, describe_normalization
+from bn_jax.training.parts import (
+    errors_naming_config,
     read_batches,
-    settings_to_blame,
 )
 from bn_jax.training.state import init_state
 
 
 def refuse() -> None:
-    with settings_to_blame():
+    with errors_naming_config():
         raise ValueError("group_size=48 must divide the batch of 128.")
 
 
@@ -37,7 +36,7 @@ def test_each_step_gets_its_examples_in_microbatches(
         accumulation_steps=microbatches,
         parallel__num_devices=num_devices,
     )
-    batches = read_batches(config, parts_of(config), 7, 3)
+    batches = read_batches(parts_of(config), 7, 3)
     data = load_idx_folder(idx_dir)
     order = batch_indices(210, batch_size, seed=0, first_step=7, num_steps=3)
     order = order.reshape(3, microbatches, -1)
@@ -81,7 +80,7 @@ def test_a_network_of_fewer_classes_than_the_data_is_refused(idx_dir: Path) -> N
     config = tiny_config(idx_dir)
     with config.unlocked():
         config.model.num_classes = 9
-    expected = r"config\.model\.num_classes: 9 scores .* the 10 classes of digits"
+    expected = r"config\.model\.num_classes=9 .* the 10 classes of digits"
     with pytest.raises(UserError, match=expected):
         parts_of(config)
 
@@ -92,7 +91,7 @@ def test_labels_are_smoothed_as_the_configuration_says(idx_dir: Path) -> None:
     for smoothing in (0.0, 0.5):
         config = tiny_config(idx_dir, label_smoothing=smoothing)
         parts, state = parts_of(config), initial_state(config)
-        one = jax.tree.map(lambda leaf: leaf[0], read_batches(config, parts, 0, 1))
+        one = jax.tree.map(lambda leaf: leaf[0], read_batches(parts, 0, 1))
         losses[smoothing] = float(build_train_step(config, parts)(state, one)[1])
     # Every score is near 0 at first, and so is all that smoothing changes.
     assert losses[0.0] != losses[0.5]

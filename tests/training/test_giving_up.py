@@ -134,7 +134,7 @@ def test_the_advice_to_leave_such_steps_out_can_be_taken_in_the_same_folder(
     tmp_path: Path, idx_dir: Path, poison: Poison
 ) -> None:
     poison([13])
-    with pytest.raises(DivergedError, match=r"With --config\.on_nonfinite=skip"):
+    with pytest.raises(DivergedError, match=r"\. --config\.on_nonfinite=skip"):
         train(tiny_config(idx_dir, num_steps=20), tmp_path / "run", show_progress=False)
     skips = tiny_config(idx_dir, num_steps=20, on_nonfinite="skip")
     train(skips, tmp_path / "run", show_progress=False)

@@ -15,20 +15,19 @@ from bn_jax.data.imagenet.crops import NUM_CROPS
 from bn_jax.data.preparation.imagenet import prepare_imagenet
 from bn_jax.experiments.configs import load_config
 from bn_jax.models.inception import table
-from bn_jax.training.build import (
-    Parts,
-    build_initial_state,
-    build_parts,
-    build_train_step,
-    read_batches,
-)
+from bn_jax.training.build import build_parts, build_train_step
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
-from bn_jax.training.distributed.parallel import compile_chunk, make_parallel
+from bn_jax.training.distributed.parallel import compile_stretch, make_parallel
 from bn_jax.training.evaluation.ensemble import ensemble
 from bn_jax.training.evaluation.evaluate import evaluate
 from bn_jax.training.loop import train
+from bn_jax.training.parts import (
+    Parts,
+    build_initial_state,
+    read_batches,
+)
 from bn_jax.training.state import init_state
-from bn_jax.training.steps import make_train_chunk
+from bn_jax.training.steps import make_train_stretch
 from bn_jax.workdir.files import read_metrics
 
 ARMS = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid", "modern")
@@ -76,7 +75,7 @@ def leave_modules(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 @pytest.mark.parametrize("arm", ARMS)
 def test_the_whole_network_of_an_arm_is_built(arm: str, data_dir: str) -> None:
     config, parts = tiny(arm, data_dir)
-    one = jax.tree.map(lambda leaf: leaf[0], read_batches(config, parts, 0, 1))
+    one = jax.tree.map(lambda leaf: leaf[0], read_batches(parts, 0, 1))
     init = partial(init_state, parts.model, parts.tx, key=jax.random.key(0))
     state = jax.eval_shape(init, example=parts.preprocess(one.images[0]))
     # A mapped step has no axis here.
@@ -94,12 +93,12 @@ def test_an_arm_with_two_modules_takes_steps(
 ) -> None:
     leave_modules(monkeypatch, "3c", "4d")
     config, parts = tiny(arm, data_dir)
-    state = build_initial_state(config, parts)
+    state = build_initial_state(parts)
     before = np.asarray(state.params["logits"]["bias"])
-    chunk = make_train_chunk(build_train_step(config, parts))
+    chunk = make_train_stretch(build_train_step(config, parts))
     # Two: the first one of a warm-up has a rate of 0.
-    batches = read_batches(config, parts, 0, 2)
-    state, tally = compile_chunk(parts.parallel, chunk)(state, batches)
+    batches = read_batches(parts, 0, 2)
+    state, tally = compile_stretch(parts.parallel, chunk)(state, batches)
     chex.assert_tree_all_finite(state.params)
     assert (int(state.step), int(tally.num_losses)) == (2, 2)
     # The scores of the 1,000 classes lie near each other at first.

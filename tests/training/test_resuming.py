@@ -85,7 +85,7 @@ def test_going_on_is_logged_with_the_step(
             train(bn.config, tmp_path, show_progress=False)
     caplog.set_level(logging.INFO, logger="absl")
     train(bn.config, tmp_path, show_progress=False)
-    assert f"{tmp_path}: goes on after step 25." in caplog.messages
+    assert f"{tmp_path}: resumes after step 25." in caplog.messages
 
 
 def test_a_run_goes_on_with_other_checkpoints(

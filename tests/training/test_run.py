@@ -8,12 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from training.tiny_runs import parts_of, tiny_config
+from training.tiny_runs import compile_tiny_run, parts_of, tiny_config
 
 from bn_jax.data.dataset import ArraySplit, StreamedDataset
 from bn_jax.errors import UserError
 from bn_jax.training.distributed.parallel import MODES
-from bn_jax.training.run import compile_run
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def compiled() -> Iterator[Counter[str]]:
 
     def listen(event: str, _: float, **about: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            # Such as "jit(train_chunk)".
+            # Such as "jit(train_stretch)".
             names[about["fun_name"].split("(")[-1].rstrip(")")] += 1
 
     jax.monitoring.register_event_duration_secs_listener(listen)
@@ -34,7 +33,7 @@ def compiled() -> Iterator[Counter[str]]:
 def evaluated_run(idx_dir: Path, **settings: Any) -> Any:
     """What an evaluation after two stretches of two steps measures."""
     config = tiny_config(idx_dir, batch_size=24, **settings)
-    run = compile_run(config, parts_of(config))
+    run = compile_tiny_run(config)
     state, _ = run.train_steps(run.initial_state, 0, 2)
     run.evaluate(state, 2, lambda: 0)
     state, _ = run.train_steps(state, 2, 4)
@@ -51,7 +50,7 @@ def test_what_all_steps_and_evaluations_need_is_compiled_once(
     # Running statistics without momentum come with a count, evaluated ones do not.
     evaluated_run(idx_dir, **parallel, ema_decay=0.5, norm__momentum=momentum)
     # Pmap names everything alike.
-    chunk = "_fun" if mode == "pmap" else "train_chunk"
+    chunk = "_fun" if mode == "pmap" else "train_stretch"
     names = ["init", chunk, "population_step", "eval_step"]
     assert [compiled[name] for name in names] == [1, 1, 1, 1]
 
@@ -69,4 +68,4 @@ def test_a_damaged_test_image_is_not_blamed_on_the_configuration(idx_dir: Path) 
     damaged = DamagedSplit(np.zeros((9, 8, 8, 1), np.uint8), np.zeros(9, np.int32))
     data = StreamedDataset("damaged", 10, parts.data.train, damaged)
     with pytest.raises(UserError, match=r"^n01440764_18 is damaged"):
-        compile_run(config, parts._replace(data=data))
+        compile_tiny_run(config, data)

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from bn_jax.training.step_schedule import (
     Steps,
     checkpoint_steps,
-    chunks,
     evaluation_steps,
+    stretches,
 )
 
 STEPS = st.integers(1, 60)
@@ -53,10 +53,10 @@ def test_stretches_follow_each_other_from_the_first_step_to_the_last(
     first_step: int, num_steps: int, stops: set[int], max_steps: int
 ) -> None:
     first_step = min(first_step, num_steps)
-    stretches = list(
-        chunks(first_step, num_steps, stops=_single(stops), max_steps=max_steps)
+    pieces = list(
+        stretches(first_step, num_steps, stops=_single(stops), max_steps=max_steps)
     )
-    taken = [step for start, end in stretches for step in range(start, end)]
+    taken = [step for start, end in pieces for step in range(start, end)]
     assert taken == list(range(first_step, num_steps))
 
 
@@ -64,14 +64,15 @@ def test_stretches_follow_each_other_from_the_first_step_to_the_last(
 def test_a_stretch_is_short_enough_and_passes_no_stop(
     num_steps: int, stops: set[int], max_steps: int
 ) -> None:
-    for start, end in chunks(0, num_steps, stops=_single(stops), max_steps=max_steps):
+    pieces = stretches(0, num_steps, stops=_single(stops), max_steps=max_steps)
+    for start, end in pieces:
         assert 0 < end - start <= max_steps
         assert end <= num_steps
         assert not any(start < stop < end for stop in stops)
 
 
 def test_a_complete_run_has_no_stretch_left() -> None:
-    assert list(chunks(10, 10, stops=_single({5, 10}), max_steps=3)) == []
+    assert list(stretches(10, 10, stops=_single({5, 10}), max_steps=3)) == []
 
 
 def _single(steps: set[int]) -> Steps:
@@ -104,7 +105,7 @@ def test_a_run_of_any_length_is_planned_at_once() -> None:
     evaluated = evaluation_steps(
         num_steps, early_every_steps=1, early_until_step=num_steps - 9, every_steps=5
     )
-    stretches = chunks(0, num_steps, stops=saved | evaluated, max_steps=10)
-    assert next(stretches) == (0, 1)
+    pieces = stretches(0, num_steps, stops=saved | evaluated, max_steps=10)
+    assert next(pieces) == (0, 1)
     assert num_steps - 9 in evaluated
     assert num_steps - 8 not in evaluated

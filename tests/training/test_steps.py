@@ -18,8 +18,8 @@ from bn_jax.training.state import TrainState, init_state
 from bn_jax.training.steps import (
     Examples,
     make_population_step,
-    make_train_chunk,
     make_train_step,
+    make_train_stretch,
 )
 
 ARMS = {"bn": "batch_norm", "baseline": None}
@@ -63,7 +63,7 @@ class Arm:
 
     def trained(self) -> TrainState:
         """The state after a few steps."""
-        return jax.jit(make_train_chunk(self.train_step))(self.state, BATCHES)[0]
+        return jax.jit(make_train_stretch(self.train_step))(self.state, BATCHES)[0]
 
 
 @pytest.fixture(scope="module", params=ARMS)
@@ -149,7 +149,7 @@ def test_a_train_step_counts_itself(arm: Arm) -> None:
 
 
 def test_a_chunk_is_single_steps_bit_for_bit(arm: Arm) -> None:
-    state, tally = jax.jit(make_train_chunk(arm.train_step))(arm.state, BATCHES)
+    state, tally = jax.jit(make_train_stretch(arm.train_step))(arm.state, BATCHES)
     single, step, loss_sum = arm.state, jax.jit(arm.train_step), np.float32(0)
     for batch in steps(BATCHES):
         single, loss = step(single, batch)

@@ -11,6 +11,7 @@ from training.tiny_runs import (
     Complete,
     PowerFailureError,
     assert_same_result,
+    compile_tiny_run,
     complete_run,
     fail_at,
     final_state,
@@ -25,7 +26,6 @@ from bn_jax.training.checkpoints.checkpoint import Checkpoints
 from bn_jax.training.evaluation.evaluate import evaluate
 from bn_jax.training.loop import train
 from bn_jax.training.metrics import mean_metrics
-from bn_jax.training.run import compile_run
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_training_reads_a_batch_at_a_time_and_once_for_the_averaged_network_too(
     imagenet_dir: str, asked: list[int]
 ) -> None:
     config = tiny_imagenet_config(imagenet_dir, ema_decay=0.5)
-    run = compile_run(config, parts_of(config))
+    run = compile_tiny_run(config)
     # For its shape, which evaluations are compiled for.
     assert asked == [5]
     run.evaluate(run.initial_state, 0, lambda: 0)
@@ -128,7 +128,7 @@ def test_the_sums_are_those_of_one_device(imagenet_dir: str, num_devices: int) -
     metrics = []
     for count in (1, num_devices):
         config = tiny_imagenet_config(imagenet_dir, parallel__num_devices=count)
-        run = compile_run(config, parts_of(config))
+        run = compile_tiny_run(config)
         sums = jax.device_get(run.evaluate(run.initial_state, 0, lambda: 0).sums[""])
         assert sums.num_examples == 12
         metrics.append(mean_metrics(sums))

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from bn_jax.data.dataset import Dataset
 from bn_jax.experiments.configs import load_config
-from bn_jax.training.build import Parts, build_initial_state, build_parts
+from bn_jax.training.build import build_parts, build_train_step
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
 from bn_jax.training.distributed.parallel import make_parallel
 from bn_jax.training.loop import train
+from bn_jax.training.parts import Parts, build_initial_state
+from bn_jax.training.run import Run, compile_run
 from bn_jax.training.state import TrainState
 from bn_jax.workdir.files import read_config, read_metrics
 
@@ -96,9 +99,16 @@ def parts_of(config: ConfigDict) -> Parts:
     return build_parts(config, make_parallel(**config.parallel))
 
 
+def compile_tiny_run(config: ConfigDict, data: Dataset | None = None) -> Run:
+    """Returns the compiled run of a configuration, on other data if they are given."""
+    parts = parts_of(config)
+    parts = parts if data is None else parts._replace(data=data)
+    return compile_run(parts, build_train_step(config, parts))
+
+
 def initial_state(config: ConfigDict) -> TrainState:
     """The state of a configuration before its first step."""
-    return build_initial_state(config, parts_of(config))
+    return build_initial_state(parts_of(config))
 
 
 def final_state(config: ConfigDict, workdir: Path) -> TrainState:

@@ -1,4 +1,4 @@
-"""Checkpoints of everything that a run needs to go on, by Orbax, with checksums."""
+"""Checkpoints of everything that a run needs to resume, by Orbax, with checksums."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental import multihost_utils
 
 from bn_jax.errors import UserError
-from bn_jax.training.checkpoints.manifest import damaged_files, write_manifest
+from bn_jax.training.checkpoints.damage import damage_of, move_aside
+from bn_jax.training.checkpoints.manifest import write_manifest
 from bn_jax.training.checkpoints.same_tree import check_same_leaves
 from bn_jax.training.distributed.processes import LostProcessError
 from bn_jax.training.state import TrainState
@@ -24,24 +23,24 @@ _TEMPORARY = "*.orbax-checkpoint-tmp*"
 class Checkpoints(AbstractContextManager):
     """The checkpoints of one run, in a folder of their own.
 
-    They are written in the background and appear whole or not at all; leaving the
-    context waits for the last. Each has a manifest of checksums, without which a
-    flipped bit would be restored as if nothing were wrong.
+    Orbax writes a checkpoint in the background; it appears as a whole or not at all.
+    Leaving the context waits for the last one. Each has a manifest of checksums:
+    without it, a flipped bit would be restored without a warning.
     """
 
     def __init__(
         self, folder: Path, *, keep: int, config: Mapping[str, Any] | None = None
     ) -> None:
-        """Opens the folder, and makes it if it is not there.
+        """Opens the folder, and creates it if it is missing.
 
         Args:
-            folder: Where the checkpoints lie.
-            keep: How many of the newest are kept.
-            config: Configuration of the run, JSON-ready, saved with each; None to
-                read only.
+            folder: Folder of the checkpoints.
+            keep: Number of the newest checkpoints to keep.
+            config: JSON-ready configuration that is saved with each checkpoint; None
+                to read only.
 
         Raises:
-            UserError: If it is a file.
+            UserError: If `folder` is a file.
         """
         self._folder = folder.absolute()
         self._config = config
@@ -57,24 +56,25 @@ class Checkpoints(AbstractContextManager):
         try:
             self._manager.close()
         except Exception as second:
-            # Orbax passes on whatever its threads have raised. What has ended the run
-            # is to be told, and a second error would hide it.
+            # Orbax re-raises the errors of its threads. The error that ended the run
+            # must be the one that the user sees.
             logging.error("%s: the last checkpoint is lost: %s", self._folder, second)
 
     def save(self, state: TrainState, *, step: int) -> None:
-        """Begins to write the state, unless that step is there already.
+        """Begins to write the state, unless a checkpoint of that step exists.
 
         Args:
-            state: State after `step` steps; it may be given away once this returns.
-            step: Names the checkpoint.
+            state: State after `step` steps; the caller may donate it afterwards.
+            step: Name of the checkpoint.
 
         Raises:
-            UserError: If the one before could not be written.
-            LostProcessError: If the processes did not complete it together.
+            UserError: If the previous checkpoint could not be written.
+            LostProcessError: If the processes did not complete the previous checkpoint
+                together.
         """
         if step in self._manager.all_steps():
             return
-        # Copied, because the next step overwrites the state while it is written.
+        # Orbax writes a copy, because the next step overwrites the donated state.
         tree = jax.tree.map(lambda leaf: leaf.copy(), _as_arrays(state))
         about = {
             "format_version": FORMAT_VERSION,
@@ -89,7 +89,7 @@ class Checkpoints(AbstractContextManager):
                 ),
             )
         except (OSError, ValueError) as error:
-            raise self._not_written(error) from error
+            raise _write_error(self._folder, error) from error
 
     def wait(self) -> None:
         """Waits until everything is on disk.
@@ -101,49 +101,49 @@ class Checkpoints(AbstractContextManager):
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
-            raise self._not_written(error) from error
+            raise _write_error(self._folder, error) from error
 
     def restore_latest(self, like: TrainState) -> TrainState | None:
-        """The newest state that is intact, or None when there is no checkpoint.
+        """Returns the newest intact state, or None if there is no checkpoint.
 
-        Newer ones that are damaged are named in a warning and moved aside, to
-        `damaged/` beside the folder, when the checkpoints are not only read.
+        A warning names each newer, damaged checkpoint. Unless the checkpoints are
+        read-only, damaged ones move to `damaged/` beside the folder.
 
         Args:
-            like: A state of the shapes, dtypes and devices to restore to, which
-                needs no values.
+            like: State or shapes of a state, with the shapes, dtypes and shardings to
+                restore to.
 
         Raises:
-            UserError: If there are checkpoints and none is intact, one is of another
-                model, or of a newer version of this library.
+            UserError: If all checkpoints are damaged, or the newest intact one is of
+                another model or of a newer version of this library.
         """
-        # A step that is being written has no manifest yet.
+        # Orbax lists a step that it still writes, and that has no manifest yet.
         self.wait()
         steps = sorted(self._manager.all_steps(), reverse=True)
-        damage: dict[int, str] = {}
+        damaged: dict[int, str] = {}
         for step in steps:
-            wrong = self._what_is_wrong(step)
-            if not wrong:
-                if damage:
-                    self._move_aside(damage)
+            damage = damage_of(self._folder / str(step))
+            if not damage:
+                if damaged and self._config is not None:
+                    self._move_aside(damaged)
                 return self._restore(step, like)
-            damage[step] = wrong
+            damaged[step] = damage
             logging.warning(
-                "%s: checkpoint %d is damaged: %s.", self._folder, step, wrong
+                "%s: checkpoint %d is damaged: %s.", self._folder, step, damage
             )
-        if damage:
+        if damaged:
             raise UserError(
-                f"{self._folder}: none of the checkpoints {sorted(damage)} is intact; "
-                f"the newest: {damage[steps[0]]}. Bring one back from a copy, or train "
-                "anew in another --workdir."
+                f"{self._folder}: none of the checkpoints {sorted(damaged)} is intact; "
+                f"the newest: {damaged[steps[0]]}. Restore one from a backup, or train "
+                "from the beginning in another --workdir."
             )
         return None
 
     def _open(self) -> ocp.CheckpointManager:
-        # Orbax would not say so before the first checkpoint is to be written.
+        # Orbax would report it only when it writes the first checkpoint.
         if self._folder.exists() and not self._folder.is_dir():
             raise UserError(
-                f"{self._folder}: it must be the folder of the checkpoints, and is a "
+                f"{self._folder}: must be the folder of the checkpoints, and is a "
                 "file. Move it away, or choose another --workdir."
             )
         options = ocp.CheckpointManagerOptions(
@@ -151,9 +151,9 @@ class Checkpoints(AbstractContextManager):
             create=self._config is not None,
             async_options=ocp.options.AsyncOptions(
                 timeout_secs=120,
-                # Called by the first process, when the files are complete and the
-                # folder still has its temporary name: the manifest is part of what
-                # appears at once.
+                # The primary process calls it when the files are complete and the
+                # folder still has its temporary name. Thus the manifest appears
+                # together with the files.
                 post_finalization_callback=self._write_manifest,
             ),
         )
@@ -170,35 +170,10 @@ class Checkpoints(AbstractContextManager):
         for folder in self._folder.glob(_TEMPORARY):
             write_manifest(folder)
 
-    def _what_is_wrong(self, step: int) -> str:
-        """In words, and in those of the first process; empty if the step is intact."""
-        is_damaged, wrong = False, ""
-        if jax.process_index() == 0:
-            wrong = "; ".join(damaged_files(self._folder / str(step)))
-            is_damaged = bool(wrong)
-        if jax.process_count() > 1:
-            is_damaged = bool(
-                multihost_utils.broadcast_one_to_all(np.asarray(is_damaged))
-            )
-        return wrong or ("the first process says which files" if is_damaged else "")
-
     def _move_aside(self, damaged: Mapping[int, str]) -> None:
-        if self._config is None:
-            return
+        # Orbax remembers the steps of a folder: it must open the folder again.
         self._manager.close()
-        if jax.process_index() == 0:
-            aside = self._folder.with_name("damaged")
-            aside.mkdir(exist_ok=True)
-            for step in damaged:
-                target = aside / str(step)
-                number = 1
-                while target.exists():
-                    number += 1
-                    target = aside / f"{step}-{number}"
-                (self._folder / str(step)).rename(target)
-                logging.warning("Checkpoint %d now lies in %s.", step, target)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("bn_jax: damaged checkpoints aside")
+        move_aside(self._folder, damaged)
         self._manager = self._open()
 
     def _restore(self, step: int, like: TrainState) -> TrainState:
@@ -208,8 +183,8 @@ class Checkpoints(AbstractContextManager):
         if about["format_version"] > FORMAT_VERSION:
             raise UserError(
                 f"{self._folder}: checkpoint {step} has format "
-                f"{about['format_version']}, and this version of bn_jax reads up to "
-                f"{FORMAT_VERSION}; install a newer one."
+                f"{about['format_version']}, and this version of bn_jax reads formats "
+                f"up to {FORMAT_VERSION}; install a newer one."
             )
         target = jax.tree.map(
             lambda shape, leaf: shape.update(sharding=leaf.sharding),
@@ -224,27 +199,28 @@ class Checkpoints(AbstractContextManager):
         key = jax.random.wrap_key_data(arrays.pop("key"))
         return TrainState(**arrays, key=key)
 
-    def _not_written(self, error: Exception) -> Exception:
-        if jax.process_count() > 1 and not _is_of_a_file(error):
-            return LostProcessError(
-                f"{self._folder}: the processes did not complete a checkpoint "
-                f"together ({error})."
-            )
-        return UserError(
-            f"{self._folder}: a checkpoint could not be written ({error}). Earlier "
-            "ones are as they were; make room, or choose another --workdir."
+
+def _as_arrays(state: TrainState) -> dict[str, Any]:
+    return {**state._asdict(), "key": jax.random.key_data(state.key)}
+
+
+def _write_error(folder: Path, error: Exception) -> Exception:
+    """Returns the error to raise when Orbax could not write a checkpoint."""
+    if jax.process_count() > 1 and not _names_a_file(error):
+        return LostProcessError(
+            f"{folder}: the processes did not complete a checkpoint together ({error})."
         )
+    return UserError(
+        f"{folder}: a checkpoint could not be written ({error}). Earlier checkpoints "
+        "are intact; free some space, or choose another --workdir."
+    )
 
 
-def _is_of_a_file(error: Exception) -> bool:
-    """Whether a file could not be written, rather than another process be reached.
+def _names_a_file(error: Exception) -> bool:
+    """Returns True if a file could not be written, False if a process is lost.
 
-    Orbax raises a ValueError for both; where it is a file's, it names it.
+    Orbax raises a ValueError for both; its message names the file where it is one.
     """
     if isinstance(error, OSError):
         return not isinstance(error, ConnectionError | TimeoutError)
     return "local file" in str(error)
-
-
-def _as_arrays(state: TrainState) -> dict[str, Any]:
-    return {**state._asdict(), "key": jax.random.key_data(state.key)}

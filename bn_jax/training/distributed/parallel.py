@@ -16,11 +16,11 @@ _AXIS = "batch"
 
 
 class Parallel(NamedTuple):
-    """Devices that share the work, and how the training step is spread over them.
+    """The devices of a run, and how a training step uses them.
 
     Attributes:
-        mode: "jit" lets XLA divide the program, "shard_map" and "pmap" run it on each
-            device's part of the batch.
+        mode: "jit" lets XLA partition the program; "shard_map" and "pmap" run the
+            program on each device, with that device's shard of the batch.
         mesh: The devices, along one axis.
     """
 
@@ -29,21 +29,21 @@ class Parallel(NamedTuple):
 
     @property
     def num_devices(self) -> int:
-        """Devices of all processes."""
+        """Number of devices of all processes."""
         return self.mesh.size
 
     @property
     def axis_name(self) -> str | None:
-        """The mapped axis that a training step may sum over; None where none is."""
+        """Mapped axis that a training step may sum over; None in mode "jit"."""
         return None if self.mode == "jit" else _AXIS
 
     @property
     def replicated(self) -> NamedSharding:
-        """The same on every device."""
+        """Sharding of an array that is whole on each device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def split(self, axis: int) -> NamedSharding:
-        """Each device its part.
+        """Returns the sharding of an array over its axis of examples.
 
         Args:
             axis: Axis of examples.
@@ -52,13 +52,22 @@ class Parallel(NamedTuple):
 
     @property
     def must_wait(self) -> bool:
-        """Whether a computation must be complete before the next is begun.
+        """True if a computation must be complete before the next one starts.
 
-        On CPU several devices of one process share a pool of threads. Two programs
-        with collectives can then take threads from each other until none goes on.
+        Several CPU devices of one process share a pool of threads. Two programs with
+        collectives can block each other for ever, each with threads that the other
+        one needs.
         """
-        mine = self.mesh.local_mesh.devices.flat
-        return mine[0].platform == "cpu" and len(mine) > 1
+        local_devices = self.mesh.local_mesh.devices.flat
+        return local_devices[0].platform == "cpu" and len(local_devices) > 1
+
+    def settle(self, result: PyTree) -> Any:
+        """Returns a program's result, once it is complete if `must_wait` is set.
+
+        Args:
+            result: Arrays that the program returned.
+        """
+        return jax.block_until_ready(result) if self.must_wait else result
 
 
 def make_parallel(
@@ -67,16 +76,17 @@ def make_parallel(
     num_devices: int | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Parallel:
-    """The devices that a run uses.
+    """Returns the devices that a run uses.
 
     Args:
         mode: One of `MODES`.
-        num_devices: How many of them, the first ones; None for all. Several
-            processes use all.
+        num_devices: Number of devices, counted from the first; None for all. Several
+            processes must use all.
         devices: Devices to choose from; by default those of all processes.
 
     Raises:
-        UserError: If there is no such mode, or there are not as many devices.
+        UserError: If `mode` is not one of `MODES`, or if `num_devices` is out of range
+            or leaves out devices of several processes.
     """
     if mode not in MODES:
         raise UserError(
@@ -94,35 +104,35 @@ def make_parallel(
             f"config.parallel.num_devices={count}: {jax.process_count()} processes "
             f"use all of their {len(devices)} devices; leave it out."
         )
-    # JAX's own order of devices keeps those of a process together.
+    # In JAX's order the devices of one process are next to each other.
     mesh = Mesh(np.asarray(devices[:count]), (_AXIS,), axis_types=(AxisType.Auto,))
     return Parallel(mode, mesh)
 
 
-def compile_chunk(
-    parallel: Parallel, chunk: Callable[[PyTree, PyTree], PyTree]
+def compile_stretch(
+    parallel: Parallel, stretch: Callable[[PyTree, PyTree], PyTree]
 ) -> Callable[[PyTree, PyTree], PyTree]:
-    """A stretch of training steps, compiled for the devices.
+    """Returns a stretch of training steps, compiled for the devices.
 
-    The state is donated: what is passed in cannot be used afterwards.
+    The state is donated: the caller cannot use it after the call.
 
     Args:
         parallel: Devices and mode.
-        chunk: Function of a state, the same on all devices, and of batches
-            `(steps, microbatches, examples, ...)`; its results are the same on all
-            devices. In the modes that map, it sums over `parallel.axis_name`.
+        stretch: Function of a replicated state and of batches `(steps, microbatches,
+            examples, ...)`; its results are replicated. In modes "shard_map" and
+            "pmap" it sums over `parallel.axis_name`.
 
     Returns:
-        Function of global arrays, the batches split along their examples.
+        Function of global arrays; the batches are sharded over their examples.
     """
     mesh, everywhere = parallel.mesh, PartitionSpec()
     if parallel.mode == "jit":
-        return jax.jit(chunk, donate_argnums=0, out_shardings=parallel.replicated)
+        return jax.jit(stretch, donate_argnums=0, out_shardings=parallel.replicated)
     if parallel.mode == "shard_map":
-        # Gradients are summed by the step itself, once and in float32; with
-        # check_vma=True JAX would do it where the parameters are first used.
+        # The step itself sums the gradients, once and in float32. With check_vma=True
+        # JAX would sum them where the parameters are first used.
         mapped = jax.shard_map(
-            chunk,
+            stretch,
             mesh=mesh,
             in_specs=(everywhere, PartitionSpec(None, None, _AXIS)),
             out_specs=everywhere,
@@ -130,14 +140,14 @@ def compile_chunk(
         )
         return jax.jit(mapped, donate_argnums=0)
     pmapped = jax.pmap(
-        chunk,
+        stretch,
         axis_name=_AXIS,
         in_axes=(None, 2),
         out_axes=None,
         donate_argnums=0,
         devices=None if jax.process_count() > 1 else list(mesh.devices.flat),
     )
-    give_each_device_an_axis = jax.jit(
+    add_device_axis = jax.jit(
         lambda tree: jax.tree.map(
             lambda x: x.reshape(*x.shape[:2], mesh.size, -1, *x.shape[3:]), tree
         ),
@@ -145,10 +155,10 @@ def compile_chunk(
     )
 
     def run(state: PyTree, batches: PyTree) -> PyTree:
-        batches = give_each_device_an_axis(batches)
+        batches = add_device_axis(batches)
         if jax.process_count() == 1:
             return pmapped(state, batches)
-        # Pmap takes and returns what this process holds.
+        # pmap takes and returns only the shards of this process's devices.
         split = PartitionSpec(None, None, _AXIS)
         local = multihost_utils.global_array_to_host_local_array
         result = pmapped(local(state, mesh, everywhere), local(batches, mesh, split))
@@ -162,11 +172,11 @@ def compile_chunk(
 def result_shapes(
     parallel: Parallel, function: Callable[..., PyTree], *arguments: Any
 ) -> Any:
-    """Shapes and dtypes of what a function gives, where all devices hold it.
+    """Returns shapes and dtypes of a function's result, replicated on all devices.
 
     Args:
         parallel: The devices.
-        function: It is traced.
+        function: Function, which is traced and not run.
         arguments: Arrays or their shapes.
     """
     return jax.tree.map(
@@ -178,23 +188,24 @@ def result_shapes(
 def put_split(
     parallel: Parallel, read: Callable[[np.ndarray], PyTree], indices: np.ndarray
 ) -> PyTree:
-    """Examples on the devices that are to work on them.
+    """Reads examples, and returns them as arrays that are sharded over the devices.
 
     Args:
         parallel: The devices.
-        read: Returns what belongs to an array of indices, arrays that begin with its
-            axes; it is asked only for the indices of this process's devices.
-        indices: Index of each example; the last axis is split.
+        read: Function of an array of indices that returns arrays, whose first axes
+            are those of the indices. It is called only with the indices for the
+            devices of this process.
+        indices: Index of each example; the last axis is sharded.
     """
     sharding = parallel.split(indices.ndim - 1)
-    places = sharding.addressable_devices_indices_map(indices.shape)
-    parts = [
-        jax.device_put(read(indices[place or ()]), device)
-        for device, place in places.items()
+    slices_of = sharding.addressable_devices_indices_map(indices.shape)
+    own_shards = [
+        jax.device_put(read(indices[slices or ()]), device)
+        for device, slices in slices_of.items()
     ]
 
     def join(*shards: Array) -> Array:
         shape = (*indices.shape, *shards[0].shape[indices.ndim :])
         return jax.make_array_from_single_device_arrays(shape, sharding, list(shards))
 
-    return jax.tree.map(join, *parts)
+    return jax.tree.map(join, *own_shards)

@@ -1,4 +1,4 @@
-"""How well several trained models do together, by their folders."""
+"""Accuracy of several trained models together, from their workdirs."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -12,14 +12,14 @@ from jaxtyping import PyTree
 from bn_jax.data.idx import load_idx_folder
 from bn_jax.errors import UserError
 from bn_jax.results import EnsembleEvaluation, Member
-from bn_jax.training.build import Parts, Settings, settings_to_blame
+from bn_jax.training.build import Settings
 from bn_jax.training.checkpoints.restore import restore
 from bn_jax.training.evaluation.eval_batches import add_up
 from bn_jax.training.evaluation.evaluate import (
     check_choices,
     choose_predict,
-    normalized,
     read_test_set,
+    with_statistics,
 )
 from bn_jax.training.evaluation.predict import (
     EnsembleSums,
@@ -28,13 +28,13 @@ from bn_jax.training.evaluation.predict import (
     make_ensemble_step,
 )
 from bn_jax.training.metrics import mean_metrics
+from bn_jax.training.parts import Parts, errors_naming_config
 from bn_jax.training.state import TrainState
 from bn_jax.workdir.files import read_config
 
-# Settings of data on which only the crops and colours of training images depend, or
-# nothing at all.
+# Settings of `config.dataset` that change no test image.
 _MAY_DIFFER = ("distortion", "augmentation_seed", "read_threads")
-# Settings of data that name one folder in several ways.
+# Settings of `config.dataset` that are paths.
 _FOLDERS = ("data_dir", "idx_dir")
 
 
@@ -45,45 +45,48 @@ def ensemble(
     statistics: str,
     crops: int = 1,
 ) -> EnsembleEvaluation:
-    """Accuracy of the averaged probabilities of several runs' newest checkpoints.
+    """Evaluates the averaged probabilities of several runs' newest checkpoints.
 
-    A run that keeps an average of its parameters takes part with that. Each image is
-    read once for all. Source: Ioffe & Szegedy (2015), section 4.2.3.
+    A run with averaged parameters takes part with those. Each image is read once for
+    all networks. Source: Ioffe & Szegedy (2015), section 4.2.3.
 
     Args:
-        configs: The runs' configurations, perhaps with another `dataset`; the first
-            says how many images are evaluated at once.
-        workdirs: The runs' folders, in the same order; nothing in them is changed.
-        statistics: See `bn_jax.training.evaluation.evaluate.evaluate`.
-        crops: See there; the probabilities of all crops by all networks are averaged.
+        configs: Configurations of the runs, perhaps with another `dataset`; the first
+            sets the batch size.
+        workdirs: Workdirs of the runs, in the order of `configs`; nothing in them is
+            changed.
+        statistics: Statistics that layers normalize by, one of
+            `bn_jax.training.evaluation.evaluate.STATISTICS`.
+        crops: Crops of each image, 1 or 144; the probabilities of all crops by all
+            networks are averaged.
 
     Raises:
-        UserError: If there are fewer than two runs, one is given twice or has no
-            checkpoint, they differ in their data or classes, or the data do not suit
-            the models or the crops.
+        UserError: If there are fewer than two runs, a run is given twice or has no
+            checkpoint, the runs differ in their data or classes, or the data do not
+            suit the models or the crops.
     """
     check_choices(statistics, crops)
     _check_folders(workdirs)
     _check_same_data(configs, workdirs)
     _check_same_label_spaces(workdirs)
-    # One after the other, so that the training images of all are not there at once.
+    # A generator, so that memory holds the training images of one run at a time.
     restored = (
         restore(config, workdir)
         for config, workdir in zip(configs, workdirs, strict=True)
     )
     parts, state = next(restored)
     name = parts.data.name
-    read_test = read_test_set(configs[0], parts, statistics=statistics, crops=crops)
+    read_test = read_test_set(parts, statistics=statistics, crops=crops)
     networks = [
-        _network(config, *one, statistics=statistics, crops=crops)
-        for config, one in zip(configs, chain([(parts, state)], restored), strict=True)
+        _network(parts, state, statistics=statistics, crops=crops)
+        for parts, state in chain([(parts, state)], restored)
     ]
     _check_same_classes(networks, workdirs)
     step = jax.jit(make_ensemble_step([network.predict for network in networks]))
 
-    def sums_of(part: PaddedBatches) -> EnsembleSums:
-        with settings_to_blame():
-            return step([network.variables for network in networks], part)
+    def sums_of(batches: PaddedBatches) -> EnsembleSums:
+        with errors_naming_config():
+            return step([network.variables for network in networks], batches)
 
     sums = add_up(sums_of, read_test())
     return EnsembleEvaluation(
@@ -108,14 +111,14 @@ class _Network(NamedTuple):
 
 
 def _network(
-    config: Settings, parts: Parts, state: TrainState, *, statistics: str, crops: int
+    parts: Parts, state: TrainState, *, statistics: str, crops: int
 ) -> _Network:
-    """What a run takes part with, without its data."""
-    # The averaged parameters come last, where they are kept.
+    """Returns the network of a run, without the run's data."""
+    # The averaged parameters come last, if the run keeps them.
     prefix, variables = list(state.networks.items())[-1]
     step = int(state.step)
-    ready = normalized(
-        config, parts, {prefix: variables}, step=step, statistics=statistics
+    ready = with_statistics(
+        parts, {prefix: variables}, step=step, statistics=statistics
     )
     model: Any = parts.model
     return _Network(
@@ -130,16 +133,16 @@ def _network(
 def _check_folders(workdirs: Sequence[Path]) -> None:
     if len(workdirs) < 2:
         raise UserError(
-            f"an ensemble needs two runs or more, and got {len(workdirs)}; "
-            "`bn-jax evaluate --workdir=DIR` is for one."
+            f"an ensemble needs two runs or more, and got {len(workdirs)}; use "
+            "`bn-jax evaluate --workdir=DIR` for one run."
         )
     folders = [workdir.resolve() for workdir in workdirs]
     for place, folder in enumerate(folders):
         first = folders.index(folder)
         if first < place:
             raise UserError(
-                f"workdirs {workdirs[first]} and {workdirs[place]} are one folder, "
-                "whose run would count twice; name each run once."
+                f"workdirs {workdirs[first]} and {workdirs[place]} are one folder; its "
+                "run would count twice. Name each run once."
             )
 
 
@@ -155,13 +158,13 @@ def _check_same_data(configs: Sequence[Settings], workdirs: Sequence[Path]) -> N
         if differing:
             raise UserError(
                 "the runs of an ensemble must have been trained on the same data; "
-                f"{'; '.join(differing)}. Leave one of them out, or give a "
-                "--dataset.KEY=VALUE, which holds for all."
+                f"{'; '.join(differing)}. Leave one of them out, or set the same value "
+                "for all by --dataset.KEY=VALUE."
             )
 
 
 def _data_settings(config: Settings) -> dict[str, Any]:
-    """Those that must agree, without what is not set."""
+    """Returns the settings of the data that must agree, without those left unset."""
     return {
         key: str(Path(value).expanduser().resolve()) if key in _FOLDERS else value
         for key, value in config.dataset.items()
@@ -174,8 +177,8 @@ def _check_same_classes(networks: Sequence[_Network], workdirs: Sequence[Path]) 
     for network, workdir in zip(networks, workdirs, strict=True):
         if network.num_classes != first:
             raise UserError(
-                "the networks of an ensemble must tell the same classes apart; that of "
-                f"{workdirs[0]} has {first} classes, and that of {workdir} "
+                "the networks of an ensemble must have the same classes; the one in "
+                f"{workdirs[0]} has {first} classes, and the one in {workdir} has "
                 f"{network.num_classes}. Leave one of them out."
             )
 
@@ -185,23 +188,24 @@ def _check_same_label_spaces(workdirs: Sequence[Path]) -> None:
     for workdir, other in zip(workdirs[1:], others, strict=True):
         if not _is_same_set(first, other):
             raise UserError(
-                "the networks of an ensemble must tell the same classes apart; that of "
-                f"{workdirs[0]} was trained on {first}, and that of {workdir} on "
+                "the networks of an ensemble must have the same classes; the one in "
+                f"{workdirs[0]} was trained on {first}, and the one in {workdir} on "
                 f"{other}. Leave one of them out."
             )
 
 
 def _trained_on(workdir: Path) -> str | Path:
-    """Name or folder of the data of a run, whatever it is tested on now."""
+    """Returns name or folder of the data that a run was trained on."""
     data = read_config(workdir)["dataset"]
     folder = data.get("idx_dir")
     return Path(folder).expanduser().resolve() if folder else data["name"].split(":")[0]
 
 
 def _is_same_set(first: str | Path, other: str | Path) -> bool:
-    """Whether data have one name and, where that can still be seen, the same labels.
+    """Returns True if two data sets have one name, and equal labels where known.
 
-    A folder of IDX files is known by its own name: it may have been copied since.
+    A folder of IDX files may have been copied since. Its path does not count, only
+    its own name; labels are compared if both folders still exist.
     """
     if Path(first).name != Path(other).name:
         return False

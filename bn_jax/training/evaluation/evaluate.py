@@ -1,4 +1,4 @@
-"""How well a trained model does, by its folder."""
+"""Loss and accuracy of a trained model on the test set, from its workdir."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from bn_jax.errors import UserError
 from bn_jax.machine import number_of_cores
 from bn_jax.progress import progress_bar
 from bn_jax.results import Evaluation
-from bn_jax.training.build import Parts, Settings, read_batches, settings_to_blame
+from bn_jax.training.build import Settings
 from bn_jax.training.checkpoints.restore import restore
 from bn_jax.training.evaluation.eval_batches import add_up, make_test_reader
 from bn_jax.training.evaluation.predict import (
@@ -23,6 +23,7 @@ from bn_jax.training.evaluation.predict import (
     over_crops,
 )
 from bn_jax.training.metrics import PredictionSums, mean_metrics
+from bn_jax.training.parts import Parts, errors_naming_config, read_batches
 from bn_jax.training.steps import make_population_step
 
 STATISTICS = ("moving", "population", "batch")
@@ -32,17 +33,17 @@ CROPS = (1, NUM_CROPS)
 def evaluate(
     config: Settings, workdir: Path, *, statistics: str, crops: int = 1
 ) -> Evaluation:
-    """Loss and accuracy of a run's newest checkpoint on the test set.
+    """Evaluates the newest checkpoint of a run on the test set.
 
     Args:
-        config: The run's configuration, perhaps with another `dataset`.
-        workdir: The run's folder; nothing in it is changed.
-        statistics: What layers normalize by: "moving" averages of training,
-            "population" statistics computed anew from the minibatches that training
-            would reach next, or those of each test "batch" of
-            `config.evaluation.batch_size` by itself.
-        crops: 144 averages the probabilities of so many crops of each image, 1 takes
-            its middle.
+        config: Configuration of the run, perhaps with another `dataset`.
+        workdir: Workdir of the run; nothing in it is changed.
+        statistics: Statistics that layers normalize by: "moving" for the running
+            statistics, "population" for population statistics of the batches that
+            training would take next, "batch" for the moments of each test batch of
+            `config.evaluation.batch_size` examples.
+        crops: 1 evaluates the centre of each image, 144 averages the probabilities of
+            that many crops.
 
     Raises:
         UserError: If there is no checkpoint, or the data do not suit the model or the
@@ -50,40 +51,39 @@ def evaluate(
     """
     check_choices(statistics, crops)
     parts, state = restore(config, workdir)
-    read_test = read_test_set(config, parts, statistics=statistics, crops=crops)
-    networks = normalized(
-        config, parts, state.networks, step=int(state.step), statistics=statistics
+    read_test = read_test_set(parts, statistics=statistics, crops=crops)
+    networks = with_statistics(
+        parts, state.networks, step=int(state.step), statistics=statistics
     )
     predict = choose_predict(parts, statistics=statistics, crops=crops)
     eval_step = jax.jit(make_eval_step(predict))
 
-    def sums_of(part: PaddedBatches) -> Mapping[str, PredictionSums]:
-        with settings_to_blame():
+    def sums_of(batches: PaddedBatches) -> Mapping[str, PredictionSums]:
+        with errors_naming_config():
             return {
-                prefix: eval_step(variables, part)
+                prefix: eval_step(variables, batches)
                 for prefix, variables in networks.items()
             }
 
     sums = add_up(sums_of, read_test())
     metrics = {
         f"{prefix}{name}": value
-        for prefix, one in sums.items()
-        for name, value in mean_metrics(one).items()
+        for prefix, sums_of_one in sums.items()
+        for name, value in mean_metrics(sums_of_one).items()
     }
     num_examples = int(sums[""].num_examples)
     return Evaluation(int(state.step), parts.data.name, num_examples, metrics)
 
 
 def check_choices(statistics: str, crops: int) -> None:
-    """Raises for a way to evaluate that there is not.
+    """Checks the flags of an evaluation.
 
     Args:
-        statistics: See `evaluate`.
-        crops: See `evaluate`.
+        statistics: One of `STATISTICS`.
+        crops: One of `CROPS`.
 
     Raises:
-        UserError: If one of them has a value that it cannot have, or they do not go
-            together.
+        UserError: If a value is unknown, or the two cannot be combined.
     """
     if statistics not in STATISTICS:
         raise UserError(
@@ -94,34 +94,34 @@ def check_choices(statistics: str, crops: int) -> None:
         raise UserError(f"--crops must be 1 or {NUM_CROPS}, and is {crops}.")
     if crops > 1 and statistics == "batch":
         raise UserError(
-            "--statistics=batch: a batch of crops would be those of a few images, and "
-            f"no sample of the data. With --crops={crops} take moving or population."
+            "--statistics=batch: a batch of crops shows only a few images, which do "
+            f"not represent the data. With --crops={crops} use moving or population."
         )
 
 
 def read_test_set(
-    config: Settings, parts: Parts, *, statistics: str, crops: int
+    parts: Parts, *, statistics: str, crops: int
 ) -> Callable[[], Iterable[PaddedBatches]]:
-    """A function that gives all test examples, in parts to be evaluated in turn.
+    """Returns a function that reads all test examples, piece by piece.
 
-    What is read from the disk meanwhile may take hours, and shows a progress bar.
+    Reading from disk may take hours and shows a progress bar.
 
     Args:
-        config: The run's configuration.
-        parts: What it describes.
-        statistics: Those of each "batch" leave no room for what fills it up.
-        crops: Each image's; a batch holds as many images as their crops are at most
-            `config.evaluation.batch_size`, and one at least.
+        parts: Parts of the run.
+        statistics: "batch" drops the padding of the last batch, which would become
+            part of the batch's moments.
+        crops: Crops of each image. A batch holds as many images as give at most
+            `config.evaluation.batch_size` crops, and at least one.
 
     Raises:
         UserError: If the images have no crops.
     """
-    split, batch_size = parts.data.test, config.evaluation.batch_size
+    split, batch_size = parts.data.test, parts.evaluation.batch_size
     batches_at_once = 1
     if crops > 1:
         split, batch_size = split.all_crops(), max(1, batch_size // crops)
-        # One image has work for one thread.
-        batches_at_once = config.dataset.get("read_threads") or number_of_cores()
+        # One thread reads all crops of an image, so that each thread gets a batch.
+        batches_at_once = parts.evaluation.read_threads or number_of_cores()
     read_test = make_test_reader(
         parts.parallel,
         split,
@@ -130,34 +130,32 @@ def read_test_set(
     )
 
     def read() -> Iterable[PaddedBatches]:
-        parts = read_test()
+        pieces = read_test()
         if not split.is_in_memory:
-            parts = _shown(parts, len(split))
-        return _without_filling(parts) if statistics == "batch" else parts
+            pieces = _with_progress_bar(pieces, len(split))
+        return _without_padding(pieces) if statistics == "batch" else pieces
 
     return read
 
 
-def normalized(
-    config: Settings,
+def with_statistics(
     parts: Parts,
     networks: Mapping[str, PyTree],
     *,
     step: int,
     statistics: str,
 ) -> Mapping[str, PyTree]:
-    """Variables of networks with the statistics that they are to normalize by.
+    """Returns variables with the statistics that their layers normalize by.
 
     Args:
-        config: The run's configuration.
-        parts: What it describes.
-        networks: Variables as the run left them, with moving averages.
+        parts: Parts of the run.
+        networks: Variables of each network, with running statistics.
         step: Steps that they were trained.
-        statistics: "population" takes the place of the averages.
+        statistics: "population" replaces the running statistics.
     """
     if statistics != "population":
         return networks
-    ahead = read_batches(config, parts, step, config.evaluation.population_batches)
+    ahead = read_batches(parts, step, parts.evaluation.population_batches)
     population_step = jax.jit(
         make_population_step(parts.model, preprocess=parts.preprocess)
     )
@@ -167,12 +165,12 @@ def normalized(
 
 
 def choose_predict(parts: Parts, *, statistics: str, crops: int) -> Predict:
-    """The scores of a run's network.
+    """Returns the function that computes the scores of a run's network.
 
     Args:
-        parts: What its configuration describes.
-        statistics: Whether each "batch" is normalized by itself.
-        crops: More than 1 are averaged over.
+        parts: Parts of the run.
+        statistics: "batch" normalizes each batch by its own moments.
+        crops: More than 1 averages over the crops of an image.
     """
     predict = make_predict(
         parts.model, preprocess=parts.preprocess, by_batch=statistics == "batch"
@@ -180,19 +178,18 @@ def choose_predict(parts: Parts, *, statistics: str, crops: int) -> Predict:
     return over_crops(predict) if crops > 1 else predict
 
 
-def _shown(
-    parts: Iterable[PaddedBatches], num_examples: int
+def _with_progress_bar(
+    pieces: Iterable[PaddedBatches], num_examples: int
 ) -> Iterator[PaddedBatches]:
-    """The parts, on a progress bar once the next is asked for."""
     with progress_bar(total=num_examples, unit="image", desc="evaluated") as bar:
-        for part in parts:
-            yield part
-            bar.update(int(np.sum(part.is_example)))
+        for batches in pieces:
+            yield batches
+            bar.update(int(np.sum(batches.is_example)))
 
 
-def _without_filling(parts: Iterable[PaddedBatches]) -> Iterator[PaddedBatches]:
-    """The full batches, and the last one without what fills it up."""
-    for batches in parts:
+def _without_padding(pieces: Iterable[PaddedBatches]) -> Iterator[PaddedBatches]:
+    """Yields the full batches, and the last batch without its padding."""
+    for batches in pieces:
         rest = int(np.sum(batches.is_example[-1]))
         if rest == batches.is_example.shape[1]:
             yield batches

@@ -1,4 +1,4 @@
-"""The layers of a trained model, by its folder."""
+"""Layers of a trained model, from its workdir."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,17 +11,18 @@ from jaxtyping import PyTree
 from bn_jax.analysis.drift import statistics_drift
 from bn_jax.results import Layer
 from bn_jax.stats.collections import layers_with_statistics
-from bn_jax.training.build import Settings, read_batches
+from bn_jax.training.build import Settings
 from bn_jax.training.checkpoints.restore import restore
+from bn_jax.training.parts import read_batches
 from bn_jax.training.steps import make_population_step
 
 
 def inspect(config: Settings, workdir: Path) -> tuple[int, list[Layer]]:
-    """The steps that a run was trained, and the layers of its newest checkpoint.
+    """Returns the steps that a run was trained, and the layers of its network.
 
     Args:
-        config: The run's configuration.
-        workdir: The run's folder; nothing in it is changed.
+        config: Configuration of the run.
+        workdir: Workdir of the run; nothing in it is changed.
 
     Raises:
         UserError: If there is no checkpoint.
@@ -30,7 +31,7 @@ def inspect(config: Settings, workdir: Path) -> tuple[int, list[Layer]]:
     running = dict(layers_with_statistics(state.batch_stats))
     batch: Mapping[str, Any] = {}
     if running:
-        one = read_batches(config, parts, int(state.step), 1)
+        one = read_batches(parts, int(state.step), 1)
         step = jax.jit(make_population_step(parts.model, preprocess=parts.preprocess))
         batch = dict(layers_with_statistics(step(state.variables, one)["batch_stats"]))
     layers = [
@@ -49,7 +50,7 @@ def inspect(config: Settings, workdir: Path) -> tuple[int, list[Layer]]:
 
 
 def _layers(params: PyTree, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Path and own parameters of each layer that has any."""
+    """Yields path and own parameters of each layer that has parameters."""
     own = {name: leaf for name, leaf in params.items() if not hasattr(leaf, "items")}
     if own:
         yield path, own

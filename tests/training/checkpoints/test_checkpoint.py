@@ -86,7 +86,7 @@ def test_a_file_in_the_place_of_the_checkpoints_is_refused(
     tmp_path: Path, config: dict[str, Any] | None
 ) -> None:
     (tmp_path / "checkpoints").write_text("a note")
-    with pytest.raises(UserError, match=r"checkpoints: it must be .* a file\."):
+    with pytest.raises(UserError, match=r"checkpoints: must be .* a file\."):
         Checkpoints(tmp_path / "checkpoints", keep=1, config=config)
     assert (tmp_path / "checkpoints").read_text() == "a note"
 

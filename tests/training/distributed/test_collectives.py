@@ -10,9 +10,10 @@ import pytest
 from training.tiny_runs import parts_of, tiny_config
 
 from benchmarks.hlo import count_collectives, summed_dtypes
-from bn_jax.training.build import build_initial_state, build_train_step, read_batches
-from bn_jax.training.distributed.parallel import compile_chunk
-from bn_jax.training.steps import make_train_chunk
+from bn_jax.training.build import build_train_step
+from bn_jax.training.distributed.parallel import compile_stretch
+from bn_jax.training.parts import build_initial_state, read_batches
+from bn_jax.training.steps import make_train_stretch
 
 # Operands of an all-reduce in what JAX hands to XLA, before a backend changes them.
 _REDUCED = re.compile(r"stablehlo\.all_reduce.*?\}\) : \((.*?)\) ->", re.DOTALL)
@@ -28,9 +29,9 @@ def lowered(idx_dir: Path, mode: str, **settings: Any) -> Any:
         **settings,
     )
     parts = parts_of(config)
-    chunk = make_train_chunk(build_train_step(config, parts))
-    return jax.jit(compile_chunk(parts.parallel, chunk)).lower(
-        build_initial_state(config, parts), read_batches(config, parts, 0, 3)
+    chunk = make_train_stretch(build_train_step(config, parts))
+    return jax.jit(compile_stretch(parts.parallel, chunk)).lower(
+        build_initial_state(parts), read_batches(parts, 0, 3)
     )
 
 

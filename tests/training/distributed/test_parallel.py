@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 from training.tiny_runs import parts_of, tiny_config
 
 from bn_jax.errors import UserError
-from bn_jax.training.build import build_initial_state, build_train_step, read_batches
+from bn_jax.training.build import build_train_step
 from bn_jax.training.distributed.parallel import (
     MODES,
-    compile_chunk,
+    compile_stretch,
     make_parallel,
     put_split,
 )
+from bn_jax.training.parts import build_initial_state, read_batches
 from bn_jax.training.state import TrainState
 
 STEPS = 20
@@ -44,11 +45,11 @@ class Stretch(NamedTuple):
 def stretch(config: ConfigDict, *, num_steps: int) -> Stretch:
     parts = parts_of(config)
     step = build_train_step(config, parts)
-    steps = compile_chunk(
+    steps = compile_stretch(
         parts.parallel, lambda state, batches: jax.lax.scan(step, state, batches)
     )
-    batches = read_batches(config, parts, 0, num_steps)
-    return Stretch(steps, build_initial_state(config, parts), batches)
+    batches = read_batches(parts, 0, num_steps)
+    return Stretch(steps, build_initial_state(parts), batches)
 
 
 def train(

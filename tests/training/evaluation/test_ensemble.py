@@ -169,7 +169,7 @@ def test_crops_are_averaged_over_crops_and_networks(
 
 
 def test_one_run_is_no_ensemble(bn: Complete) -> None:
-    expected = r"needs two runs or more, and got 1; `bn-jax evaluate --workdir=DIR`"
+    expected = r"needs two runs or more, and got 1; use `bn-jax evaluate --workdir=DIR`"
     with pytest.raises(UserError, match=expected):
         together(bn)
 
@@ -178,7 +178,7 @@ def test_a_run_counts_once(bn: Complete, baseline: Complete, tmp_path: Path) -> 
     (tmp_path / "link").symlink_to(bn.workdir)
     for workdir in (bn.workdir, tmp_path / "link", bn.workdir / ".." / "bn"):
         same = bn._replace(workdir=workdir)
-        with pytest.raises(UserError, match="are one folder, whose run would count tw"):
+        with pytest.raises(UserError, match="one folder; its run would count twice"):
             together(bn, baseline, same)
 
 
@@ -189,7 +189,7 @@ def test_runs_on_other_data_are_refused_with_what_differs(
         rf"on the same data; dataset\.data_dir is None in {bn.workdir} and '.*' in "
         rf"{imagenet.workdir}; dataset\.idx_dir is '.*' in .* and None in .*; "
         r"dataset\.image_size is None in .* and 16 in .*; dataset\.name is 'mnist'.*"
-        r"Leave one of them out, or give a --dataset\.KEY=VALUE"
+        r"Leave one of them out, or set .* by --dataset\.KEY=VALUE"
     )
     with pytest.raises(UserError, match=expected):
         together(bn, imagenet)
@@ -203,7 +203,7 @@ def test_networks_of_other_classes_are_refused(
     with config.unlocked():
         config.model.num_classes = 12
     other = complete_run(config, tmp_path / "run")
-    expected = rf"{bn.workdir} has 10 classes, and that of {other.workdir} 12"
+    expected = rf"{bn.workdir} has 10 classes, and the one in {other.workdir} 12"
     with pytest.raises(UserError, match=expected):
         together(bn, other)
 
@@ -249,7 +249,7 @@ def test_folders_of_one_name_with_other_labels_are_other_data(
     workdirs = trained_on(datasets, (bn, baseline), tmp_path)
     configs = [saved_config(run) for run in (bn, baseline)]
     expected = (
-        rf"was trained on {idx_dir}, and that of {workdirs[1]} on {other}\. Leave"
+        rf"was trained on {idx_dir}, and the one in {workdirs[1]} on {other}\. Leave"
     )
     with pytest.raises(UserError, match=expected):
         ensemble(configs, workdirs, statistics="moving")
@@ -291,7 +291,7 @@ def test_a_folder_of_data_may_be_spelled_in_several_ways(
 def test_a_member_without_a_checkpoint_is_refused(bn: Complete, tmp_path: Path) -> None:
     shutil.copy(bn.workdir / "config.json", tmp_path)
     configs, workdirs = [saved_config(bn)] * 2, [bn.workdir, tmp_path]
-    with pytest.raises(UserError, match=rf"{tmp_path}: it holds no checkpoint yet"):
+    with pytest.raises(UserError, match=rf"{tmp_path}: holds no checkpoint yet"):
         ensemble(configs, workdirs, statistics="moving")
 
 
@@ -300,8 +300,8 @@ def test_a_member_without_a_checkpoint_is_refused(bn: Complete, tmp_path: Path) 
     [
         ("running", 1, r"moving, population, batch.*'running'"),
         ("moving", 10, r"--crops must be 1 or 144, and is 10"),
-        ("moving", 144, r"144 crops are cut from images of varying size"),
-        ("batch", 144, r"With --crops=144 take moving or population"),
+        ("moving", 144, r"144 crops need images of varying size"),
+        ("batch", 144, r"With --crops=144 use moving or population"),
     ],
 )
 def test_what_evaluate_refuses_is_refused(

@@ -79,7 +79,7 @@ def test_nothing_in_the_folder_is_changed(bn: Complete) -> None:
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path, idx_dir: Path) -> None:
-    with pytest.raises(UserError, match="it holds no checkpoint yet"):
+    with pytest.raises(UserError, match="holds no checkpoint yet"):
         evaluate(tiny_config(idx_dir), tmp_path, statistics="moving")
 
 
@@ -90,13 +90,13 @@ def test_other_numbers_of_crops_are_refused(bn: Complete, crops: int) -> None:
 
 
 def test_images_of_one_size_have_no_crops(bn: Complete) -> None:
-    expected = r"--crops: 144 crops are cut from images of varying size; .* all 28x28"
+    expected = r"--crops: 144 crops need images of varying size.* all 28x28"
     with pytest.raises(UserError, match=expected):
         evaluate(saved_config(bn), bn.workdir, statistics="moving", crops=144)
 
 
 def test_crops_are_not_normalized_by_themselves(bn: Complete) -> None:
-    expected = r"--statistics=batch: .* With --crops=144 take moving or population"
+    expected = r"--statistics=batch: .* With --crops=144 use moving or population"
     with pytest.raises(UserError, match=expected):
         evaluate(saved_config(bn), bn.workdir, statistics="batch", crops=144)
 

@@ -1,0 +1,188 @@
+"""The parts of a run; from them its initial state and its training batches."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from bn_jax.data.batching import batch_indices
+from bn_jax.data.dataset import Dataset
+from bn_jax.errors import UserError
+from bn_jax.training.distributed.parallel import Parallel, put_split, result_shapes
+from bn_jax.training.state import TrainState, init_state
+from bn_jax.training.steps import Examples
+
+
+class BatchSettings(NamedTuple):
+    """Settings of training batches, each named after its entry in the configuration.
+
+    Attributes:
+        seed: Seed of the initial parameters, the order of examples, and dropout.
+        batch_size: Examples of a step, on all devices together.
+        accumulation_steps: Microbatches of a step.
+    """
+
+    seed: int
+    batch_size: int
+    accumulation_steps: int
+
+
+class EvaluationSettings(NamedTuple):
+    """Settings of an evaluation, each named after its entry in the configuration.
+
+    Attributes:
+        batch_size: Test examples at once, on all devices together.
+        population_batches: Training batches behind the population statistics.
+        probe_examples: Test examples that the probes may look at.
+        probes: Names of the probes.
+        read_threads: Threads that read images from disk; None for one a core.
+    """
+
+    batch_size: int
+    population_batches: int
+    probe_examples: int
+    probes: Sequence[str]
+    read_threads: int | None
+
+
+class Parts(NamedTuple):
+    """Typed parts that a configuration describes, ready to be compiled.
+
+    Attributes:
+        data: Images and labels, on the host.
+        model: Network for programs under jit; its moments are those of a whole batch.
+        mapped_model: Network for a step that is mapped over devices; its moments are
+            summed over `parallel.axis_name`.
+        tx: Optimizer.
+        preprocess: Turns stored pixels into the model's input.
+        parallel: Devices of the run.
+        keep_ema: True if the run keeps averaged parameters.
+        batches: Settings of training batches.
+        evaluation: Settings of an evaluation.
+    """
+
+    data: Dataset
+    model: nn.Module
+    mapped_model: nn.Module
+    tx: optax.GradientTransformation
+    preprocess: Callable[[Any], Any]
+    parallel: Parallel
+    keep_ema: bool
+    batches: BatchSettings
+    evaluation: EvaluationSettings
+
+
+class Init(NamedTuple):
+    """Function and arguments that make the state before the first step.
+
+    Attributes:
+        function: The traced function, as `jax.jit` returns it.
+        arguments: Its arguments, a key and an example.
+        shapes: Shapes and dtypes of the state, with a sharding that replicates it.
+    """
+
+    function: jax.stages.Wrapped
+    arguments: tuple[Array, np.ndarray]
+    shapes: TrainState
+
+
+def build_init(parts: Parts) -> Init:
+    """Traces the function that makes the state before the first step.
+
+    Args:
+        parts: Parts of the run.
+
+    Raises:
+        UserError: If the model does not take the data.
+    """
+
+    def init(key: Array, example: Array) -> TrainState:
+        return init_state(
+            parts.model, parts.tx, key=key, example=example, keep_ema=parts.keep_ema
+        )
+
+    function = jax.jit(
+        init,
+        out_shardings=parts.parallel.replicated,
+        compiler_options=_quick_compilation(parts.parallel),
+    )
+    image, _ = parts.data.train.read(np.zeros(1, int), np.zeros(1, int))
+    arguments = (jax.random.key(parts.batches.seed), parts.preprocess(image))
+    with errors_naming_config():
+        shapes = result_shapes(parts.parallel, function, *arguments)
+    return Init(function, arguments, shapes)
+
+
+def build_initial_state(parts: Parts) -> TrainState:
+    """Returns the state before the first step, replicated on all devices.
+
+    Args:
+        parts: Parts of the run.
+
+    Raises:
+        UserError: If the model does not take the data.
+    """
+    init = build_init(parts)
+    state: TrainState = init.function(*init.arguments)
+    return state
+
+
+def read_batches(parts: Parts, first_step: int, num_steps: int) -> Examples:
+    """Reads the training examples of some steps and puts them on the devices.
+
+    The examples depend on the seed and on the steps alone. Each process reads only
+    the examples of its own devices.
+
+    Args:
+        parts: Parts of the run.
+        first_step: Number of steps before the first one to read.
+        num_steps: Number of steps to read.
+
+    Returns:
+        Sharded examples, `(steps, microbatches, examples, ...)`.
+    """
+    split, batch_size = parts.data.train, parts.batches.batch_size
+    order = batch_indices(
+        len(split),
+        batch_size,
+        seed=parts.batches.seed,
+        first_step=first_step,
+        num_steps=num_steps,
+    ).reshape(-1)
+    first = first_step * batch_size
+
+    def read(positions: np.ndarray) -> tuple[np.ndarray, ...]:
+        return split.read(order[positions - first], positions)
+
+    positions = np.arange(first, first + len(order))
+    shape = (num_steps, parts.batches.accumulation_steps, -1)
+    return Examples(*put_split(parts.parallel, read, positions.reshape(shape)))
+
+
+@contextmanager
+def errors_naming_config() -> Iterator[None]:
+    """Re-raises the ValueError of a model or layer as an error of the configuration.
+
+    Raises:
+        UserError: In place of a ValueError: a setting of the model, of its
+            normalization or of the size of a batch is wrong.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"config: {error}") from error
+
+
+def _quick_compilation(parallel: Parallel) -> dict[str, int] | None:
+    """Returns XLA's options for a program that runs once.
+
+    Drawing random numbers is a long program. On a CPU, XLA would optimize the drawing
+    of Inception's weights for minutes; the bits are equal without that.
+    """
+    is_cpu = parallel.mesh.devices.flat[0].platform == "cpu"
+    return {"xla_backend_optimization_level": 1} if is_cpu else None
