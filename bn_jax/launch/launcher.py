@@ -56,9 +56,9 @@ def launch(command: Sequence[str], *, num_processes: int) -> int:
             unless `JAX_LOCAL_DEVICE_IDS` is set.
 
     Returns:
-        0 if all processes returned 0; 128 + n after the launcher received signal n;
-        otherwise the code of the process that failed first, which is 128 + n if signal
-        n killed it.
+        0 if all processes returned 0. Otherwise the first event decides: 128 + n if the
+        launcher received signal n, or the code of the process that failed, which is
+        128 + n if signal n killed it.
 
     Raises:
         UserError: If `num_processes` is below 1, the program does not exist, its

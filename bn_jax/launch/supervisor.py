@@ -22,6 +22,9 @@ SECONDS_TO_DIE = 5.0
 class Supervisor:
     """Supervisor of several processes.
 
+    After a failure or a signal all processes must end before a deadline. The supervisor
+    sends SIGTERM or SIGKILL to those that do not.
+
     Attributes:
         exit_code: Exit code for the launcher. The first failure or signal sets it; 0
             before that.
@@ -30,7 +33,7 @@ class Supervisor:
     def __init__(
         self, processes: Sequence[subprocess.Popen[bytes]], received: Sequence[int]
     ) -> None:
-        """Starts to supervise.
+        """Stores the processes and signals that `poll` then handles.
 
         Args:
             processes: Processes, each in its own session. The caller may add more.
@@ -79,8 +82,8 @@ class Supervisor:
                 self._report(f"forwarding {_signal_name(number)} to all processes.")
                 self._set_deadline(SECONDS_TO_SAVE)
             else:
-                # This is the second signal, or a process has failed: the remaining
-                # processes cannot save a checkpoint.
+                # A second signal means that the user does not want to wait. After a
+                # failure the remaining processes cannot save a checkpoint.
                 self._next_signal = signal.SIGKILL
                 self._set_deadline(SECONDS_TO_DIE)
 

@@ -161,9 +161,9 @@ def figure2_table(record: Mapping[str, Any]) -> str:
         lines.append(line)
     lines += [
         "",
-        f"steps: to what Inception reaches at its best, ours {target} %, the paper's "
-        "72.2 %.",
-        f"Mean ± standard deviation; seeds: {num_seeds}; - where not all have one.",
+        f"steps: number of steps to Inception's highest accuracy: ours {target} %, the "
+        "paper's 72.2 %.",
+        f"Mean ± standard deviation; seeds: {num_seeds}; - if not all have a value.",
         "",
     ]
     lines += [

@@ -57,9 +57,10 @@ def layer_table(layers: Sequence[Layer], *, step: int) -> str:
     return "\n".join(
         [
             f"After step {step}. mean and var: smallest and largest of the running",
-            "statistics. drift and log std: how far the next training batch's mean (in",
-            "running standard deviations) and standard deviation (natural logarithm of",
-            "the ratio) lie from them, root mean square over features.",
+            "statistics. drift: distance of the next training batch's mean from the",
+            "running mean, in running standard deviations. log std: natural logarithm of",
+            "the ratio of that batch's standard deviation to the running one. drift and",
+            "log std are root mean squares over features.",
             "",
             *_aligned(rows),
         ]

@@ -51,6 +51,8 @@ def differences(
 ) -> list[str]:
     """Returns one phrase for each setting in which two configurations differ.
 
+    A setting that only one of them has is 'missing' in the other.
+
     Args:
         first: The first configuration, JSON-ready.
         second: The second configuration, JSON-ready.
@@ -209,7 +211,7 @@ def drop_metrics_after(workdir: Path, step: int) -> None:
 
 
 def unusable(workdir: Path, error: Exception) -> UserError:
-    """Returns the error for a workdir that the operating system cannot open.
+    """Returns the error for a workdir that the operating system cannot use.
 
     Args:
         workdir: Path of the workdir.
