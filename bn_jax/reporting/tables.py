@@ -58,9 +58,9 @@ def layer_table(layers: Sequence[Layer], *, step: int) -> str:
         [
             f"After step {step}. mean and var: smallest and largest of the running",
             "statistics. drift: distance of the next training batch's mean from the",
-            "running mean, in running standard deviations. log std: natural logarithm of",
-            "the ratio of that batch's standard deviation to the running one. drift and",
-            "log std are root mean squares over features.",
+            "running mean, in running standard deviations. log std: natural logarithm",
+            "of the ratio of that batch's standard deviation to the running one. drift",
+            "and log std are root mean squares over features.",
             "",
             *_aligned(rows),
         ]
