@@ -172,7 +172,7 @@ def _black_images(config: Any) -> np.ndarray:
 
 def _shapes(config: Any, parts: Parts) -> tuple[Any, Examples]:
     """Returns the shapes of the state and of the examples of one step."""
-    size, split = config.dataset.image_size, parts.parallel.split(2)
+    size, split = config.dataset.image_size, parts.parallel.sharded(2)
 
     def shape_of(dtype: Any, *image: int) -> jax.ShapeDtypeStruct:
         shape = (1, 1, config.batch_size, *image)

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from bn_jax.data.batching import batch_indices
 from bn_jax.data.dataset import Dataset
 from bn_jax.errors import UserError
-from bn_jax.training.distributed.parallel import Parallel, put_split, result_shapes
+from bn_jax.training.distributed.parallel import Parallel, put_sharded, result_shapes
 from bn_jax.training.state import TrainState, init_state
 from bn_jax.training.steps import Examples
 
@@ -161,7 +161,7 @@ def read_batches(parts: Parts, first_step: int, num_steps: int) -> Examples:
 
     positions = np.arange(first, first + len(order))
     shape = (num_steps, parts.batches.accumulation_steps, -1)
-    return Examples(*put_split(parts.parallel, read, positions.reshape(shape)))
+    return Examples(*put_sharded(parts.parallel, read, positions.reshape(shape)))
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class Parallel(NamedTuple):
         """Sharding of an array that is whole on each device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
-    def split(self, axis: int) -> NamedSharding:
+    def sharded(self, axis: int) -> NamedSharding:
         """Returns the sharding of an array over its axis of examples.
 
         Args:
@@ -151,7 +151,7 @@ def compile_stretch(
         lambda tree: jax.tree.map(
             lambda x: x.reshape(*x.shape[:2], mesh.size, -1, *x.shape[3:]), tree
         ),
-        out_shardings=parallel.split(2),
+        out_shardings=parallel.sharded(2),
     )
 
     def run(state: PyTree, batches: PyTree) -> PyTree:
@@ -185,7 +185,7 @@ def result_shapes(
     )
 
 
-def put_split(
+def put_sharded(
     parallel: Parallel, read: Callable[[np.ndarray], PyTree], indices: np.ndarray
 ) -> PyTree:
     """Reads examples, and returns them as arrays that are sharded over the devices.
@@ -197,7 +197,7 @@ def put_split(
             devices of this process.
         indices: Index of each example; the last axis is sharded.
     """
-    sharding = parallel.split(indices.ndim - 1)
+    sharding = parallel.sharded(indices.ndim - 1)
     slices_of = sharding.addressable_devices_indices_map(indices.shape)
     own_shards = [
         jax.device_put(read(indices[slices or ()]), device)

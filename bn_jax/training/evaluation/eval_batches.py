@@ -1,4 +1,4 @@
-"""The test set in batches: kept on the devices, or read from the disk each time."""
+"""Batches of the test set: kept on the devices, or read from the disk each time."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,7 +10,7 @@ from jaxtyping import ArrayLike, PyTree
 
 from bn_jax.data.batching import padded_batches
 from bn_jax.data.dataset import Split
-from bn_jax.training.distributed.parallel import Parallel, put_split
+from bn_jax.training.distributed.parallel import Parallel, put_sharded
 from bn_jax.training.evaluation.predict import PaddedBatches
 from bn_jax.training.steps import Examples
 
@@ -18,19 +18,20 @@ from bn_jax.training.steps import Examples
 def make_test_reader(
     parallel: Parallel, split: Split, *, batch_size: int, batches_at_once: int = 1
 ) -> Callable[[], Iterable[PaddedBatches]]:
-    """A function that gives every example of a split, in parts to be read in turn.
+    """Returns a function that returns every example of a split, in one or more parts.
 
-    A split in memory is one part, on the devices from now on. Of another one each part
-    is a batch or a few, read when it is its turn: ImageNet's validation images are
-    7.5 GB.
+    A split in memory is one part, which is put on the devices now and stays there. A
+    split on the disk has parts of one or a few batches, which are read one after the
+    other, because it may be too large for the memory: the validation images of ImageNet
+    are 7.5 GB.
 
     Args:
-        parallel: The devices, over which each batch is split.
+        parallel: The devices, over which each batch is sharded.
         split: The examples.
-        batch_size: Examples at once, on all devices together; rounded up to a multiple
-            of their number.
-        batches_at_once: Of what is not in memory, how many batches a part has. A
-            device's examples of all of them are read by as many threads as there are.
+        batch_size: Examples of a batch, on all devices together; rounded up to a
+            multiple of the number of devices.
+        batches_at_once: Batches of a part, for a split on the disk. One call reads all
+            examples of a part for one device, so that more batches occupy more threads.
     """
     indices, is_example = padded_batches(
         len(split), batch_size, multiple_of=parallel.num_devices
@@ -42,7 +43,7 @@ def make_test_reader(
 
     def put(batches: slice) -> PaddedBatches:
         places = np.arange(indices.size).reshape(indices.shape)[batches]
-        images, labels, is_real = put_split(parallel, read, places)
+        images, labels, is_real = put_sharded(parallel, read, places)
         return PaddedBatches(Examples(images, labels), is_real)
 
     if split.is_in_memory:
@@ -58,19 +59,20 @@ def add_up(
     *,
     should_stop: Callable[[], ArrayLike] | None = None,
 ) -> Any:
-    """Sums over all parts of a test set.
+    """Returns the sums over all parts of a test set.
 
-    The next part is read while the devices work on the last one, and not before they
-    are through with the one before it: two parts at most take their memory.
+    The next part is read while the devices work on the current one, but not before
+    they have completed the previous one. At most two parts are in their memory.
 
     Args:
-        sums: Dispatches what gives the sums of a part.
-        parts: One at least.
-        should_stop: Dispatches the question whether to give up, once a part; the
-            answer is waited for before the next.
+        sums: Dispatches the computation of a part's sums.
+        parts: At least one part.
+        should_stop: Dispatches the question whether to stop early, once for each part;
+            `add_up` waits for the answer before the next part.
 
     Returns:
-        A tree as `sums` gives it, still on the devices; None if it was given up.
+        A tree like those that `sums` returns, still on the devices; None if the answer
+        was to stop.
     """
     total, stop = None, None
     for part in parts:

@@ -17,7 +17,7 @@ from bn_jax.training.distributed.parallel import (
     MODES,
     compile_stretch,
     make_parallel,
-    put_split,
+    put_sharded,
 )
 from bn_jax.training.parts import build_initial_state, read_batches
 from bn_jax.training.state import TrainState
@@ -158,7 +158,7 @@ def test_each_device_reads_its_own_examples() -> None:
         return np.stack([indices, -indices], axis=-1)
 
     indices = np.arange(24).reshape(3, 8)
-    array = put_split(parallel, read, indices)
+    array = put_sharded(parallel, read, indices)
     np.testing.assert_array_equal(array, np.stack([indices, -indices], axis=-1))
     assert asked == [(3, 2)] * 4
     for number, shard in enumerate(array.addressable_shards):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from bn_jax.training.distributed.parallel import make_parallel, put_split
+from bn_jax.training.distributed.parallel import make_parallel, put_sharded
 
 INDICES = np.random.default_rng(0).permutation(3 * 2 * 16).reshape(3, 2, 16)
 
@@ -37,7 +37,7 @@ def test_shards_of_a_step_are_disjoint_and_complete(
     read: Callable[[np.ndarray], np.ndarray],
     num_devices: int,
 ) -> None:
-    put_split(make_parallel("jit", num_devices=num_devices), read, INDICES)
+    put_sharded(make_parallel("jit", num_devices=num_devices), read, INDICES)
     assert [part.shape for part in reads] == [(3, 2, 16 // num_devices)] * num_devices
     for step in range(3):
         of_step = np.concatenate([part[step].reshape(-1) for part in reads])
@@ -48,7 +48,7 @@ def test_a_device_holds_the_examples_that_were_read_for_it(
     read: Callable[[np.ndarray], np.ndarray],
 ) -> None:
     parallel = make_parallel("jit", num_devices=4)
-    examples = put_split(parallel, read, INDICES)
+    examples = put_sharded(parallel, read, INDICES)
     for i, shard in enumerate(examples.addressable_shards):
         mine = INDICES[:, :, 4 * i : 4 * (i + 1)]
         np.testing.assert_array_equal(shard.data[..., 0], mine)
@@ -70,6 +70,6 @@ def test_a_process_reads_only_for_its_own_devices(
     monkeypatch.setattr(
         jax, "make_array_from_single_device_arrays", lambda *arguments: arguments
     )
-    put_split(make_parallel("jit", num_devices=4), read, INDICES)
+    put_sharded(make_parallel("jit", num_devices=4), read, INDICES)
     (mine,) = reads
     np.testing.assert_array_equal(mine, INDICES[:, :, 8:12])
