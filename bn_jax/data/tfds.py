@@ -130,8 +130,8 @@ def prepared_builder(name: str, data_dir: str | None) -> Any:
     if is_prepared and file_format is not None and file_format.value != "array_record":
         raise UserError(
             f"{name}: the data in {builder.data_dir} must be prepared as array_record, "
-            f"but are prepared as {file_format.value}, which only TensorFlow can read in "
-            "any order. Prepare them as array_record in another folder: "
+            f"but are prepared as {file_format.value}, which only TensorFlow can read "
+            "in any order. Prepare them as array_record in another folder: "
             f"{_recipe(name, data_dir)}"
         )
     if not is_prepared:

@@ -166,9 +166,7 @@ def test_another_set_that_is_not_prepared_comes_with_its_recipe(tmp_path: Path) 
 
 def test_data_prepared_as_tfrecord_are_refused(tiny: str) -> None:
     edit_info(tiny, lambda info: info.update(fileFormat="tfrecord"))
-    with pytest.raises(
-        UserError, match=r"tiny: .* prepared as tfrecord, which only"
-    ):
+    with pytest.raises(UserError, match=r"tiny: .* prepared as tfrecord, which only"):
         load_dataset("tiny", data_dir=tiny)
 
 
