@@ -13,6 +13,7 @@ compiled = jax.jit(
         "momentum",
         "epsilon",
         "axis_name",
+        "axis_index_groups",
         "group_size",
         "variance_correction",
         "debias",

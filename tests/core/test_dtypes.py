@@ -5,20 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from arrays import normal
 
 from bn_jax.core.batch_norm import batch_norm
 from bn_jax.core.dtypes import as_stored
 
 
-def normal(*shape, dtype=jnp.bfloat16):
-    values = np.random.default_rng(0).normal(size=shape)
-    return jnp.asarray(values).astype(dtype)
-
-
 @pytest.mark.parametrize("bias", [30.0, 1e3, 1e5])
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_sum_made_in_the_same_program_is_normalized_as_it_is_stored(bias):
-    x, bias = normal(8, 16, 16, 3), jnp.full((1, 1, 1, 3), bias, jnp.bfloat16)
+    x, bias = (
+        normal(8, 16, 16, 3, dtype=jnp.bfloat16),
+        jnp.full((1, 1, 1, 3), bias, jnp.bfloat16),
+    )
     stats = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
 
     def of_sum(x, bias):
@@ -35,8 +34,11 @@ def test_a_sum_made_in_the_same_program_is_normalized_as_it_is_stored(bias):
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_its_gradient_is_that_of_what_is_stored():
-    x, bias = normal(8, 16, 16, 3), jnp.full((1, 1, 1, 3), 300, jnp.bfloat16)
-    dy = normal(8, 16, 16, 3)[::-1]
+    x, bias = (
+        normal(8, 16, 16, 3, dtype=jnp.bfloat16),
+        jnp.full((1, 1, 1, 3), 300, jnp.bfloat16),
+    )
+    dy = normal(8, 16, 16, 3, dtype=jnp.bfloat16)[::-1]
     stats = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
 
     @jax.jit
@@ -62,7 +64,10 @@ def test_what_is_stored_already_stays_as_it_is(dtype):
 
 
 def test_a_change_of_it_is_not_rounded():
-    x, change = normal(4), normal(4) * jnp.bfloat16(1e-3)
+    x, change = (
+        normal(4, dtype=jnp.bfloat16),
+        normal(4, dtype=jnp.bfloat16) * jnp.bfloat16(1e-3),
+    )
     stored, changed = jax.jvp(as_stored, (x,), (change,))
     np.testing.assert_array_equal(stored, x)
     np.testing.assert_array_equal(changed, change)

@@ -36,9 +36,18 @@ def state(put, *spec):
 step = partial(batch_norm, momentum=0.0)
 
 
-@pytest.mark.parametrize("features", [(), ("features",)])
-@pytest.mark.parametrize("spec", [("examples", "features"), (None, "features"), ()])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("spec", "features", "masked"),
+    [
+        (("examples", "features"), ("features",), True),
+        (("examples", "features"), ("features",), False),
+        (("examples", "features"), (), False),
+        ((None, "features"), ("features",), False),
+        ((None, "features"), (), True),
+        ((), ("features",), True),
+        ((), (), False),
+    ],
+)
 def test_features_that_are_spread_are_like_one_device(
     mesh, put, spec, features, masked
 ):

@@ -2,16 +2,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import normal
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bn_jax.core.batch_norm import batch_norm
 
-RNG = np.random.default_rng(0)
-INPUTS, WEIGHTS, PROBE = (
-    jnp.asarray(RNG.normal(size=shape), jnp.float32)
-    for shape in ((32, 20), (20, 5), (32, 5))
-)
+INPUTS, WEIGHTS = normal(32, 20), normal(20, 5, seed=1)
+PROBE = normal(32, 5, seed=2)
 # Scales far from one, but such that no square leaves the range of float32.
 FACTORS = st.floats(0.001, 1000)
 
@@ -71,7 +69,7 @@ def test_a_bias_in_front_gets_no_gradient(bias):
     def loss(bias):
         return jnp.sum(PROBE * layer(WEIGHTS, bias, 1.0))
 
-    gradient = jax.grad(loss)(jnp.full(5, bias))
+    gradient = jax.jit(jax.grad(loss))(jnp.full(5, bias))
     np.testing.assert_allclose(gradient, np.zeros(5), atol=1e-5)
 
 

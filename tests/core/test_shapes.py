@@ -18,6 +18,11 @@ pytestmark = [
 
 SHAPES = [(7,), (7, 3), (7, 5, 3), (7, 5, 4, 3), (7, 5, 4, 2, 3)]
 DTYPES = [jnp.float32, jnp.float16, jnp.bfloat16, jnp.complex64]
+# All shapes in one dtype, and all dtypes in one shape.
+SHAPES_AND_DTYPES = [
+    *((shape, jnp.float32) for shape in SHAPES),
+    *(((7, 5, 3), dtype) for dtype in DTYPES[1:]),
+]
 
 
 def features_of(shape, axis):
@@ -46,8 +51,7 @@ def shapes_of(shape, dtype=jnp.float32, *, axis=-1, mask=None, training=True):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "dtype"), SHAPES_AND_DTYPES)
 def test_the_result_has_the_shape_and_dtype_of_the_input(shape, dtype, training):
     y, stats = shapes_of(shape, dtype, training=training)
     chex.assert_shape(y, shape)
@@ -65,7 +69,7 @@ def test_running_statistics_keep_float32(dtype):
 
 @pytest.mark.parametrize(
     ("shape", "axis"),
-    [(shape, axis) for shape in SHAPES for axis in range(-len(shape), len(shape))],
+    [((7,), 0), ((7,), -1), *(((7, 5, 4, 3), axis) for axis in range(-4, 4))],
 )
 def test_any_axis_may_hold_the_features(shape, axis):
     y, stats = shapes_of(shape, axis=axis)
@@ -83,8 +87,8 @@ def test_several_axes_stand_in_the_order_of_the_array(axis):
     chex.assert_shape([stats["mean"], stats["var"]], features_of(shape, axis))
 
 
-@pytest.mark.parametrize("batch", [0, 1, 7, 60, 61])
-@pytest.mark.parametrize("rest", [(1,), (100,), (5, 3), (4, 4, 3)])
+@pytest.mark.parametrize("batch", [0, 1, 61])
+@pytest.mark.parametrize("rest", [(1,), (4, 4, 3)])
 def test_any_batch_size_will_do(batch, rest):
     # A single value a feature can be normalized by the running statistics alone.
     training = (batch, len(rest)) != (1, 1)
@@ -103,8 +107,7 @@ def test_any_mask_that_broadcasts_will_do(mask, training):
     chex.assert_shape([stats["mean"], stats["var"]], (3,))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "dtype"), SHAPES_AND_DTYPES)
 def test_moments_are_one_value_a_feature_in_float32(shape, dtype):
     axes = (len(shape) - 1,)
     function = partial(batch_moments, feature_axes=axes, devices=Devices())
@@ -115,8 +118,7 @@ def test_moments_are_one_value_a_feature_in_float32(shape, dtype):
     chex.assert_type(list(moments), dtypes)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "dtype"), SHAPES_AND_DTYPES[:-1])
 def test_gradients_have_the_shapes_and_dtypes_of_their_arguments(shape, dtype):
     features = jnp.ones(shape[-1:])
 

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import normal
 
 from bn_jax.core.batch_norm import batch_norm
 
-X = jnp.asarray(np.random.default_rng(0).normal(1, 2, (5, 2)), jnp.float32)
+X = normal(5, 2, mean=1, std=2)
 STATS = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
 
 
@@ -25,7 +26,7 @@ def gradients(x, stats, flag, epsilon=1e-5):
         )
         return jnp.sum(y**3)
 
-    return jax.grad(loss, argnums=(0, 1, 2))(x, jnp.ones(2), stats["var"])
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(x, jnp.ones(2), stats["var"])
 
 
 @pytest.mark.usefixtures("unchecked_types")
@@ -36,7 +37,7 @@ def test_whatever_is_true_means_the_running_statistics(true):
     np.testing.assert_array_equal(stats["mean"], STATS["mean"])
 
 
-@pytest.mark.parametrize("shape", [(1,), (2,), (5, 1)])
+@pytest.mark.parametrize("shape", [(1,), (5, 1)])
 @pytest.mark.parametrize("name", ["use_running_average", "update_running_average"])
 @pytest.mark.usefixtures("unchecked_types")
 def test_a_flag_for_each_value_is_refused(name, shape):
@@ -68,7 +69,10 @@ def test_a_momentum_for_each_feature_is_refused():
 
 
 def test_a_momentum_of_half_precision_keeps_the_statistics_in_float32():
-    _, stats = batch_norm(X, None, None, STATS, momentum=jnp.bfloat16(0.5))
+    train = jax.jit(
+        lambda momentum: batch_norm(X, None, None, STATS, momentum=momentum)
+    )
+    _, stats = train(jnp.bfloat16(0.5))
     np.testing.assert_allclose(stats["mean"], X.mean(0) / 2, rtol=1e-5)
     assert stats["mean"].dtype == jnp.float32
 
@@ -122,8 +126,8 @@ def test_what_moves_the_statistics_alone_reaches_no_gradient_of_y():
         )
         return jnp.sum(y[1:])
 
-    expected = jax.grad(loss)(x, True)
-    assert jnp.isfinite(expected).all()
+    expected = jax.jit(jax.grad(loss), static_argnums=1)(x, True)
+    assert np.isfinite(expected).all()
     np.testing.assert_array_equal(jax.jit(jax.grad(loss))(x, True), expected)
 
 

@@ -14,7 +14,7 @@ def test_an_axis_that_does_not_exist_is_refused(axis, initial_stats):
         batch_norm(X, None, None, initial_stats(3), axis=axis)
 
 
-@pytest.mark.parametrize("features", [(1,), (2,), (4,), (), (3, 1), (1, 3)])
+@pytest.mark.parametrize("features", [(1,), (4,), (), (1, 3)])
 def test_statistics_of_another_shape_are_refused(features, initial_stats):
     with pytest.raises(ValueError, match=r"mean must have the shape \(3,\)"):
         batch_norm(X, None, None, initial_stats(*features))
@@ -70,7 +70,10 @@ def test_the_advice_for_a_mask_follows_from_the_axes_that_it_has(
     with pytest.raises(ValueError, match="does not broadcast to x") as error:
         batch_norm(x, None, None, initial_stats(4), mask=mask, axis=axis)
     assert f"give it the shape {fitting}" in str(error.value)
-    batch_norm(x, None, None, initial_stats(4), mask=jnp.ones(fitting, bool), axis=axis)
+    mask = jnp.ones(fitting, bool)
+    jax.eval_shape(
+        lambda x: batch_norm(x, None, None, initial_stats(4), mask=mask, axis=axis), x
+    )
 
 
 @pytest.mark.parametrize("momentum", [1.0, 1.5, -0.1, float("nan")])
