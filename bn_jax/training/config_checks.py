@@ -1,4 +1,4 @@
-"""Settings that no run can have, refused before anything is read or compiled."""
+"""Checks of the settings of a run, made before anything is read or compiled."""
 
 import math
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from bn_jax.training.optim.schedules import check_decay
 
 
 def check_config(config: Any) -> None:
-    """Raises for settings that lie outside their range.
+    """Raises for a setting that is out of range.
 
     Args:
-        config: As the files in `configs/` make it.
+        config: Configuration, as the files in `configs/` return it.
 
     Raises:
-        UserError: With the setting's name, what it may be and what it is.
+        UserError: With the setting's name, its range and its value.
     """
     check_batch_size(config)
     schedule = config.evaluation.schedule
@@ -45,8 +45,8 @@ def check_config(config: Any) -> None:
         raise UserError(f"config.seed must not be negative, and is {config.seed}.")
     if config.dtype == "float16":
         raise UserError(
-            "config.dtype: gradients that float16 holds as zero would be lost without "
-            "a scaled loss, which training does not have. Take bfloat16, or float32."
+            "config.dtype: gradients too small for float16 would become 0, because "
+            "training does not scale its loss. Take bfloat16, or float32."
         )
     _check_pixels(**config.pixels)
     if config.on_nonfinite not in ("raise", "skip"):
@@ -57,7 +57,7 @@ def check_config(config: Any) -> None:
     if not 0 <= config.label_smoothing < 1:
         raise UserError(
             "config.label_smoothing is the part of a label that is divided among all "
-            "classes; it must lie in [0, 1), 0 for none, and is "
+            "classes; it must lie in [0, 1), with 0 for no smoothing, and is "
             f"{config.label_smoothing}."
         )
     if config.ema_decay is not None and not 0 <= config.ema_decay < 1:
@@ -68,13 +68,13 @@ def check_config(config: Any) -> None:
 
 
 def check_batch_size(config: Any) -> None:
-    """Raises for a batch of no examples, by which other settings may be divided.
+    """Raises for an empty batch, because other settings may be divided by its size.
 
     Args:
-        config: As the files in `configs/` make it; its other settings are not read.
+        config: Configuration, of which only `config.batch_size` is read.
 
     Raises:
-        UserError: If there is none.
+        UserError: If `config.batch_size` is below 1.
     """
     if config.batch_size < 1:
         raise UserError(
@@ -91,7 +91,7 @@ def _check_pixels(
     ):
         raise UserError(
             "config.pixels.binarize_threshold must lie in 0 to 254, so that both "
-            f"values can come up, and is {binarize_threshold!r}."
+            f"values can occur, and is {binarize_threshold!r}."
         )
     if not all(_is_finite(value) for value in mean):
         raise UserError(
@@ -99,7 +99,7 @@ def _check_pixels(
         )
     if not all(_is_finite(value) and value > 0 for value in std):
         raise UserError(
-            "config.pixels.std divides pixels; it must be positive numbers, and is "
+            "config.pixels.std divides the pixels; it must be positive numbers, and is "
             f"{tuple(std)}."
         )
 

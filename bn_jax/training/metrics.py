@@ -1,4 +1,4 @@
-"""What is measured of predictions: sums over examples, and what they come to."""
+"""Metrics of predictions: sums over examples, and the means of these sums."""
 
 from typing import NamedTuple
 
@@ -7,19 +7,19 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-# Guesses that an example may have before its class counts as missed.
-_GUESSES = 5
+# Number of highest scores among which the top-5 accuracy looks for the class.
+_TOP = 5
 
 
 class PredictionSums(NamedTuple):
-    """Sums over examples; those of two parts of a data set add up to the whole's.
+    """Sums over examples, which add up over the parts of a data set.
 
     Attributes:
         loss: Sum of the cross-entropies, in nats.
-        num_right: Examples whose highest score is that of their class.
-        num_in_top5: Examples whose class is among the five highest scores; None where
-            there are no more classes than that.
-        num_examples: Examples in all.
+        num_right: Number of examples whose class has the highest score.
+        num_in_top5: Number of examples whose class is among the five highest scores;
+            None if there are at most five classes.
+        num_examples: Number of examples.
     """
 
     loss: Float[Array, ""]
@@ -31,7 +31,7 @@ class PredictionSums(NamedTuple):
 def cross_entropy(
     logits: Float[Array, "batch classes"], labels: Int[Array, "batch"]
 ) -> Float[Array, "batch"]:
-    """Cross-entropy of each example, in nats and at least float32.
+    """Returns the cross-entropy of each example, in nats and at least float32.
 
     Args:
         logits: Unnormalized log-probabilities.
@@ -47,19 +47,19 @@ def smoothed_cross_entropy(
     *,
     label_smoothing: float,
 ) -> Float[Array, "batch"]:
-    """Cross-entropy against labels that every class has a share of, in nats.
+    """Returns the cross-entropy against smoothed labels, in nats.
 
-    The share is `label_smoothing / classes` for each class, that of the example
-    included; the rest is the example's class's. The smallest loss is above 0 then:
-    the entropy of such a label.
+    A smoothed label gives each class the probability `label_smoothing / classes`, and
+    adds the rest, `1 - label_smoothing`, to the example's own class. The smallest
+    possible loss is the entropy of such a label, which is above 0.
     Source: Szegedy et al. (2016), Rethinking the Inception Architecture for Computer
     Vision, section 7.
 
     Args:
         logits: Unnormalized log-probabilities.
         labels: True classes.
-        label_smoothing: What is divided among all classes, in [0, 1); with 0 the loss
-            is the plain cross-entropy, bit for bit.
+        label_smoothing: Probability that is divided among all classes, in [0, 1). With
+            0 the loss is the plain cross-entropy, bit for bit.
 
     Returns:
         The loss of each example, in at least float32.
@@ -74,10 +74,11 @@ def smoothed_cross_entropy(
 def class_rank(
     logits: Float[Array, "batch classes"], labels: Int[Array, "batch"]
 ) -> Int[Array, "batch"]:
-    """How many classes come before each example's own, by their scores.
+    """Returns the number of classes that rank before each example's own class.
 
-    The order is that of `jax.lax.top_k`: of equal scores that of the lower class comes
-    first, and NaN before all numbers. A class whose own score is NaN comes last.
+    Classes rank by their scores in the order of `jax.lax.top_k`: of two equal scores
+    the one of the lower class comes first, and NaN comes before all numbers. But if the
+    score of the example's own class is NaN, that class comes last.
 
     Args:
         logits: Unnormalized log-probabilities.
@@ -88,7 +89,7 @@ def class_rank(
     [2, 1]
     """
     own = jnp.take_along_axis(logits, jnp.expand_dims(labels, 1), axis=1)
-    # Comparisons with NaN are false.
+    # Not `logits > own`: comparisons with NaN are False, and NaN must count as above.
     is_above = ~(logits <= own)
     is_tied_before = (logits == own) & (
         jnp.arange(logits.shape[1]) < jnp.expand_dims(labels, 1)
@@ -101,17 +102,17 @@ def prediction_sums(
     labels: Int[Array, "batch"],
     is_example: Bool[Array, "batch"],
 ) -> PredictionSums:
-    """Sums of a batch.
+    """Returns the sums over a batch.
 
     Args:
         logits: Unnormalized log-probabilities.
         labels: True classes.
-        is_example: False for what only fills up the batch.
+        is_example: False for the padding of the batch.
     """
     is_right = jnp.argmax(logits, axis=-1) == labels
     num_in_top5 = None
-    if logits.shape[1] > _GUESSES:
-        is_in_top5 = class_rank(logits, labels) < _GUESSES
+    if logits.shape[1] > _TOP:
+        is_in_top5 = class_rank(logits, labels) < _TOP
         num_in_top5 = jnp.sum(is_in_top5, where=is_example)
     return PredictionSums(
         loss=jnp.sum(cross_entropy(logits, labels), where=is_example),
@@ -122,13 +123,13 @@ def prediction_sums(
 
 
 def mean_metrics(sums: PredictionSums) -> dict[str, float]:
-    """`test_loss` in nats and `test_accuracy` in [0, 1], as Python numbers.
+    """Returns `test_loss` in nats and `test_accuracy` in [0, 1], as Python numbers.
 
-    Where there are more than five classes, `test_top5_accuracy` as well. The division
-    is in double precision, so that 9,000 right of 10,000 are 0.9.
+    With more than five classes it also returns `test_top5_accuracy`. The division is
+    in double precision, so that 9,000 right examples of 10,000 give 0.9 exactly.
 
     Args:
-        sums: Of the whole test set, fetched from the device.
+        sums: Sums over the whole test set, fetched from the device.
     """
     num_examples = int(sums.num_examples)
     metrics = {

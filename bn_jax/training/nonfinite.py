@@ -1,4 +1,4 @@
-"""Steps of which anything is not finite: found, undone and counted."""
+"""Non-finite steps: found, undone and counted."""
 
 from typing import Any
 
@@ -12,41 +12,42 @@ from bn_jax.training.state import Tally, TrainState
 def first_nonfinite(
     loss: Float[Array, ""], grads: PyTree, new: TrainState
 ) -> Int[Array, ""]:
-    """Which leaf is not finite: 0 for the loss, and -1 where all are.
+    """Returns the index of the first value that is not finite; -1 if all are finite.
 
-    Gradients come next, then what the step made of parameters, statistics and
-    optimizer: finite gradients can still make weights that overflow.
+    Index 0 is the loss. The leaves of the gradients follow, then those of the
+    parameters, the statistics and the optimizer after the step, because finite
+    gradients can still make weights that overflow.
 
     Args:
         loss: Loss of a step.
-        grads: Gradients of a step.
-        new: State after it.
+        grads: Gradients of the step.
+        new: State after the step.
     """
     leaves = jax.tree.leaves((loss, grads, [*_changed(new).values()]))
-    # One pass over all leaves of a shape: one over each takes a tenth of the time that
-    # a small network's step takes.
+    # One reduction for all leaves of one shape. One for each leaf would take a tenth of
+    # the time of a small network's step.
     finite: dict[tuple[int, ...], Array] = {}
     for leaf in leaves:
-        also = finite.get(leaf.shape, jnp.ones((), bool))
-        finite[leaf.shape] = jnp.isfinite(leaf) & also
+        others = finite.get(leaf.shape, jnp.ones((), bool))
+        finite[leaf.shape] = jnp.isfinite(leaf) & others
 
-    def which() -> Array:
+    def find_first() -> Array:
         flags = jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in leaves])
         return jnp.argmax(flags).astype(jnp.int32)
 
     return jax.lax.cond(
-        jnp.all(jnp.stack([jnp.all(together) for together in finite.values()])),
+        jnp.all(jnp.stack([jnp.all(flags) for flags in finite.values()])),
         lambda: jnp.full((), -1, jnp.int32),
-        which,
+        find_first,
     )
 
 
 def name_of_value(index: int, state: TrainState) -> str:
-    """What `first_nonfinite` has found, in words.
+    """Returns the name of the value that `first_nonfinite` has found, for a message.
 
     Args:
-        index: Its result.
-        state: Any state of the run.
+        index: Result of `first_nonfinite`, at least 0.
+        state: Any state of the run; it gives the names.
     """
     if index == 0:
         return "the loss"
@@ -60,9 +61,9 @@ def name_of_value(index: int, state: TrainState) -> str:
 
 
 def _changed(state: TrainState) -> dict[str, PyTree]:
-    """What a step changes, by what it is called.
+    """Returns the parts of the state that a step changes, by their names in messages.
 
-    Averaged parameters are finite where the parameters are.
+    Averaged parameters are left out: they are finite if the parameters are.
     """
     return {
         "the parameter": state.params,
@@ -79,33 +80,33 @@ def undo_nonfinite(
     bad_value: Int[Array, ""],
     limit: int,
 ) -> TrainState:
-    """The new state; or the old one, one step on, where something was not finite.
+    """Returns the new state, or the old one if a value of the step is not finite.
 
-    Parameters, statistics, optimizer and average go back together. The last step of
-    `limit` such steps in a row leaves the state as it was before it, and so do all
-    steps that follow.
+    A skipped step undoes parameters, statistics, optimizer and averaged parameters
+    together, but counts as a step. After `limit` non-finite steps in a row the run is
+    over: the last of them and all later steps also leave the step number as it was.
 
     Args:
         old: State before the step.
-        new: State after it, with the old tally.
+        new: State after the step, with the tally of `old`.
         loss: Loss of the step.
-        bad_value: What `first_nonfinite` returns.
-        limit: Steps in a row that are not finite until the run is over.
+        bad_value: Result of `first_nonfinite`.
+        limit: Number of non-finite steps in a row after which the run is over.
     """
     tally = old.tally
     is_good = bad_value < 0
     in_a_row = jnp.where(is_good, 0, tally.skipped_in_a_row + 1)
     is_over = (tally.is_over > 0) | (in_a_row >= limit)
-    keeps = is_good & ~is_over
+    is_kept = is_good & ~is_over
 
     def choose(new: Any, old: Any) -> Array:
-        return jnp.where(keeps, new, old)
+        return jnp.where(is_kept, new, old)
 
     after = Tally(
-        loss_sum=tally.loss_sum + jnp.where(keeps, loss, 0),
-        num_losses=tally.num_losses + keeps,
+        loss_sum=tally.loss_sum + jnp.where(is_kept, loss, 0),
+        num_losses=tally.num_losses + is_kept,
         num_steps=tally.num_steps + ~is_over,
-        num_skipped=tally.num_skipped + ~(keeps | is_over),
+        num_skipped=tally.num_skipped + ~(is_kept | is_over),
         skipped_in_a_row=jnp.where(is_over, tally.skipped_in_a_row, in_a_row),
         bad_value=jnp.where(tally.is_over > 0, tally.bad_value, bad_value),
         is_over=is_over.astype(jnp.int32),

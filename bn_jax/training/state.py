@@ -1,4 +1,4 @@
-"""Everything that training changes."""
+"""The state of training: everything that a step changes."""
 
 from typing import Any, NamedTuple
 
@@ -10,21 +10,22 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 
 class Tally(NamedTuple):
-    """What has been counted while training.
+    """Counts of a run.
 
-    It is part of the state, so that a run that was interrupted anywhere reports the
-    same figures as one that was not.
+    The tally is part of the state, so that an interrupted run reports the same figures
+    as a run without an interruption.
 
     Attributes:
-        loss_sum: Sum of the finite losses since the last evaluation, in nats.
-        num_losses: How many those are.
-        num_steps: Steps since the last evaluation, undone ones among them.
-        num_skipped: Steps since the first that were undone, because the loss or a
-            gradient was not finite.
-        skipped_in_a_row: How many of them were the latest.
-        bad_value: What was not finite first in the latest of them: 0 for the loss, i
-            for the i-th leaf of the gradients, -1 while all is well.
-        is_over: Whether too many in a row were undone; further steps do nothing.
+        loss_sum: Sum of the losses of steps that were kept, since the last evaluation,
+            in nats.
+        num_losses: Number of these losses.
+        num_steps: Steps since the last evaluation, skipped ones included.
+        num_skipped: Steps skipped since the start of the run.
+        skipped_in_a_row: Steps skipped since the last finite one.
+        bad_value: Result of `first_nonfinite` for the latest step before the run was
+            over; -1 if that step was finite.
+        is_over: 1 if too many steps in a row were not finite, otherwise 0. With 1,
+            further steps change nothing.
     """
 
     loss_sum: Float[Array, ""]
@@ -44,9 +45,9 @@ class TrainState(NamedTuple):
         params: Learned parameters.
         batch_stats: Running statistics; empty for a model without them.
         opt_state: State of the optimizer.
-        ema_params: Moving average of the parameters; empty where none is kept.
-        key: Key of the run, from which each step's is derived.
-        tally: What has been counted.
+        ema_params: Averaged parameters; empty if none are kept.
+        key: Random key of the run, from which each step derives its own.
+        tally: Counts of the run.
     """
 
     step: Int[Array, ""]
@@ -59,14 +60,14 @@ class TrainState(NamedTuple):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The collections that `model.apply` takes."""
+        """Collections that `model.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def networks(self) -> dict[str, dict[str, Any]]:
-        """The variables to evaluate, by what their metrics' names begin with.
+        """Variables to evaluate, by the prefix of their metrics' names.
 
-        Those of the averaged parameters, where they are kept, are under `ema_`.
+        The prefix is empty for the parameters, and `ema_` for averaged parameters.
         """
         networks = {"": self.variables}
         if self.ema_params:
@@ -82,14 +83,14 @@ def init_state(
     example: Shaped[Array, "batch ..."],
     keep_ema: bool = False,
 ) -> TrainState:
-    """The state before the first step.
+    """Returns the state before the first step.
 
     Args:
         model: Called as `model.apply(variables, x, train=...)`.
         tx: The optimizer.
-        key: Key that the initial parameters are drawn from, and each step's key.
-        example: Input of the shape and dtype that the model will be given.
-        keep_ema: Whether a moving average of the parameters is kept.
+        key: Random key for the initial parameters and for each step's key.
+        example: Input with the shape and dtype of the model's inputs.
+        keep_ema: True to keep averaged parameters.
     """
     variables = model.init(key, example, train=False)
     params = variables["params"]
@@ -98,7 +99,7 @@ def init_state(
         params=params,
         batch_stats=variables.get("batch_stats", {}),
         opt_state=tx.init(params),
-        # A copy: what a step overwrites must not be given to it twice.
+        # A copy, because a step's state is donated, and no buffer can be donated twice.
         ema_params=jax.tree.map(jnp.copy, params) if keep_ema else {},
         key=key,
         tally=new_tally(),
@@ -106,8 +107,8 @@ def init_state(
 
 
 def new_tally() -> Tally:
-    """The tally before the first step."""
-    # Each an array of its own: a step overwrites all of them.
+    """Returns the tally before the first step."""
+    # Each field has its own array, because no buffer can be donated twice to a step.
     return Tally(
         loss_sum=jnp.zeros(()),
         num_losses=jnp.zeros((), jnp.int32),
@@ -120,12 +121,13 @@ def new_tally() -> Tally:
 
 
 def clear_losses(tally: Tally) -> Tally:
-    """The tally from which the next evaluation's mean loss begins.
+    """Returns the tally with its losses reset for the next evaluation's mean.
 
-    One that is over has not come to that evaluation, and stays as it is.
+    If the run is over, the tally is returned unchanged, because the run has not
+    reached the evaluation.
 
     Args:
-        tally: After an evaluation.
+        tally: Tally at an evaluation.
     """
     kept = jnp.where(tally.is_over > 0, 1, 0)
     return tally._replace(
@@ -136,10 +138,10 @@ def clear_losses(tally: Tally) -> Tally:
 
 
 def resume_tally(tally: Tally) -> Tally:
-    """The tally with which a run goes on after it was given up.
+    """Returns the tally with which a run that was over can go on.
 
     Args:
-        tally: At the last good state.
+        tally: Tally of the last good state.
     """
     return tally._replace(
         skipped_in_a_row=jnp.zeros_like(tally.skipped_in_a_row),

@@ -1,19 +1,20 @@
-"""Checksums of a folder's files, without which a damaged one passes for a good one."""
+"""Manifests: checksums of a checkpoint's files, by which damage is detected."""
 
 import hashlib
 import json
 from pathlib import Path
 
 _NAME = "manifest.json"
-# Orbax writes the time there after the files are complete; nothing reads it.
+# Orbax writes the time into the second file after all others are complete; nothing
+# reads it.
 _NOT_COVERED = {_NAME, "_CHECKPOINT_METADATA"}
 
 
 def write_manifest(folder: Path) -> None:
-    """Writes the SHA-256 and the size of every file of the folder into it.
+    """Writes the manifest of a folder: SHA-256 and size of each of its files.
 
     Args:
-        folder: Complete, and not yet known under its final name.
+        folder: Folder with all its files, before it gets its final name.
     """
     files = {
         str(path.relative_to(folder)): {"sha256": _sha256(path), "bytes": _size(path)}
@@ -24,10 +25,11 @@ def write_manifest(folder: Path) -> None:
 
 
 def damaged_files(folder: Path) -> list[str]:
-    """What is wrong with a folder's files, one phrase each; nothing if all is well.
+    """Returns a description of each damaged file; an empty list if all are intact.
 
     Args:
-        folder: As `write_manifest` left it, or not.
+        folder: Folder with a manifest. A manifest that is missing or cannot be read
+            counts as damaged.
     """
     try:
         files = json.loads((folder / _NAME).read_text())["files"]

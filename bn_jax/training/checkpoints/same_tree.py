@@ -1,4 +1,4 @@
-"""Whether what was saved has the leaves of what is to be restored."""
+"""Comparison of the leaves in a checkpoint with those of the state to restore."""
 
 from typing import Any, NamedTuple
 
@@ -10,41 +10,42 @@ from bn_jax.errors import UserError
 
 
 class OtherModelError(UserError):
-    """A checkpoint holds other leaves, or leaves of other shapes or dtypes.
+    """Error for a checkpoint with other leaves, or with other shapes or dtypes of them.
 
     Attributes:
-        differences: What is different, without what to do about it.
+        differences: Description of the differences, without advice.
     """
 
     def __init__(self, differences: str) -> None:
-        """What is different, for a message that also says what to do.
+        """Stores the differences; the message adds what to do.
 
         Args:
-            differences: A sentence without its full stop.
+            differences: Sentence without its full stop.
         """
         super().__init__(differences)
         self.differences = differences
 
     def __str__(self) -> str:
-        """The message for the user."""
+        """Returns the message for the user."""
         return (
             f"{self.differences}. Choose another --workdir, or the configuration that "
-            "it was made with."
+            "the checkpoint was made with."
         )
 
 
 def check_same_leaves(who: str, saved: PyTree, wanted: PyTree) -> None:
-    """Makes sure that both trees have the same leaves.
+    """Checks that a checkpoint has the leaves of the state to restore.
 
-    Orbax would cast another dtype without a word.
+    Orbax itself would silently cast a leaf of another dtype.
 
     Args:
-        who: What was saved, for the message.
-        saved: Shapes and dtypes that are there.
-        wanted: Shapes and dtypes that they should have.
+        who: Name of the checkpoint, with which the message starts.
+        saved: Shapes and dtypes in the checkpoint.
+        wanted: Shapes and dtypes of the state.
 
     Raises:
-        OtherModelError: If they differ.
+        OtherModelError: If a leaf is missing in one of them, or has another shape or
+            dtype.
     """
     there, here = _leaves(saved), _leaves(wanted)
     differing = [
@@ -76,7 +77,7 @@ def _leaves(tree: PyTree) -> dict[str, _Leaf]:
 
 
 def _name_of(key: Any) -> str:
-    # Orbax writes the fields of a record as the keys of a dictionary.
+    # Orbax saves a NamedTuple as a dictionary, so that its fields become keys.
     for attribute in ("key", "name", "idx"):
         if hasattr(key, attribute):
             return str(getattr(key, attribute))

@@ -15,8 +15,9 @@ def keep_compiled_code(folder: str | None = None) -> None:
 
     Args:
         folder: Folder of the cache, created if it does not exist. An empty string
-            turns the cache off. By default the folder in the environment variable
-            JAX_COMPILATION_CACHE_DIR, or `bn_jax/compiled` in the user's own cache.
+            turns the cache off. The default is the folder that the environment
+            variable JAX_COMPILATION_CACHE_DIR names; without the variable it is
+            `bn_jax/compiled` in the user's own cache.
     """
     if folder == "":
         jax.config.update("jax_compilation_cache_dir", None)
@@ -63,8 +64,8 @@ def compile_ahead(function: jax.stages.Wrapped, *arguments: Any) -> Callable[...
 
     def wait_and_call(*arguments: Any) -> Any:
         program.result()
-        # JAX finds the compiled program in its cache. The program itself would not name
-        # the operation that makes a NaN, for which `jax.debug_nans` is there.
+        # JAX now finds the compiled program in its cache. A direct call of the program
+        # would not name the operation that makes a NaN under `jax.debug_nans`.
         return function(*arguments)
 
     return wait_and_call

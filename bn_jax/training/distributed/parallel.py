@@ -55,8 +55,8 @@ class Parallel(NamedTuple):
         """True if a computation must be complete before the next one starts.
 
         Several CPU devices of one process share a pool of threads. Two programs with
-        collectives can block each other for ever, each with threads that the other
-        one needs.
+        collectives can block each other for ever, because each holds threads that the
+        other one needs.
         """
         local_devices = self.mesh.local_mesh.devices.flat
         return local_devices[0].platform == "cpu" and len(local_devices) > 1

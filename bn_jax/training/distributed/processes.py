@@ -120,8 +120,8 @@ def refused_together() -> Iterator[None]:
     compute anything on devices of several processes.
 
     Raises:
-        UserError: The one raised in this process, or one that names a process that
-            has raised it.
+        UserError: The error of this process. Without one, an error that names the
+            first process that has one.
     """
     own_error: UserError | None = None
     try:
@@ -169,12 +169,11 @@ def make_any(parallel: Parallel) -> Callable[[int], Bool[Array, ""]]:
         parallel: The devices of all processes.
 
     Returns:
-        Function of this process's flag, an integer that is 0 unless the flag is
-        raised; it returns the largest flag of all processes.
+        Function of this process's flag, an integer that is 0 until the flag is set;
+        it returns the largest flag of all processes.
     """
     by_device = NamedSharding(parallel.mesh, PartitionSpec(parallel.mesh.axis_names))
     largest = jax.jit(jnp.max, out_shardings=parallel.replicated)
-    must_wait = parallel.must_wait
 
     def any_flag(flag: int) -> Array:
         if jax.process_count() == 1:
@@ -183,8 +182,7 @@ def make_any(parallel: Parallel) -> Callable[[int], Bool[Array, ""]]:
         flags = jax.make_array_from_callback(
             (parallel.num_devices,), by_device, lambda _: own
         )
-        flag_of_all = largest(flags)
-        return jax.block_until_ready(flag_of_all) if must_wait else flag_of_all
+        return parallel.settle(largest(flags))
 
     return any_flag
 

@@ -1,1 +1,1 @@
-"""Measuring trained networks."""
+"""Evaluation of trained networks."""

@@ -1,4 +1,4 @@
-"""What networks predict of a data set: one alone, over crops of images, or several."""
+"""Predictions of networks: of a single one, over crops of images, or of several."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,16 +12,17 @@ from jaxtyping import Array, Bool, Float, PyTree, Shaped
 from bn_jax.training.metrics import PredictionSums, prediction_sums
 from bn_jax.training.steps import Examples
 
-# Scores of each image, unnormalized log-probabilities, by a network's variables.
+# Function of a network's variables and of images that returns each image's scores, its
+# unnormalized log-probabilities.
 Predict = Callable[[PyTree, Shaped[Array, "batch ..."]], Float[Array, "batch classes"]]
 
 
 class PaddedBatches(NamedTuple):
-    """A data set or a part of it, cut into batches of one size.
+    """Some or all batches of a data set, all of one size.
 
     Attributes:
-        examples: Images and labels, with an axis of batches in front.
-        is_example: False for what only fills the last batch.
+        examples: Images and labels, with a leading axis of batches.
+        is_example: False for the padding of the last batch.
     """
 
     examples: Examples
@@ -32,8 +33,8 @@ class EnsembleSums(NamedTuple):
     """Sums of the predictions of several networks.
 
     Attributes:
-        members: Of each of them.
-        ensemble: Of all together.
+        members: Sums of each network.
+        ensemble: Sums of the averaged predictions of all networks.
     """
 
     members: Sequence[PredictionSums]
@@ -46,14 +47,14 @@ def make_predict(
     preprocess: Callable[[Array], Array],
     by_batch: bool = False,
 ) -> Predict:
-    """The scores of one network.
+    """Returns a function that computes the scores of one network.
 
     Args:
         model: Called as `model.apply(variables, x, train=...)`.
         preprocess: Turns stored pixels into the model's input.
-        by_batch: Whether each batch is normalized by its own statistics, which what
-            fills it up then is part of. The network is in training mode then, and
-            drops activations where it has Dropout.
+        by_batch: True to normalize each batch by its own statistics, in which padding
+            counts too. The network is then in training mode, so that Dropout is
+            active.
     """
 
     def predict(variables: PyTree, images: Array) -> Any:
@@ -65,7 +66,7 @@ def make_predict(
             inputs,
             train=True,
             mutable=["batch_stats"],
-            # The same noise at every evaluation.
+            # A fixed key, so that Dropout draws the same noise at each evaluation.
             rngs={"dropout": jax.random.key(0)},
         )
         return scores
@@ -74,10 +75,10 @@ def make_predict(
 
 
 def over_crops(predict: Predict) -> Predict:
-    """The scores of images that are averages over crops of them.
+    """Returns a function that averages predictions over the crops of each image.
 
     Args:
-        predict: Gives the scores of single crops.
+        predict: Computes the scores of single crops.
 
     Returns:
         Function of the variables and of crops `(batch, crops, ...)`; it returns the
@@ -95,14 +96,15 @@ def over_crops(predict: Predict) -> Predict:
 def log_mean_probabilities(
     scores: Float[Array, "*batch classes"], *, axis: int
 ) -> Float[Array, "*mean"]:
-    """The logarithm of the arithmetic mean of probabilities.
+    """Returns the logarithm of the arithmetic mean of probabilities.
 
-    They are never formed: the result is finite where each of them would be 0 in
-    floating point. Source: Ioffe & Szegedy (2015), section 4.2.3.
+    The probabilities themselves are never computed, so that the result is finite where
+    each of them would be 0 in floating point.
+    Source: Ioffe & Szegedy (2015), section 4.2.3.
 
     Args:
         scores: Unnormalized log-probabilities.
-        axis: What to average over, another axis than the last.
+        axis: Axis to average over, which is not the last one.
 
     Returns:
         Logarithms of probabilities that sum to 1 over the last axis, in at least
@@ -120,10 +122,10 @@ def log_mean_probabilities(
 def make_eval_step(
     predict: Predict,
 ) -> Callable[[PyTree, PaddedBatches], PredictionSums]:
-    """A function that evaluates a network on every example of batches.
+    """Returns a function that evaluates a network on every example of batches.
 
     Args:
-        predict: Gives its scores.
+        predict: Computes the network's scores.
 
     Returns:
         Function of the variables and of the batches.
@@ -141,15 +143,16 @@ def make_eval_step(
 def make_ensemble_step(
     predicts: Sequence[Predict],
 ) -> Callable[[Sequence[PyTree], PaddedBatches], EnsembleSums]:
-    """A function that evaluates networks, each and all, on every example of batches.
+    """Returns a function that evaluates an ensemble on every example of batches.
 
-    The ensemble's probabilities are the arithmetic means of the members'.
+    The function evaluates each member and the whole ensemble, whose probabilities are
+    the arithmetic means of the members' probabilities.
 
     Args:
-        predicts: Give the scores of each member.
+        predicts: Compute the scores, one function for each member.
 
     Returns:
-        Function of the variables of each and of the batches.
+        Function of the variables of each member and of the batches.
     """
 
     def ensemble_step(

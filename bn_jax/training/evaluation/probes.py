@@ -1,4 +1,4 @@
-"""Measurements that a configuration lists and the loop takes at every evaluation."""
+"""Probes: measurements that a configuration lists, taken at each evaluation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,8 +12,8 @@ from bn_jax.analysis.drift import statistics_drift
 from bn_jax.errors import UserError
 from bn_jax.stats.collections import layers_with_statistics
 
-# A probe measures a model with the variables that it is evaluated with, and may compare
-# them with its running statistics; each value goes into the metrics under its name.
+# Function of the variables that a model is evaluated with, and of its running
+# statistics. Each value that it returns goes into the metrics under its name.
 Probe = Callable[[PyTree, PyTree], Mapping[str, Array]]
 
 
@@ -24,18 +24,17 @@ def make_probes(
     initial_variables: Callable[[], PyTree],
     read_inputs: Callable[[], Float[Array, "examples ..."]],
 ) -> Probe:
-    """All probes that a configuration lists, as one.
+    """Returns one probe that takes all probes that a configuration lists.
 
     Args:
-        names: "percentiles", "batch_norm", or none.
+        names: Names of probes, from "percentiles" and "batch_norm"; may be empty.
         model: Called as `model.apply(variables, x, train=...)`.
-        initial_variables: Gives what the model has before training, with population
-            statistics.
-        read_inputs: Gives the model inputs. Some probes use these two, and call them
-            if they do.
+        initial_variables: Returns the model's variables before training, with
+            population statistics. Called only if a listed probe needs them.
+        read_inputs: Returns model inputs. Called only if a listed probe needs them.
 
     Raises:
-        UserError: If there is no probe of a name, or the model does not suit it.
+        UserError: If a probe does not exist or does not suit the model.
     """
     probes = []
     for name in names:
@@ -59,10 +58,10 @@ def _percentiles_probe(
     initial_variables: Callable[[], PyTree],
     read_inputs: Callable[[], Array],
 ) -> Probe:
-    """The {15, 50, 85}th percentiles of what one unit of the last hidden layer gets.
+    """Returns a probe of the 15th, 50th and 85th percentiles of one unit's inputs.
 
-    The unit is the one whose spread before training is the median of its layer: a
-    rule that can be applied before anything is known about how training goes.
+    The unit is the one of the last hidden layer whose spread before training is the
+    median of its layer. This rule picks it before any result of training is known.
     """
     layer = getattr(model, "last_hidden_input", None)
     if layer is None:
@@ -90,16 +89,16 @@ def _batch_norm_probe(
     initial_variables: Callable[[], PyTree],
     read_inputs: Callable[[], Array],
 ) -> Probe:
-    """Smallest variance of each normalization layer, and how far its averages lag.
+    """Returns a probe of each normalization layer: its smallest variance and its drift.
 
-    The drift is that of the moving averages from the population statistics.
+    The drift is the difference between running and population statistics.
     """
 
     def probe(variables: PyTree, batch_stats: PyTree) -> Mapping[str, Array]:
         measured = {}
-        moving = dict(layers_with_statistics(batch_stats))
+        running = dict(layers_with_statistics(batch_stats))
         for layer, population in layers_with_statistics(variables["batch_stats"]):
-            drift = statistics_drift(moving[layer], population)
+            drift = statistics_drift(running[layer], population)
             measured[f"min_var/{layer}"] = jnp.min(population["var"])
             measured[f"mean_drift/{layer}"] = drift.mean
             measured[f"log_std_drift/{layer}"] = drift.log_std

@@ -88,7 +88,7 @@ class Reports:
         self._waiting: deque[_Report] = deque()
 
     def begin(self, first_step: int, end: int) -> None:
-        """Begins the trace if the next stretch holds one of its steps.
+        """Starts the trace if the next stretch holds one of its steps.
 
         Args:
             first_step: Steps dispatched before the stretch.
@@ -131,7 +131,7 @@ class Reports:
         step, tally = report.step, jax.tree.map(np.asarray, report.tally)
         if tally.is_over:
             raise GivenUpError
-        # Without a loss if every step since the last evaluation was skipped.
+        # The loss is None if every step since the last evaluation was skipped.
         loss = float(tally.loss_sum / tally.num_losses) if tally.num_losses else None
         if report.measured is not None:
             self._writer.write(step, _values(step, loss, tally, report.measured))

@@ -121,7 +121,7 @@ def _find_optimizer(name: str) -> Any:
     if not is_function or "learning_rate" not in _parameters(factory):
         raise UserError(
             f"optimizer.name: optax has no optimizer {name!r}; sgd, adam and adamw are "
-            "some that it has."
+            "examples."
         )
     return factory
 

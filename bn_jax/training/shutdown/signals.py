@@ -1,4 +1,4 @@
-"""Handlers of SIGTERM and SIGINT: the first stops the loop, the second the process."""
+"""Handlers of SIGTERM and SIGINT: one signal stops the loop, a second one exits."""
 
 import os
 import signal
@@ -75,7 +75,7 @@ class StopSignals:
             signal.set_wakeup_fd(self._wakeup_before)
             for number, handler in self._before.items():
                 signal.signal(number, handler)
-            # After the close the thread reads the end of the stream, and ends.
+            # The thread ends when it reads the end of the stream.
             self._writer.close()
             self._watcher.join()
 
@@ -83,9 +83,9 @@ class StopSignals:
         self.received = self.received or number
 
     def _watch(self, reader: socket.socket) -> None:
-        """Ends the process at the second signal, or at the first if nothing is to save.
+        """Ends the process at the second signal, or at the first with nothing to save.
 
-        It runs in a thread of its own, because the main thread may be busy.
+        Runs in a thread of its own, because the main thread may be busy.
         """
         num_received = 0
         with reader:
@@ -97,7 +97,7 @@ class StopSignals:
                 if num_received == 2:
                     os._exit(128 + numbers[0])
                 if not self.has_something_to_save:
-                    logging.info("%s: ended, with nothing to save yet.", name)
+                    logging.info("%s: ends at once, with nothing to save.", name)
                     os._exit(128 + numbers[0])
                 logging.info(
                     "%s: the state will be saved after the steps that are being "
