@@ -1,6 +1,6 @@
 """The convolutional network against its docstring, written out in NumPy."""
 
-from functools import partial
+from functools import cache, partial
 
 import chex
 import jax
@@ -28,6 +28,16 @@ def test_the_network_has_its_number_of_parameters(norm, num_params):
     assert num_values(variables["params"]) == num_params
     statistics = variables.get("batch_stats", {})
     assert num_values(statistics) == (2 * (16 + 32 + 64) if norm else 0)
+
+
+@cache
+def small(norm):
+    """A network of two layers, variables that are no zeros and ones, and images."""
+    model = CNN(num_classes=3, channels=(4, 5), norm=norm)
+    # The second block leaves a row of its input's out.
+    images = images_of(8, 10, 8, 2)
+    variables = init(model, images, train=True)
+    return model, jax.tree.map(lambda v: v + 0.1, variables), images
 
 
 def by_hand(variables, images, *, train):
@@ -59,11 +69,7 @@ def by_hand(variables, images, *, train):
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("norm", [None, NORM])
 def test_the_network_is_what_its_docstring_says_written_out(norm, train):
-    model = CNN(num_classes=3, channels=(4, 5), norm=norm)
-    # The second block leaves a row of its input's out.
-    images = images_of(8, 10, 8, 2)
-    variables = init(model, images, train=True)
-    variables = jax.tree.map(lambda v: v + 0.1, variables)
+    model, variables, images = small(norm)
     mutable = ["batch_stats", "intermediates"]
     apply = jax.jit(partial(model.apply, train=train, mutable=mutable))
     logits, updates = apply(variables, images)

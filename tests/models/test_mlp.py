@@ -1,6 +1,6 @@
 """The fully connected network against the paper's, written out in NumPy."""
 
-from functools import partial
+from functools import cache, partial
 
 import chex
 import jax
@@ -42,6 +42,15 @@ def test_only_layers_without_a_norm_have_a_bias(norm):
     )
 
 
+@cache
+def small(norm):
+    """A network of two layers, variables that are no zeros and ones, and images."""
+    model = MLP(num_classes=3, hidden_features=(7, 5), nonlinearity=jnp.tanh, norm=norm)
+    images = images_of(8, 4, 3, 1)
+    variables = init(model, images, train=True)
+    return model, jax.tree.map(lambda v: v + 0.3, variables), images
+
+
 def by_hand(variables, images, *, train):
     """The inputs of the nonlinearities and the scores, in float64."""
     params = jax.tree.map(np.float64, variables["params"])
@@ -64,10 +73,7 @@ def by_hand(variables, images, *, train):
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("norm", [None, NORM])
 def test_the_network_is_the_papers_written_out(norm, train):
-    model = MLP(num_classes=3, hidden_features=(7, 5), nonlinearity=jnp.tanh, norm=norm)
-    images = images_of(8, 4, 3, 1)
-    variables = init(model, images, train=True)
-    variables = jax.tree.map(lambda v: v + 0.3, variables)
+    model, variables, images = small(norm)
     mutable = ["batch_stats", "intermediates"]
     apply = jax.jit(partial(model.apply, train=train, mutable=mutable))
     logits, updates = apply(variables, images)

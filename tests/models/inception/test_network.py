@@ -1,11 +1,13 @@
+"""BN-Inception against Figure 5 written out, and what it refuses."""
+
 from functools import partial
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
+from models.inception.by_hand import ByHand, max_from_the_edge
 
 import bn_jax
 from bn_jax.models import make_model, make_norm
@@ -44,71 +46,6 @@ def apply(model, variables, images, *, train, **more):
     return logits, updates
 
 
-class ByHand:
-    """The layers of one network in float64, from its parameters."""
-
-    def __init__(self, variables, *, train):
-        self.params = jax.tree.map(np.float64, variables["params"])
-        self.stats = jax.tree.map(np.float64, variables.get("batch_stats", {}))
-        self.train = train
-        self.inputs = {}
-
-    def convolve(self, name, h, stride=1, groups=False):
-        kernel = self.params[name]["kernel"]
-        windows = _windows(h, len(kernel), stride, 0.0)
-        formula = "bhwcij,ijco->bhwo"
-        if groups:
-            size = len(kernel)
-            kernel = kernel.reshape(size, size, h.shape[3], -1)
-            formula = "bhwcij,ijcm->bhwcm"
-        y = np.einsum(formula, windows, kernel)
-        return y.reshape(*y.shape[:3], -1) + self.params[name].get("bias", 0)
-
-    def __call__(self, name, h, stride=1):
-        h = self.convolve(name, h, stride)
-        norm = self.params.get(f"{name}_norm")
-        if norm is not None and self.train:
-            h = oracles.batch_norm(h, norm["scale"], norm["bias"])
-        elif norm is not None:
-            stats = self.stats[f"{name}_norm"]
-            h = oracles.inference(
-                h, norm["scale"], norm["bias"], stats["mean"], stats["var"]
-            )
-        self.inputs[name] = h
-        return np.maximum(h, 0)
-
-    def module(self, name, h, *, stride, pool):
-        branches = [] if stride == 2 else [self(f"{name}_1x1", h)]
-        reduced = self(f"{name}_3x3_reduce", h)
-        branches.append(self(f"{name}_3x3", reduced, stride))
-        double = self(f"{name}_double_3x3_reduce", h)
-        double = self(f"{name}_double_3x3_1", double)
-        branches.append(self(f"{name}_double_3x3_2", double, stride))
-        if pool == "avg":
-            pooled = _windows(h, 3, 1, 0.0).mean((4, 5))
-        elif stride == 1:
-            pooled = _windows(h, 3, 1, -np.inf).max((4, 5))
-        else:
-            # Windows begin at the edge of an even size.
-            pooled = _max_from_the_edge(h)
-        if stride == 1:
-            pooled = self(f"{name}_pool_projection", pooled)
-        return np.concatenate([*branches, pooled], axis=-1)
-
-
-def _windows(h, size, stride, fill):
-    edge = (size // 2, size // 2)
-    padded = np.pad(h, ((0, 0), edge, edge, (0, 0)), constant_values=fill)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), (1, 2))
-    return windows[:, ::stride, ::stride]
-
-
-def _max_from_the_edge(h):
-    padded = np.pad(h, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=-np.inf)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
-    return windows[:, ::2, ::2].max((4, 5))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("norm", [None, NORM])
@@ -122,9 +59,9 @@ def test_the_network_is_figure_5_written_out(stem, norm, train):
     net = ByHand(variables, train=train)
     h = net.convolve("conv1_depthwise", np.float64(images), 2 - (size == 8), True)
     h = net("conv1", h)
-    h = h if stem == "small" else _max_from_the_edge(h)
+    h = h if stem == "small" else max_from_the_edge(h)
     h = net("conv2", net("conv2_reduce", h))
-    h = h if stem == "small" else _max_from_the_edge(h)
+    h = h if stem == "small" else max_from_the_edge(h)
     for row in FIGURE_5:
         h = net.module(row.name, h, stride=row.stride, pool=row.pool)
     scores = net.params["logits"]
@@ -168,7 +105,7 @@ def test_a_step_of_training_lowers_the_loss_and_moves_the_statistics():
 
 
 def test_odd_sizes_are_rounded_up_alike_in_all_branches():
-    model = SMALL(norm=NORM)
+    model = SMALL()
     for size in (9, 10, 11):
         images = images_of(2, size, size, 1)
         logits, _ = jax.eval_shape(
@@ -194,8 +131,8 @@ def test_dropout_drops_averages_in_training_alone():
 
 def test_no_dropout_needs_no_key():
     images = images_of(2, 8, 8, 1)
-    model = SMALL(nonlinearity=jax.nn.sigmoid)
-    variables = variables_for(model, images)
+    model = SMALL()
+    variables = jax.eval_shape(partial(model.init, train=False), KEY, images)
     jax.eval_shape(partial(model.apply, train=True), variables, images)
 
 
@@ -246,7 +183,7 @@ def test_bfloat16_is_near_float32():
 def test_population_statistics_are_those_of_its_layers():
     model = SMALL(norm=NORM)
     images = images_of(4, 8, 8, 1)
-    variables = variables_for(model, images)
+    variables = jax.eval_shape(partial(model.init, train=False), KEY, images)
     mutable = ["batch_stats", "batch_moments"]
     apply = partial(model.apply, train=True, mutable=mutable)
     population_statistics = partial(bn_jax.population_statistics, apply)

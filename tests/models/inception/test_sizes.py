@@ -1,7 +1,7 @@
 """Counts of BN-Inception's layers, channels, parameters and multiply-adds."""
 
 import math
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.extend.core
@@ -17,10 +17,12 @@ KEY = jax.random.key(0)
 IMAGE = (224, 224, 3)
 
 
+@cache
 def inception(*, norm="batch_norm", **fields):
     return make_model("inception", num_classes=1000, norm=make_norm(norm), **fields)
 
 
+@cache
 def variables_of(model, image_shape=IMAGE):
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     return jax.eval_shape(partial(model.init, train=False), KEY, images)
