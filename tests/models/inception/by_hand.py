@@ -65,7 +65,7 @@ def _windows(h, size, stride, fill):
 
 
 def max_from_the_edge(h):
-    """The largest of each window of 3 x 3, two pixels apart, from the first pixel on."""
+    """The largest of each 3 x 3 window, two pixels apart, from the first pixel on."""
     padded = np.pad(h, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=-np.inf)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
     return windows[:, ::2, ::2].max((4, 5))
