@@ -5,7 +5,8 @@
 # make bench   timings against peers (see benchmarks/)
 # make test-slow     tests of more than 5 seconds, of whole networks and whole runs
 # make test-faults   runs of one to four processes, killed, damaged and continued
-# make test-peers    weights exchanged with PyTorch's networks, which are installed first
+# make test-peers    faults of other libraries, and weights exchanged with PyTorch's
+#                    networks, which are installed first
 # make demo-multi    two processes, of which one is killed, and the run goes on
 
 PYTHON ?= python3
@@ -36,7 +37,7 @@ test-faults: $(VENV)/.installed-dev
 
 test-peers: $(VENV)/.installed-dev
 	$(BIN)/pip install -q -e '.[dev,peers]' -c constraints.txt
-	$(BIN)/python -m pytest tests/models/inception/test_torch_peers.py
+	$(BIN)/python -m pytest -m "not slow" tests/peers tests/models/inception/test_torch_peers.py
 
 demo-multi: $(VENV)/.installed
 	$(BIN)/python scripts/demo_multi.py --workdir=$(DEMO_WORKDIR)

@@ -18,8 +18,8 @@ LAYOUTS = {
 }
 SPREADS = [("dense", 1), ("dense", 8), ("nhwc", 8), ("nchw", 2)]
 CASES = [
-    *((dtype, *of) for dtype in ("float32", "float64", "bfloat16") for of in SPREADS),
-    ("float16", "nhwc", 8),
+    *(("float32", *spread) for spread in SPREADS),
+    *((dtype, "nhwc", 8) for dtype in ("float64", "bfloat16", "float16")),
 ]
 HALF = ("bfloat16", "float16")
 PARAMS = {

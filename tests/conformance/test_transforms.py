@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import normal as normal_of_dtype
 
 import bn_jax
 
@@ -42,8 +43,7 @@ def operator(x, scale, bias, stats, **settings):
     )
 
 
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(1, 2, shape))
+normal = partial(normal_of_dtype, mean=1, std=2, dtype=float)
 
 
 def arguments(*shape, seed=0):
@@ -116,8 +116,9 @@ def test_linearized_functions_are_those_of_the_formula():
     assert_like_the_formula(linearized, *arguments(6, 3))
 
 
-def test_the_hessian_is_that_of_the_formula(mask):
+def test_the_hessian_under_a_mask_is_that_of_the_formula():
     hessian = partial(jax.hessian, argnums=(0, 1))
+    mask = jnp.arange(6)[:, None] % 3 > 0
     assert_like_the_formula(hessian, *arguments(6, 2), mask=mask)
 
 
@@ -142,7 +143,7 @@ def test_the_jacobian_is_that_of_the_formula_forward_and_backward():
         assert_trees_close(actual, expected)
 
 
-@pytest.mark.parametrize("in_axis", [0, 1, 2])
+@pytest.mark.parametrize("in_axis", [0, 2])
 def test_gradients_under_vmap_over_another_axis_are_those_of_the_formula(in_axis):
     _, scale, bias, stats = arguments(6, 3)
     x = jnp.moveaxis(normal(4, 6, 3), 0, in_axis)
@@ -176,20 +177,18 @@ def over_named_axis(x, scale, bias, stats):
 @pytest.mark.parametrize(
     "transform",
     [
-        lambda f: jax.jit(jax.grad(f, argnums=(0, 1, 2, 3))),
         lambda f: jax.grad(jax.jit(f), argnums=(0, 1, 2, 3)),
         pytest.param(
             lambda f: jax.grad(f, argnums=(0, 1, 2, 3)), marks=pytest.mark.slow
         ),
         lambda f: jax.grad(jax.checkpoint(jax.jit(f)), argnums=(0, 1, 2, 3)),
-        lambda f: lambda *of: jax.jvp(jax.jit(f), of, arguments(6, 2, seed=7)),
         lambda f: jax.hessian(jax.jit(f)),
     ],
-    ids=["inside_jit", "of_jit", "eager", "of_checkpoint", "jvp", "hessian_of_jit"],
+    ids=["of_jit", "eager", "of_checkpoint", "hessian_of_jit"],
 )
 def test_derivatives_of_a_named_vmap_are_those_of_the_formula(transform):
     given = arguments(6, 2)
-    expected = transform(loss_of(formula))(*given)
+    expected = jax.jit(transform(loss_of(formula)))(*given)
     assert_trees_close(transform(loss_of(over_named_axis))(*given), expected)
 
 

@@ -292,3 +292,18 @@ def test_gradients_of_sharded_arrays_are_like_one_device(axis_type, make_mesh):
     expected = oracles.batch_norm_gradients(x, dy)
     for got, want in zip(actual, expected, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_an_axis_of_vmap_and_one_of_an_unchecked_mesh_share_statistics(make_mesh):
+    x = normal(2, 8, 3)
+    mapped = jax.shard_map(
+        jax.vmap(
+            lambda x: train(x, axis_name=("devices", "slices"))[0], axis_name="slices"
+        ),
+        mesh=make_mesh(devices=2),
+        in_specs=P(None, "devices"),
+        out_specs=P(None, "devices"),
+        check_vma=False,
+    )
+    expected = oracles.batch_norm(np.reshape(x, (16, 3))).reshape(x.shape)
+    np.testing.assert_allclose(jax.jit(mapped)(x), expected, rtol=1e-5, atol=1e-5)

@@ -136,6 +136,14 @@ def test_an_axis_name_that_is_not_bound_is_refused(initial_stats):
         batch_norm(X, None, None, initial_stats(3), axis_name="devices")
 
 
+def test_an_axis_name_that_is_not_bound_is_refused_with_those_that_are(initial_stats):
+    def function(x):
+        return batch_norm(x, None, None, initial_stats(3), axis_name="batch")
+
+    with pytest.raises(NameError, match=r"'batch' is not bound.*devices"):
+        jax.vmap(function, axis_name="devices")(jnp.ones((2, 4, 3)))
+
+
 @pytest.mark.parametrize("group_size", [0, -1, 4.0])
 @pytest.mark.usefixtures("unchecked_types")
 def test_a_group_size_that_is_no_number_of_examples_is_refused(

@@ -55,13 +55,6 @@ def test_flax_groups_of_devices_mean_nothing_in_jit_and_vmap(mode, group_size):
             flax_in_groups(jnp.asarray(x))
 
 
-@pytest.mark.parametrize("mode", ["pmap", "shard_map", "shard_map_unchecked", "vmap"])
-def test_groups_of_an_axis_and_a_group_size_agree(mode):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 3)), jnp.float32)
-    by_index = grouped(mode, x, axis_index_groups=[[0, 1], [2, 3]])
-    assert is_close(by_index, grouped(mode, x, group_size=8), atol=1e-6)
-
-
 def test_flax_does_not_say_how_to_join_an_axis_of_vmap_and_one_of_a_mesh(make_mesh):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 3)), jnp.float32)
     axes, stats = ("devices", "slices"), start(3)
@@ -90,14 +83,6 @@ def test_flax_does_not_say_how_to_join_an_axis_of_vmap_and_one_of_a_mesh(make_me
         mapped(ours)(x)
     y = mapped(ours, check_vma=False)(x)
     assert is_close(y, oracles.batch_norm(np.reshape(x, (16, 3))).reshape(x.shape))
-
-
-def test_an_unbound_axis_is_named_along_with_those_that_are_bound():
-    def body(axis, _, x):
-        return train(x, axis_name="batch")[0]
-
-    with pytest.raises(NameError, match=r"'batch' is not bound.*devices"):
-        over_devices("vmap", 2, body)({}, jnp.ones((4, 1)))
 
 
 def test_haiku_needs_the_axis_in_initialization():
