@@ -7,7 +7,7 @@ import flax.linen as nn
 import numpy as np
 
 from bn_jax.data.dataset import ArrayDataset
-from bn_jax.training.build import Parts
+from bn_jax.training.parts import Parts
 
 _NUM_CLASSES = 1000
 

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -248,29 +248,32 @@ def _prepare_imagenet(options: argparse.Namespace, data_dir: Path) -> Path:
 
 
 def _run_evaluate(options: argparse.Namespace) -> None:
+    from bn_jax.experiments.configs import saved_config
     from bn_jax.reporting.tables import evaluation_table
     from bn_jax.training.evaluation.evaluate import evaluate
 
-    config = _saved_config(options.workdir, options.settings)
+    config = saved_config(options.workdir, options.settings)
     method = {"statistics": options.statistics, "crops": options.crops}
     print(evaluation_table(evaluate(config, options.workdir, **method), **method))
 
 
 def _run_ensemble(options: argparse.Namespace) -> None:
+    from bn_jax.experiments.configs import saved_config
     from bn_jax.reporting.tables import ensemble_table
     from bn_jax.training.evaluation.ensemble import ensemble
 
     workdirs = options.workdirs
-    configs = [_saved_config(workdir, options.settings) for workdir in workdirs]
+    configs = [saved_config(workdir, options.settings) for workdir in workdirs]
     method = {"statistics": options.statistics, "crops": options.crops}
     print(ensemble_table(ensemble(configs, workdirs, **method), **method))
 
 
 def _run_inspect(options: argparse.Namespace) -> None:
+    from bn_jax.experiments.configs import saved_config
     from bn_jax.reporting.tables import layer_table
     from bn_jax.training.evaluation.inspect import inspect
 
-    step, layers = inspect(_saved_config(options.workdir, {}), options.workdir)
+    step, layers = inspect(saved_config(options.workdir), options.workdir)
     print(layer_table(layers, step=step))
 
 
@@ -278,24 +281,6 @@ def _run_launch(options: argparse.Namespace) -> None:
     from bn_jax.launch.launcher import launch
 
     sys.exit(launch(options.command, num_processes=options.num_processes))
-
-
-def _saved_config(workdir: Path, dataset_settings: Mapping[str, str]) -> Any:
-    """Returns the configuration of a run, with changed settings of its data set."""
-    from ml_collections import ConfigDict
-
-    from bn_jax.experiments.configs import override
-    from bn_jax.workdir.files import read_config
-
-    config: Any = ConfigDict(read_config(workdir)).lock()
-    for key, value in dataset_settings.items():
-        # The JSON file does not record that these two settings are strings or None, so
-        # `override` cannot check their type.
-        if key in ("idx_dir", "data_dir") and key in config.dataset:
-            config.dataset[key] = None if value == "None" else value
-            continue
-        override(config, f"dataset.{key}", value, option=f"--dataset.{key}")
-    return config
 
 
 if __name__ == "__main__":

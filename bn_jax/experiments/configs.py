@@ -1,4 +1,4 @@
-"""Loading of the configurations in `configs/`, and changes to their settings."""
+"""Configurations, from `configs/` or from a workdir, and changes to their settings."""
 
 import ast
 import runpy
@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 import bn_jax
 from bn_jax.errors import UserError
+from bn_jax.workdir.files import read_config
 
 
 def load_config(
@@ -35,6 +36,32 @@ def load_config(
     config = runpy.run_path(str(path))["get_config"](arm)
     for key, text in (overrides or {}).items():
         override(config, key, text)
+    return config
+
+
+def saved_config(
+    workdir: Path, dataset_settings: Mapping[str, str] | None = None
+) -> Any:
+    """Returns the configuration of a run, as its workdir holds it.
+
+    Args:
+        workdir: Workdir of the run.
+        dataset_settings: Settings of `config.dataset` to change, as text.
+
+    Returns:
+        A locked ConfigDict.
+
+    Raises:
+        UserError: If there is no run, or a setting is unknown or has a wrong type.
+    """
+    config: Any = ConfigDict(read_config(workdir)).lock()
+    for key, text in (dataset_settings or {}).items():
+        # The JSON file does not record that these two settings are strings or None, so
+        # `override` cannot check their type.
+        if key in ("idx_dir", "data_dir") and key in config.dataset:
+            config.dataset[key] = None if text == "None" else text
+            continue
+        override(config, f"dataset.{key}", text, option=f"--dataset.{key}")
     return config
 
 

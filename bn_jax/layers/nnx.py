@@ -18,7 +18,7 @@ from bn_jax.core.config import BatchNormConfig, make_config
 from bn_jax.core.operator import batch_norm_with_moments
 from bn_jax.core.traced_settings import is_off
 from bn_jax.core.validation import check_momentum, errors_naming
-from bn_jax.layers.precision import promote_without_rounding
+from bn_jax.layers.precision import promote_without_rounding, promoted_dtype
 
 # Flax's defaults are `zeros_init()` and `ones_init()`, which return these functions.
 _zeros, _ones = initializers.zeros, initializers.ones
@@ -173,7 +173,9 @@ class BatchNorm(nnx.Module):
         self.variance_correction = variance_correction
         self.debias = debias
         self.skip_nonfinite = skip_nonfinite
-        self._check_settings()
+        with errors_naming(type(self).__name__):
+            stats = nnx.to_pure_dict(nnx.state(self, nnx.BatchStat))
+            check_momentum(momentum, stats, self._make_config())
 
     def __call__(
         self,
@@ -221,7 +223,11 @@ class BatchNorm(nnx.Module):
         stats = {name: variable[...] for name, variable in variables.items()}
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
-        dtype = self._result_dtype(x, stats["mean"], stats["var"], scale, bias)
+        dtype = promoted_dtype(
+            self.promote_dtype,
+            (x, stats["mean"], stats["var"], scale, bias),
+            dtype=self.dtype,
+        )
         messages: list[str] = []
         with errors_naming(where):
             self._check_num_features(x)
@@ -283,12 +289,6 @@ class BatchNorm(nnx.Module):
             skip_nonfinite=self.skip_nonfinite,
         )
 
-    def _check_settings(self) -> None:
-        """Checks what the constructor can check without an input."""
-        stats = nnx.to_pure_dict(nnx.state(self, nnx.BatchStat))
-        with errors_naming(type(self).__name__):
-            check_momentum(self.momentum, stats, self._make_config())
-
     def _check_num_features(self, x: Array) -> None:
         axes = canonical_axes(x.ndim, self.axis)
         sizes = tuple(x.shape[axis] for axis in axes)
@@ -298,14 +298,3 @@ class BatchNorm(nnx.Module):
                 f"axis {self.axis}, which is {sizes[0] if len(sizes) == 1 else sizes}; "
                 f"x has the shape {x.shape}."
             )
-
-    def _result_dtype(self, *arrays: Array | None) -> Dtype:
-        """Returns the dtype of Flax's result for input, mean, var, scale and bias."""
-
-        def promoted(arrays: tuple[Array | None, ...]) -> Array:
-            x, _, _, scale, bias = self.promote_dtype(arrays, dtype=self.dtype)
-            dtype = dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype)
-            return jnp.zeros((), dtype)
-
-        # `eval_shape` gives the dtype without computing, or rounding, any value.
-        return jax.eval_shape(promoted, arrays).dtype

@@ -12,14 +12,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import numpy as np
 from absl import logging
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-import bn_jax
 from bn_jax.errors import DivergedError
 from bn_jax.training.build import (
     Settings,
@@ -38,6 +36,7 @@ from bn_jax.training.distributed.processes import (
 from bn_jax.training.distributed.same_settings import check_started_alike
 from bn_jax.training.logs.profile import Profile
 from bn_jax.training.logs.reports import GivenUpError, Pace, Reports
+from bn_jax.training.logs.summary import summarize
 from bn_jax.training.logs.writer import MetricsWriter
 from bn_jax.training.nonfinite import name_of_value
 from bn_jax.training.parts import Parts
@@ -54,9 +53,7 @@ from bn_jax.workdir.files import (
     check_metrics,
     check_workdir,
     claim_workdir,
-    read_metrics,
     read_summary,
-    write_summary,
 )
 from bn_jax.workdir.lock import locked
 
@@ -137,7 +134,7 @@ def train(
             show_progress=show_progress,
         )
         if is_primary():
-            _summarize(workdir, steps_per_second, time.monotonic() - started)
+            summarize(workdir, steps_per_second, time.monotonic() - started)
         wait_for_all("the run is complete")
     return read_summary(workdir) or {}
 
@@ -301,21 +298,3 @@ def _give_up(config: Settings, state: TrainState, checkpoints: Checkpoints) -> N
         f"another --workdir.{'' if skips else advice}",
         step,
     )
-
-
-def _summarize(workdir: Path, steps_per_second: float, seconds: float) -> None:
-    metrics = read_metrics(workdir)
-    passed = [line["step"] for line in metrics if line["test_accuracy"] >= 0.9]
-    summary = {
-        "final_test_accuracy": metrics[-1]["test_accuracy"],
-        "steps_to_90_percent": passed[0] if passed else None,
-        "steps_per_second": steps_per_second,
-        "wall_seconds": seconds,
-        "device": jax.devices()[0].device_kind,
-        "versions": {
-            "jax": jax.__version__,
-            "flax": flax.__version__,
-            "bn_jax": bn_jax.__version__,
-        },
-    }
-    write_summary(workdir, summary)

@@ -65,7 +65,7 @@ def test_a_run_that_was_stopped_before_its_summary_still_gets_one(
     bn: Complete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.delattr(loop, "write_summary")
+        patch.delattr(loop, "summarize")
         with pytest.raises(NameError):
             train(bn.config, tmp_path, show_progress=False)
     summary = train(bn.config, tmp_path, show_progress=False)

@@ -1,0 +1,34 @@
+"""Summary of a complete run, from its metrics."""
+
+from pathlib import Path
+
+import flax
+import jax
+
+import bn_jax
+from bn_jax.workdir.files import read_metrics, write_summary
+
+
+def summarize(workdir: Path, steps_per_second: float, wall_seconds: float) -> None:
+    """Writes `summary.json`, which marks the run as complete.
+
+    Args:
+        workdir: Workdir of the run, with all of its metrics.
+        steps_per_second: Steps per second, compilation excluded.
+        wall_seconds: Seconds since the run started or resumed.
+    """
+    metrics = read_metrics(workdir)
+    reached = [line["step"] for line in metrics if line["test_accuracy"] >= 0.9]
+    summary = {
+        "final_test_accuracy": metrics[-1]["test_accuracy"],
+        "steps_to_90_percent": reached[0] if reached else None,
+        "steps_per_second": steps_per_second,
+        "wall_seconds": wall_seconds,
+        "device": jax.devices()[0].device_kind,
+        "versions": {
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+            "bn_jax": bn_jax.__version__,
+        },
+    }
+    write_summary(workdir, summary)
