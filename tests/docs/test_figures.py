@@ -18,9 +18,11 @@ pytestmark = pytest.mark.docs
 _ROOT = Path(__file__).parents[2]
 # What the page calls the arms of the benchmark.
 _ARMS = {
-    "crop": "crop, resize, flip; uint8 from both",
-    "crop and colours": "with colours changed as well",
-    "crop, PyTorch's in floats": "PyTorch's normalized to floats, as in its recipes",
+    "crop": "crop, resize and flip; all return uint8",
+    "crop and colours": "crop, resize, flip and change colours; all return uint8",
+    "crop, PyTorch's in floats": (
+        "crop, resize and flip; PyTorch returns normalized floats, as in its recipes"
+    ),
 }
 
 
