@@ -108,7 +108,7 @@ def test_the_hours_of_an_ensemble_follow_from_the_programs() -> None:
     forward = _seconds(ours) / ours["batch_size"] / 3
     hours = 6 * 50_000 * NUM_CROPS * forward / 3600
     text = " ".join(_PAGE.read_text().split())
-    assert f"the paper's ensemble of six takes it {hours:.1f} hours" in text
+    assert f"the paper's ensemble of six networks takes {hours:.1f} hours" in text
 
 
 def test_the_page_compares_with_flax_as_the_compiler_does() -> None:
@@ -132,9 +132,9 @@ def test_the_page_compares_with_flax_as_the_compiler_does() -> None:
             f"{one} than Flax's {where}" if "accessed" in measure else f"{one} {where}"
         )
 
-    assert f"A step moves {stated('bytes_accessed')}" in text
-    assert f"The compiler expects {stated('estimated_cycles')}" in text
-    assert f"It holds {stated('peak_memory_bytes')}" in text
+    assert f"A step accesses {stated('bytes_accessed')}" in text
+    assert f"The compiler estimates {stated('estimated_cycles')}" in text
+    assert f"The peak is {stated('peak_memory_bytes')}" in text
     ours, flax = pairs[-1]
     assert f"`modern` has {ours['all_reduces']}, three for each" in text
     assert f"Flax's step has {flax['all_reduces']}, two for each" in text
