@@ -1,7 +1,6 @@
 """An NNX model with two layers of normalization, ours or another's."""
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 import bn_jax
@@ -17,8 +16,3 @@ class Model(nnx.Module):
     def __call__(self, x):
         x = jnp.tanh(self.linear(self.norms[0](x)))
         return self.norms[1](x)
-
-
-def normal(*shape, seed=0):
-    values = np.random.default_rng(seed).normal(1, 2, shape)
-    return jnp.asarray(values, jnp.float32)

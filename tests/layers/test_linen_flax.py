@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import itertools
+from functools import partial
 
 import chex
 import flax.linen as nn
@@ -10,17 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import normal
 from flax import serialization
 
 import bn_jax
 
 KEY = jax.random.key(0)
 HALVES = (jnp.float16, jnp.bfloat16)
-
-
-def normal(*shape, seed=0):
-    values = np.random.default_rng(seed).normal(1, 2, shape)
-    return jnp.asarray(values, jnp.float32)
 
 
 def perturbed(variables):
@@ -83,28 +80,33 @@ def assert_like_flax(x, rtol, **fields):
     chex.assert_trees_all_close(y, y_flax, rtol=rtol, atol=1e-5)
 
 
-@pytest.mark.parametrize("axis", [-1, 1, (0, 2), (2, 1)], ids=str)
+@pytest.mark.parametrize("axis", [1, (0, 2)], ids=str)
 def test_results_on_any_axis_are_those_of_flax(axis):
     assert_like_flax(normal(4, 5, 3), 1e-5, axis=axis)
 
 
-@pytest.mark.parametrize(
-    ("use_scale", "use_bias"), [(True, False), (False, True), (False, False)]
-)
+@pytest.mark.parametrize(("use_scale", "use_bias"), [(True, False), (False, True)])
 def test_results_without_scale_or_bias_are_those_of_flax(use_scale, use_bias):
     fields = {"use_scale": use_scale, "use_bias": use_bias, "epsilon": 1e-3}
     assert_like_flax(normal(8, 3), 1e-5, **fields)
 
 
-@pytest.mark.parametrize("dtype", [None, jnp.float32, *HALVES])
-@pytest.mark.parametrize("param_dtype", [jnp.float32, *HALVES])
+@pytest.mark.parametrize(
+    ("dtype", "param_dtype"),
+    [
+        (None, jnp.float32),
+        (None, jnp.bfloat16),
+        (jnp.bfloat16, jnp.float32),
+        (jnp.float16, jnp.bfloat16),
+    ],
+)
 def test_results_of_any_dtype_are_those_of_flax(dtype, param_dtype):
     # Both round once, but from float32 numbers that may differ in their last bit.
     rtol = 1e-5 if dtype not in HALVES else float(jnp.finfo(dtype).eps)
     assert_like_flax(normal(8, 3), rtol, dtype=dtype, param_dtype=param_dtype)
 
 
-@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16])
 def test_results_of_half_precision_inputs_are_those_of_flax(dtype):
     x = normal(8, 3).astype(dtype)
     assert_like_flax(x, float(jnp.finfo(dtype).eps), param_dtype=dtype)
@@ -114,12 +116,12 @@ def test_results_of_complex_inputs_are_those_of_flax():
     assert_like_flax(normal(8, 3) + 1j * normal(8, 3, seed=1), 1e-5)
 
 
-DTYPES = (jnp.float32, *HALVES, jnp.complex64, jnp.int32, jnp.uint8)
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.complex64, jnp.int32)
 
 
 @pytest.mark.parametrize(
     ("x_dtype", "dtype", "param_dtype"),
-    list(itertools.product(DTYPES, (None, *DTYPES[:3]), DTYPES[:3])),
+    list(itertools.product(DTYPES, (None, jnp.float16), (jnp.float32, jnp.bfloat16))),
 )
 def test_the_dtypes_of_results_and_statistics_are_those_of_flax(
     x_dtype, dtype, param_dtype
@@ -160,19 +162,22 @@ class Network(nn.Module):
 )
 def test_a_checkpoint_of_one_loads_into_the_other(writer, reader):
     x = normal(8, 3)
-    saved = perturbed(Network(writer).init(KEY, x, train=False))
-    template = Network(reader).init(KEY, x, train=False)
+    init = partial(jax.jit, static_argnames="train")
+    saved = perturbed(init(Network(writer).init)(KEY, x, train=False))
+    template = init(Network(reader).init)(KEY, x, train=False)
     loaded = serialization.from_bytes(template, serialization.to_bytes(saved))
     chex.assert_trees_all_equal(loaded, saved)
     ours, theirs = (
-        Network(norm).apply(loaded, x, train=False) for norm in (writer, reader)
+        jax.jit(partial(Network(norm).apply, train=False))(loaded, x)
+        for norm in (writer, reader)
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_are_those_of_flax():
     x = normal(8, 3)
-    variables = perturbed(Network(nn.BatchNorm).init(KEY, x, train=False))
+    init = jax.jit(partial(Network(nn.BatchNorm).init, train=False))
+    variables = perturbed(init(KEY, x))
 
     def loss(params, norm):
         stats = {"batch_stats": variables["batch_stats"]}
@@ -198,16 +203,20 @@ def test_the_table_of_variables_is_that_of_flax():
 
 
 @pytest.mark.usefixtures("unchecked_types")
-@pytest.mark.parametrize("dtype", [jnp.bool_, jnp.uint8, jnp.int32, jnp.float32])
+@pytest.mark.parametrize("dtype", [jnp.bool_, jnp.uint8, jnp.float32])
 def test_a_mask_of_numbers_hides_where_it_is_zero_as_in_flax(dtype):
     x, valid = normal(6, 3), np.array([[1], [1], [0], [1], [0], [1]])
     mask = jnp.asarray(255 * valid, dtype)
     stats = []
     for make in (bn_jax.BatchNorm, nn.BatchNorm):
         layer = make(use_running_average=False)
-        variables = layer.init(KEY, x)
-        _, updates = layer.apply(variables, x, mutable=["batch_stats"], mask=mask)
-        stats.append(updates)
+
+        @jax.jit
+        def run(x, layer=layer):
+            variables = layer.init(KEY, x)
+            return layer.apply(variables, x, mutable=["batch_stats"], mask=mask)[1]
+
+        stats.append(run(x))
     chex.assert_trees_all_close(*stats, rtol=1e-5, atol=1e-6)
 
 

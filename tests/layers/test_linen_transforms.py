@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from arrays import normal
 
 import bn_jax
 
@@ -12,15 +13,16 @@ KEY = jax.random.key(0)
 FIELDS = {"use_running_average": False, "momentum": 0.5}
 
 
-def normal(*shape, seed=0):
-    values = np.random.default_rng(seed).normal(1, 2, shape)
-    return jnp.asarray(values, jnp.float32)
+def init(layer, *inputs):
+    return jax.jit(layer.init)(KEY, *inputs)
 
 
-def one_step(layer, variables, x):
-    return jax.jit(lambda v, x: layer.apply(v, x, mutable=["batch_stats"]))(
-        variables, x
-    )
+def one_step(layer, variables, *inputs):
+    @jax.jit
+    def step(variables, *inputs):
+        return layer.apply(variables, *inputs, mutable=["batch_stats"])
+
+    return step(variables, *inputs)
 
 
 def stats_after(old, *batches, momentum=0.5):
@@ -42,7 +44,7 @@ def assert_close(stats, expected):
 @pytest.mark.parametrize("transform", [nn.remat, nn.jit])
 def test_remat_and_jit_update_the_statistics_once(transform):
     x, layer = normal(8, 3), transform(bn_jax.BatchNorm)(**FIELDS)
-    variables = layer.init(KEY, x)
+    variables = init(layer, x)
     y, updates = one_step(layer, variables, x)
     np.testing.assert_allclose(y, oracles.batch_norm(x), rtol=1e-5, atol=1e-5)
     expected = stats_after(variables["batch_stats"], x)
@@ -54,7 +56,7 @@ def test_gradients_through_remat_update_the_statistics_once():
     results = []
     for make in (bn_jax.BatchNorm, nn.remat(bn_jax.BatchNorm)):
         layer = make(**FIELDS)
-        variables = layer.init(KEY, x)
+        variables = init(layer, x)
 
         def loss(params, variables=variables, layer=layer):
             y, updates = layer.apply(
@@ -74,7 +76,7 @@ def test_vmap_gives_every_copy_its_own_statistics():
         split_rngs={"params": True},
     )
     x, layer = normal(4, 8, 3), mapped(**FIELDS)
-    variables = layer.init(KEY, x)
+    variables = init(layer, x)
     y, updates = one_step(layer, variables, x)
     for copy in range(4):
         start = {"mean": np.zeros(3), "var": np.ones(3)}
@@ -92,7 +94,7 @@ def test_vmap_with_an_axis_name_is_like_one_flat_batch():
         axis_name="batch",
     )
     x, layer = normal(4, 8, 3), mapped(axis_name="batch", **FIELDS)
-    variables = layer.init(KEY, x)
+    variables = init(layer, x)
     y, updates = one_step(layer, variables, x)
     flat = np.reshape(x, (32, 3))
     expected = oracles.batch_norm(flat).reshape(x.shape)
@@ -114,10 +116,8 @@ def test_scan_over_time_takes_one_step_for_each_time():
         split_rngs={"params": False},
     )
     x = normal(5, 8, 3)
-    variables = Step().init(KEY, None, x[0])
-    (_, y), updates = jax.jit(
-        lambda v, x: scanned().apply(v, None, x, mutable=["batch_stats"])
-    )(variables, x)
+    variables = init(Step(), None, x[0])
+    (_, y), updates = one_step(scanned(), variables, None, x)
     assert_close(
         updates["batch_stats"]["norm"],
         stats_after(variables["batch_stats"]["norm"], *x),
@@ -139,9 +139,9 @@ def test_scan_over_layers_gives_each_layer_its_own_statistics():
         length=3,
     )
     x = normal(8, 2)
-    variables = scanned().init(KEY, x, None)
+    variables = init(scanned(), x, None)
     chex.assert_shape(variables["batch_stats"]["norm"]["mean"], (3, 2))
-    _, updates = scanned().apply(variables, x, None, mutable=["batch_stats"])
+    _, updates = one_step(scanned(), variables, x, None)
     h = x
     for layer in range(3):
         stats = jax.tree.map(lambda v, i=layer: v[i], updates["batch_stats"]["norm"])
@@ -153,7 +153,7 @@ def test_scan_over_layers_gives_each_layer_its_own_statistics():
 
 def test_pmap_synchronizes_the_layers_of_all_devices():
     x, layer = normal(4, 8, 3), bn_jax.BatchNorm(axis_name="devices", **FIELDS)
-    variables = layer.init(KEY, x[0])
+    variables = init(layer, x[0])
     y, updates = jax.pmap(
         lambda x: layer.apply(variables, x, mutable=["batch_stats"]),
         axis_name="devices",
@@ -176,6 +176,6 @@ def test_a_step_compiles_once():
         _, updates = layer.apply(variables, x, mutable=["batch_stats"])
         return variables | updates
 
-    variables = layer.init(KEY, x)
+    variables = init(layer, x)
     for seed in range(3):
         variables = step(variables, normal(8, 3, seed=seed))

@@ -3,8 +3,9 @@
 import chex
 import numpy as np
 import pytest
+from arrays import normal
 from flax import nnx
-from layers.nnx_model import Model, normal
+from layers.nnx_model import Model
 
 from bn_jax.nnx import with_counts
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from arrays import normal
 from flax import nnx
-from layers.nnx_model import Model, normal
+from layers.nnx_model import Model
 
 import bn_jax
 from bn_jax.nnx import (
@@ -18,7 +19,6 @@ from bn_jax.nnx import (
 )
 
 OPTIONS = [
-    {},
     {"momentum": None},
     {"momentum": 0.5, "debias": True},
     {"variance_correction": 1},
@@ -43,9 +43,12 @@ def run(model, x):
     return model(x)
 
 
+jitted = nnx.jit(run)
+
+
 def linen_twin(model, x, **settings):
     linen = Linen(settings)
-    variables = linen.init(jax.random.key(0), x)
+    variables = jax.jit(linen.init)(jax.random.key(0), x)
     variables["params"]["linear"]["kernel"] = model.linear.kernel[...]
 
     def apply(variables, x):
@@ -85,7 +88,7 @@ def test_population_statistics_are_those_of_algorithm_2_and_of_linen(wrap):
 def test_population_statistics_change_the_model_only_when_it_is_updated():
     model, batches = Model(), normal(4, 8, 3)
     before = jax.tree.map(jnp.copy, nnx.state(model))
-    state = population_statistics(run, model, batches)
+    state = population_statistics(jitted, model, batches)
     chex.assert_trees_all_equal(nnx.state(model), before)
     nnx.update(model, state)
     chex.assert_trees_all_equal(nnx.state(model, nnx.BatchStat), state)
@@ -108,7 +111,7 @@ def test_a_frozen_layer_keeps_its_statistics():
     model, batches = Model(), normal(4, 8, 3)
     model.norms[0].mean[...] = jnp.full(3, 7.0)
     model.norms[0].use_running_average = True
-    state = nnx.to_pure_dict(population_statistics(run, model, batches))["norms"]
+    state = nnx.to_pure_dict(population_statistics(jitted, model, batches))["norms"]
     np.testing.assert_array_equal(state[0]["mean"], 7)
     assert np.any(state[1]["mean"] != 0)
 
@@ -122,7 +125,7 @@ def test_the_calls_of_a_shared_layer_count_as_batches():
             return self.a(x), self.b(3 * x + 1)
 
     model, batches = Shared(), normal(4, 6, 3)
-    state = population_statistics(run, model, batches)
+    state = population_statistics(jitted, model, batches)
     calls = [call for x in batches for call in (x, 3 * x + 1)]
     mean, var = oracles.population_statistics(calls)
     np.testing.assert_allclose(state["a"]["mean"][...], mean, rtol=1e-6)
@@ -140,9 +143,10 @@ def test_the_calls_of_a_shared_layer_count_as_batches():
 )
 def test_population_statistics_of_nothing_are_refused(model, batches, message):
     with pytest.raises(ValueError, match=f"^population_statistics: .*{message}"):
-        population_statistics(run, model, batches)
+        population_statistics(jitted, model, batches)
 
 
+@nnx.jit
 def capture_microbatches(model, x):
     """Moments of every microbatch, and what a captured scan leaves of the model."""
     frozen = nnx.view(model, update_running_average=False)
@@ -236,7 +240,7 @@ def test_a_view_freezes_the_statistics_and_shares_them():
 
 def test_population_statistics_count_the_batches():
     model, batches = Model(debias=True), normal(4, 8, 3)
-    nnx.update(model, population_statistics(run, model, batches))
+    nnx.update(model, population_statistics(jitted, model, batches))
     assert [norm.count[...] for norm in model.norms] == [4] * 2
 
 
@@ -262,8 +266,8 @@ UNEQUAL = [jnp.array([[1.0], [3.0]]), jnp.array([[5.0], [9.0], [7.0], [7.0]])]
 def test_batches_that_differ_in_size_are_refused_or_pooled():
     layer = bn_jax.nnx.BatchNorm(1, debias=True, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"2 values .* and 4 in .* pooled=True"):
-        population_statistics(run, layer, UNEQUAL)
-    nnx.update(layer, population_statistics(run, layer, UNEQUAL, pooled=True))
+        population_statistics(jitted, layer, UNEQUAL)
+    nnx.update(layer, population_statistics(jitted, layer, UNEQUAL, pooled=True))
     np.testing.assert_allclose(layer.mean[...], [16 / 3], rtol=1e-6)
     np.testing.assert_allclose(layer.var[...], [65 / 9], rtol=1e-6)
     assert layer.count[...] == 2

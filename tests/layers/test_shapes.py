@@ -39,7 +39,7 @@ def test_the_result_has_the_shape_of_the_input(shape, use_running_average):
 
 
 @pytest.mark.parametrize("param_dtype", DTYPES)
-@pytest.mark.parametrize("dtype", [None, *DTYPES])
+@pytest.mark.parametrize("dtype", [None, jnp.float16])
 @pytest.mark.parametrize("x_dtype", DTYPES)
 def test_dtypes_follow_the_fields(x_dtype, dtype, param_dtype):
     x = jax.ShapeDtypeStruct((7, 3), x_dtype)
@@ -52,7 +52,7 @@ def test_dtypes_follow_the_fields(x_dtype, dtype, param_dtype):
 
 @pytest.mark.parametrize(
     ("shape", "axis"),
-    [(shape, axis) for shape in SHAPES for axis in range(-len(shape), len(shape))],
+    [((7,), 0), ((7,), -1), *(((7, 5, 4, 3), axis) for axis in range(-4, 4))],
 )
 def test_any_axis_may_hold_the_features(shape, axis):
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -72,7 +72,7 @@ def test_several_axes_stand_in_the_order_of_the_array(axis, features):
     chex.assert_shape(jax.tree.leaves(variables), features)
 
 
-@pytest.mark.parametrize("batch", [0, 1, 7, 60, 61])
+@pytest.mark.parametrize("batch", [0, 1, 61])
 def test_any_batch_size_will_do(batch):
     x = jax.ShapeDtypeStruct((batch, 4, 4, 3), jnp.float32)
     variables, y, _ = shapes_of(x)
