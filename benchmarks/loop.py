@@ -28,7 +28,7 @@ from bn_jax.experiments.configs import load_config
 from bn_jax.machine import describe_machine
 from bn_jax.training import loop
 from bn_jax.training.build import build_parts, build_train_step
-from bn_jax.training.distributed.compilation import keep_compiled_code
+from bn_jax.training.distributed.compilation import cache_compiled_programs
 from bn_jax.training.distributed.parallel import compile_stretch, make_parallel
 from bn_jax.training.logs.reports import Pace
 from bn_jax.training.parts import (
@@ -46,7 +46,7 @@ def main() -> None:
         "--stretches", type=int, default=6, help="timed stretches per round"
     )
     options = parser.parse_args()
-    keep_compiled_code()
+    cache_compiled_programs()
     config: Any = load_config("mnist_cnn.py", "bn")
     with config.unlocked():
         config.num_steps = config.max_steps_per_dispatch * (options.stretches + 1)

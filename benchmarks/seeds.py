@@ -14,7 +14,7 @@ from typing import Any
 
 from bn_jax.experiments.configs import load_config
 from bn_jax.machine import describe_machine
-from bn_jax.training.distributed.compilation import keep_compiled_code
+from bn_jax.training.distributed.compilation import cache_compiled_programs
 from bn_jax.training.loop import train
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workdir", type=Path, default=Path("runs"))
     options = parser.parse_args()
-    keep_compiled_code()
+    cache_compiled_programs()
     name = options.config.removesuffix(".py")
     arms = {
         arm: [_run(options, name, arm, seed) for seed in range(options.seeds)]

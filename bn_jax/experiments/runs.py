@@ -20,7 +20,7 @@ import jax
 from bn_jax.errors import DivergedError
 from bn_jax.machine import number_of_cores, own_cores
 from bn_jax.progress import progress_bar
-from bn_jax.training.distributed.compilation import keep_compiled_code
+from bn_jax.training.distributed.compilation import cache_compiled_programs
 from bn_jax.training.loop import train
 from bn_jax.workdir.files import read_metrics
 
@@ -69,7 +69,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[int | None]:
         # Ask a worker, because a process that queries an accelerator also claims it.
         if pool.submit(jax.default_backend).result() == "cpu":
             return _wait_with_progress(jobs, [pool.submit(_train, job) for job in jobs])
-    keep_compiled_code()
+    cache_compiled_programs()
     return run_on_devices(jobs, jax.local_devices())
 
 
@@ -115,7 +115,7 @@ def _start_worker(free_cores: Any) -> None:
     """Binds this worker process to its own core, before JAX counts the cores."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     # Runs that differ only in their seed share compiled programs through this cache.
-    keep_compiled_code()
+    cache_compiled_programs()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {free_cores.get()})
 

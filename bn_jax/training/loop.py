@@ -29,11 +29,11 @@ from bn_jax.training.checkpoints.checkpoint import Checkpoints
 from bn_jax.training.config_checks import check_batch_size, check_config
 from bn_jax.training.distributed.parallel import make_parallel
 from bn_jax.training.distributed.processes import (
+    errors_in_all_processes,
     is_primary,
-    refused_together,
     wait_for_all,
 )
-from bn_jax.training.distributed.same_settings import check_started_alike
+from bn_jax.training.distributed.same_settings import check_same_settings
 from bn_jax.training.logs.profile import Profile
 from bn_jax.training.logs.reports import GivenUpError, Pace, Reports
 from bn_jax.training.logs.summary import summarize
@@ -86,8 +86,8 @@ def train(
         config: Configuration, as the files in `configs/` make it.
         workdir: Folder of this run, and of no other.
         show_progress: True shows a progress bar, or log lines without a terminal.
-        profile_steps: First and last step of a trace that is written to `profile/`,
-            for TensorBoard or Perfetto; None for no trace.
+        profile_steps: Numbers of completed steps at which a trace starts and ends. It
+            is written to `profile/`, for TensorBoard or Perfetto; None for no trace.
         devices: Devices to choose from; by default all devices of all processes.
 
     Returns:
@@ -107,20 +107,20 @@ def train(
     settings = json.loads(config.to_json())
     profile = Profile(workdir, profile_steps)
     with StopSignals() as signals, ExitStack() as held:
-        with refused_together():
+        with errors_in_all_processes():
             if is_primary():
                 held.enter_context(locked(workdir))
-        check_started_alike(settings, workdir)
-        with refused_together():
+        check_same_settings(settings, workdir)
+        with errors_in_all_processes():
             check_workdir(workdir, settings, may_differ=_MAY_DIFFER)
             summary = read_summary(workdir)
         if summary is not None:
             logging.info("%s: this run is already complete.", workdir)
             return summary
-        with refused_together():
+        with errors_in_all_processes():
             parts = _check_and_build(config, devices)
         run = compile_run(parts, build_train_step(config, parts))
-        with refused_together():
+        with errors_in_all_processes():
             if is_primary():
                 claim_workdir(workdir, settings)
         logging.info("%s.", describe_normalization(config, parts.parallel))
@@ -214,7 +214,7 @@ def _restore(
     # An evaluation clears the tally. Steps in it show that a signal cut the evaluation
     # off, and that their mean loss is not written yet.
     start = _Start(state, step, step in evaluated and int(state.tally.num_steps) > 0)
-    with refused_together():
+    with errors_in_all_processes():
         if is_primary():
             check_metrics(workdir, evaluated.until(start.last_evaluated))
     if step:

@@ -14,10 +14,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from bn_jax.errors import UserError
-from bn_jax.training.distributed.compilation import keep_compiled_code
+from bn_jax.training.distributed.compilation import cache_compiled_programs
 from bn_jax.training.distributed.processes import join_processes
 from bn_jax.training.loop import train
-from bn_jax.training.shutdown.exit_codes import ending_in_words
+from bn_jax.training.shutdown.exit_codes import exiting_with_message
 
 
 def main() -> None:
@@ -45,7 +45,9 @@ def main() -> None:
         "process_id", None, "Number of this process, from 0."
     )
     profile_steps = flags.DEFINE_string(
-        "profile_steps", None, "a:b writes a trace of steps a to b to workdir/profile."
+        "profile_steps",
+        None,
+        "a:b writes a trace of the steps after a and up to b to workdir/profile.",
     )
     cache = flags.DEFINE_string(
         "compilation_cache",
@@ -60,9 +62,9 @@ def main() -> None:
         # Until there is something to save, Ctrl-C ends the process at once. Python's
         # own handler would wait for the other processes and print a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        with ending_in_words("train.py", workdir=workdir.value):
+        with exiting_with_message("train.py", workdir=workdir.value):
             join_processes(coordinator.value, num_processes.value, process_id.value)
-            keep_compiled_code(cache.value)
+            cache_compiled_programs(cache.value)
             train(
                 config.value,
                 workdir.value,

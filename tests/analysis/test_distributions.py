@@ -3,19 +3,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import normal
 
 from bn_jax.analysis.distributions import PERCENTILES, typical_unit, unit_percentiles
-
-
-def normal(*shape):
-    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("num_examples", [1, 2, 500, 501])
 def test_percentiles_are_those_of_each_unit_by_itself(num_examples):
     inputs = normal(num_examples, 3) * np.array([1, 10, 0.1], np.float32)
-    actual = unit_percentiles(jnp.asarray(inputs))
-    expected = np.percentile(inputs.astype(np.float64), PERCENTILES, axis=0)
+    actual = unit_percentiles(inputs)
+    expected = np.percentile(np.float64(inputs), PERCENTILES, axis=0)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -30,11 +27,11 @@ def test_percentiles_come_in_the_order_asked_for():
 
 
 def test_units_may_have_any_shape():
-    chex.assert_shape(unit_percentiles(jnp.asarray(normal(7, 4, 5))), (3, 4, 5))
+    chex.assert_shape(unit_percentiles(normal(7, 4, 5)), (3, 4, 5))
 
 
 def test_percentiles_can_be_compiled():
-    inputs = jnp.asarray(normal(50, 3))
+    inputs = normal(50, 3)
     compiled = jax.jit(unit_percentiles)(inputs)
     np.testing.assert_allclose(compiled, unit_percentiles(inputs), atol=1e-6)
 

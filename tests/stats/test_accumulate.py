@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import oracles
 import pytest
+from arrays import normal, normal_with_trend
 
 import bn_jax
 
@@ -27,21 +28,24 @@ class Model(nn.Module):
         return y
 
 
-def microbatches(*shape):
-    values = np.random.default_rng(0).normal(3, 2, shape)
-    return jnp.asarray(values + np.arange(shape[0])[:, None, None], jnp.float32)
+def init(model, x):
+    return jax.jit(model.init)(KEY, x)
 
 
 def accumulated(model, variables, x, mask=None, **settings):
     """Running statistics after one step over all microbatches, in a scan."""
 
-    def body(carry, inputs):
-        _, updates = model.apply(variables, *inputs, mutable=MUTABLE)
-        return carry, updates["batch_moments"]
+    @jax.jit
+    def step(variables, x, mask):
+        def body(carry, inputs):
+            _, updates = model.apply(variables, *inputs, mutable=MUTABLE)
+            return carry, updates["batch_moments"]
 
-    _, moments = jax.lax.scan(body, None, (x, mask))
-    old = variables["batch_stats"]
-    return bn_jax.accumulate_batch_stats(old, moments, **settings)["norm"]
+        _, moments = jax.lax.scan(body, None, (x, mask))
+        old = variables["batch_stats"]
+        return bn_jax.accumulate_batch_stats(old, moments, **settings)["norm"]
+
+    return step(variables, x, mask)
 
 
 def preactivations(variables, x):
@@ -60,42 +64,42 @@ def assert_stats(stats, *batches, momentum, mask=None):
     np.testing.assert_allclose(stats["var"], var, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.99])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_microbatches_take_one_step_like_the_large_batch(momentum):
-    x, model = microbatches(5, 6, 3), Model()
-    variables = model.init(KEY, x[0])
+    x, model = normal_with_trend(5, 6, 3), Model()
+    variables = init(model, x[0])
     stats = accumulated(model, variables, x, momentum=momentum)
     assert_stats(stats, preactivations(variables, x), momentum=momentum)
 
 
 def test_a_layer_called_twice_takes_one_step_a_call():
-    x, model = microbatches(5, 6, 3), Model(calls=2)
-    variables = model.init(KEY, x[0])
+    x, model = normal_with_trend(5, 6, 3), Model(calls=2)
+    variables = init(model, x[0])
     stats = accumulated(model, variables, x, momentum=0.5)
     h = preactivations(variables, x)
     assert_stats(stats, h, h + 1, momentum=0.5)
 
 
 def test_microbatches_with_more_valid_examples_weigh_more():
-    x, model = microbatches(4, 6, 3), Model()
+    x, model = normal_with_trend(4, 6, 3), Model()
     mask = np.arange(6)[None, :, None] < np.array([6, 3, 0, 1])[:, None, None]
-    variables = model.init(KEY, x[0])
+    variables = init(model, x[0])
     stats = accumulated(model, variables, x, jnp.asarray(mask), momentum=0.5)
     h = preactivations(variables, x)
     assert_stats(stats, h, momentum=0.5, mask=mask.reshape(-1, 1))
 
 
 def test_the_correction_counts_all_microbatches():
-    x, model = microbatches(2, 2, 3), Model()
-    variables = model.init(KEY, x[0])
+    x, model = normal_with_trend(2, 2, 3), Model()
+    variables = init(model, x[0])
     stats = accumulated(model, variables, x, momentum=0.0, variance_correction=1)
     var = preactivations(variables, x).var(axis=0, ddof=1)
     np.testing.assert_allclose(stats["var"], var, rtol=1e-5)
 
 
 def test_a_cumulative_average_counts_one_step():
-    x, model = microbatches(5, 6, 3), Model()
-    variables = model.init(KEY, x[0])
+    x, model = normal_with_trend(5, 6, 3), Model()
+    variables = init(model, x[0])
     variables["batch_stats"]["norm"]["count"] = jnp.zeros(())
     stats = accumulated(model, variables, x, momentum=None)
     assert stats["count"].item() == 1
@@ -127,7 +131,7 @@ def accumulated_stacked(x, mask=None, **settings):
         "count": jnp.asarray(COUNT, jnp.float32),
     }
     model = Stacked()
-    variables = model.init(KEY, x[0]) | {"batch_stats": {"norm": stats}}
+    variables = init(model, x[0]) | {"batch_stats": {"norm": stats}}
     return accumulated(model, variables, x, mask, **settings)
 
 
@@ -149,7 +153,7 @@ def assert_stacked(stats, layer, values, weight, mask=None):
     ],
 )
 def test_stacked_layers_take_one_step_each(settings, weights):
-    x = jnp.asarray(np.random.default_rng(0).normal(3, 2, (5, 2, 6, 4)), jnp.float32)
+    x = normal(5, 2, 6, 4, mean=3, std=2)
     stats = accumulated_stacked(x, **settings)
     np.testing.assert_array_equal(stats["count"], COUNT + 1)
     for layer, weight in enumerate(weights):
@@ -157,7 +161,7 @@ def test_stacked_layers_take_one_step_each(settings, weights):
 
 
 def test_a_stacked_layer_that_is_not_finite_holds_up_no_other():
-    x = jnp.asarray(np.random.default_rng(0).normal(3, 2, (5, 2, 6, 4)), jnp.float32)
+    x = normal(5, 2, 6, 4, mean=3, std=2)
     spoiled = x.at[2, 1, 0, 3].set(jnp.nan)
     stats = accumulated_stacked(spoiled, momentum=0.9, skip_nonfinite=True)
     np.testing.assert_array_equal(stats["count"], COUNT + np.array([1, 0]))
@@ -166,7 +170,7 @@ def test_a_stacked_layer_that_is_not_finite_holds_up_no_other():
 
 
 def test_a_stacked_layer_without_a_value_takes_no_step():
-    x = jnp.asarray(np.random.default_rng(0).normal(3, 2, (5, 2, 6, 4)), jnp.float32)
+    x = normal(5, 2, 6, 4, mean=3, std=2)
     mask = jnp.broadcast_to(jnp.array([False, True])[None, :, None, None], (5, 2, 6, 1))
     stats = accumulated_stacked(x, mask, momentum=None)
     np.testing.assert_array_equal(stats["count"], COUNT + np.array([0, 1]))
@@ -175,8 +179,8 @@ def test_a_stacked_layer_without_a_value_takes_no_step():
 
 
 def test_an_optimizer_step_over_microbatches_keeps_exact_statistics():
-    x, model, optimizer = microbatches(5, 6, 3), Model(), optax.sgd(0.1)
-    variables = model.init(KEY, x[0])
+    x, model, optimizer = normal_with_trend(5, 6, 3), Model(), optax.sgd(0.1)
+    variables = init(model, x[0])
     params = variables["params"]
 
     def loss(params, x):
@@ -196,11 +200,11 @@ def test_an_optimizer_step_over_microbatches_keeps_exact_statistics():
     assert loss(new, x[0])[0] < loss(params, x[0])[0]
 
 
-@pytest.mark.parametrize("num_microbatches", [1, 2, 4])
+@pytest.mark.parametrize("num_microbatches", [1, 4])
 def test_groups_leave_the_statistics_of_the_large_batch(num_microbatches):
-    x = microbatches(16, 1, 4).reshape(16, 4)
+    x = normal_with_trend(16, 4)
     layer = bn_jax.BatchNorm(use_running_average=False, momentum=0.9, group_size=4)
-    variables = layer.init(KEY, x)
+    variables = init(layer, x)
     _, expected = layer.apply(variables, x, mutable=["batch_stats"])
 
     def body(carry, part):
@@ -218,7 +222,7 @@ def test_groups_leave_the_statistics_of_the_large_batch(num_microbatches):
 
 def test_moments_that_are_not_stacked_are_refused():
     layer = bn_jax.BatchNorm(use_running_average=False)
-    variables = layer.init(KEY, jnp.ones((4, 3)))
+    variables = init(layer, jnp.ones((4, 3)))
     _, updates = layer.apply(
         variables, jnp.ones((4, 3)), mutable=["batch_stats", "batch_moments"]
     )
@@ -229,8 +233,8 @@ def test_moments_that_are_not_stacked_are_refused():
 
 
 def test_moments_of_other_layers_are_refused():
-    x, model = microbatches(2, 6, 3), Model()
-    variables = model.init(KEY, x[0])
+    x, model = normal_with_trend(2, 6, 3), Model()
+    variables = init(model, x[0])
     _, updates = model.apply(variables, x[0], mutable=MUTABLE)
     stacked = jax.tree.map(lambda leaf: leaf[None], updates["batch_moments"])
     # The collections' own names on one side alone, and a layer of another name.
@@ -249,8 +253,8 @@ def test_moments_of_other_layers_are_refused():
     ],
 )
 def test_settings_that_a_layer_would_refuse_are_refused(settings, message):
-    x, model = microbatches(2, 6, 3), Model()
-    variables = model.init(KEY, x[0])
+    x, model = normal_with_trend(2, 6, 3), Model()
+    variables = init(model, x[0])
     _, updates = model.apply(variables, x[0], mutable=MUTABLE)
     stacked = jax.tree.map(lambda leaf: leaf[None], updates["batch_moments"])
     with pytest.raises(ValueError, match=f"accumulate_batch_stats: .*{message}"):
@@ -258,7 +262,7 @@ def test_settings_that_a_layer_would_refuse_are_refused(settings, message):
 
 
 def test_no_moments_are_refused():
-    x, model = microbatches(2, 6, 3), Model()
-    variables = model.init(KEY, x[0])
+    x, model = normal_with_trend(2, 6, 3), Model()
+    variables = init(model, x[0])
     with pytest.raises(ValueError, match=r"no moments.*'batch_moments'"):
         bn_jax.accumulate_batch_stats(variables["batch_stats"], {})

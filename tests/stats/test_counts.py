@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import normal
 
 import bn_jax
 
@@ -24,13 +25,8 @@ class Model(nn.Module):
         )(x)
 
 
-def normal(*shape):
-    values = np.random.default_rng(0).normal(3, 2, shape)
-    return jnp.asarray(values, jnp.float32)
-
-
 def variables_of(model, x):
-    variables = model.init(jax.random.key(0), x)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
     del variables["batch_stats"]["BatchNorm_1"]["count"]
     return variables, jax.eval_shape(model.init, jax.random.key(0), x)["batch_stats"]
 
@@ -40,6 +36,7 @@ def test_a_collection_without_counts_is_carried_by_a_scan():
     variables, like = variables_of(model, x[0])
     params = variables["params"]
 
+    @jax.jit
     def step(stats, x):
         variables = {"params": params, "batch_stats": stats}
         _, updates = model.apply(variables, x, mutable=["batch_stats"])

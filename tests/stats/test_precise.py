@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from arrays import normal
 
 import bn_jax
 from bn_jax.core.collectives import Devices
@@ -25,11 +26,6 @@ class TwoLayers(nn.Module):
         x = self.norm(use_running_average=not train, name="norm0")(x)
         x = nn.Dense(4, use_bias=False, name="second")(jnp.tanh(x))
         return self.norm(use_running_average=not train, name="norm1")(x)
-
-
-def batches_of(*shape, seed=0):
-    values = np.random.default_rng(seed).normal(3, 2, shape)
-    return jnp.asarray(values, jnp.float32)
 
 
 def in_training(model, **keywords):
@@ -60,7 +56,7 @@ def assert_statistics(batch_stats, inputs, **keywords):
 @pytest.fixture(scope="module")
 def two_layers():
     """A model, its variables, batches, and the statistics computed from them."""
-    model, batches = TwoLayers(), batches_of(6, 8, 3)
+    model, batches = TwoLayers(), normal(6, 8, 3)
     variables = jax.jit(model.init, static_argnames="train")(
         KEY, batches[0], train=True
     )
@@ -77,7 +73,7 @@ def test_statistics_of_every_layer_are_those_of_algorithm_2(two_layers):
 
 def test_inference_with_them_is_the_affine_map_of_the_paper(two_layers):
     model, variables, batches, batch_stats = two_layers
-    x = batches_of(5, 3, seed=1)
+    x = normal(5, 3, seed=1)
     y = model.apply(variables | {"batch_stats": batch_stats}, x, train=False)
     first, second = (
         variables["params"][name]["kernel"] for name in ("first", "second")
@@ -119,14 +115,14 @@ class Convolutional(nn.Module):
 
 def test_a_convolution_is_corrected_by_its_number_of_pixels():
     # Algorithm 2 with m' = m * p * q in place of m: 2 * 3 * 3 / (2 * 3 * 3 - 1).
-    model, batches = Convolutional(), batches_of(5, 2, 3, 3, 4)
+    model, batches = Convolutional(), normal(5, 2, 3, 3, 4)
     variables = init(model, batches[0])
     batch_stats = bn_jax.population_statistics(in_training(model), variables, batches)
     assert_statistics(batch_stats["BatchNorm_0"], batches)
 
 
 def test_one_layer_alone_is_a_model_too():
-    layer, batches = bn_jax.BatchNorm(use_running_average=False), batches_of(4, 6, 2)
+    layer, batches = bn_jax.BatchNorm(use_running_average=False), normal(4, 6, 2)
     variables = layer.init(KEY, batches[0])
     mutable = ["batch_stats", "batch_moments"]
     batch_stats = bn_jax.population_statistics(
@@ -143,7 +139,7 @@ class Shared(nn.Module):
 
 
 def test_the_calls_of_a_shared_layer_count_as_batches():
-    batches = batches_of(4, 6, 2)
+    batches = normal(4, 6, 2)
     variables = init(Shared(), batches[0])
     batch_stats = bn_jax.population_statistics(
         in_training(Shared()), variables, batches
@@ -159,7 +155,7 @@ class Confusing(nn.Module):
 
 
 def test_a_layer_may_be_named_moments():
-    batches = batches_of(4, 6, 2)
+    batches = normal(4, 6, 2)
     variables = init(Confusing(), batches[0])
     batch_stats = bn_jax.population_statistics(
         in_training(Confusing()), variables, batches
@@ -168,7 +164,7 @@ def test_a_layer_may_be_named_moments():
 
 
 def test_batches_may_come_from_a_generator():
-    model, batches = Convolutional(), batches_of(3, 6, 2)
+    model, batches = Convolutional(), normal(3, 6, 2)
     variables = init(model, batches[0])
     batch_stats = bn_jax.population_statistics(
         in_training(model), variables, (x for x in batches)
@@ -178,12 +174,12 @@ def test_batches_may_come_from_a_generator():
 
 @pytest.mark.parametrize("size", [2, 4, 32])
 def test_the_variance_is_unbiased(size):
-    x = np.random.default_rng(0).normal(size=(4000, size, 8)).astype(np.float32)
+    x = normal(4000, size, 8)
 
     def of_batch(x):
         return batch_moments(x, feature_axes=(1,), devices=Devices()).rounded()
 
-    moments = jax.jit(jax.vmap(of_batch))(jnp.asarray(x))
+    moments = jax.jit(jax.vmap(of_batch))(x)
     stats = average_moments({"norm": {"moments": (moments,)}}, {"norm": {}})["norm"]
     # Five standard errors of 32,000 variances, each of which has 2 / (size - 1).
     tolerance = 5 * np.sqrt(2 / (size - 1) / 32_000)
@@ -193,7 +189,7 @@ def test_the_variance_is_unbiased(size):
 
 @pytest.mark.parametrize("used_up", [True, False])
 def test_no_batch_is_refused(used_up):
-    model, batches = Convolutional(), iter(batches_of(2, 6, 2))
+    model, batches = Convolutional(), iter(normal(2, 6, 2))
     variables = init(model, next(batches))
     if used_up:
         next(batches)
@@ -214,7 +210,7 @@ class Plain(nn.Module):
     "model", [TwoLayers(nn.BatchNorm), Plain()], ids=["flax", "plain"]
 )
 def test_a_model_that_sows_no_moments_is_refused(model):
-    batches = batches_of(2, 6, 3)
+    batches = normal(2, 6, 3)
     variables = init(model, batches[0])
     with pytest.raises(ValueError, match=r"bn_jax\.BatchNorm for its layers"):
         bn_jax.population_statistics(in_training(model), variables, batches)
@@ -245,7 +241,7 @@ def test_a_layer_that_sows_nothing_keeps_its_statistics():
             x = bn_jax.BatchNorm(use_running_average=True, name="frozen")(x)
             return bn_jax.BatchNorm(use_running_average=False, name="live")(x)
 
-    x = jnp.asarray(np.random.default_rng(0).normal(3, 2, (6, 2)), jnp.float32)
+    x = normal(6, 2, mean=3)
     model = HalfFrozen()
     variables = model.init(jax.random.key(0), x)
     in_training = partial(model.apply, mutable=["batch_stats", "batch_moments"])
@@ -304,7 +300,7 @@ def test_batches_of_one_size_may_be_pooled_too():
 
 
 def test_one_set_of_values_gives_the_same_pooled_statistics_however_it_is_cut():
-    x = batches_of(64, 3)
+    x = normal(64, 3)
     whole = statistics_of([x], pooled=True)
     cut = statistics_of(jnp.split(x, [2, 4, 8, 16, 32]), pooled=True)
     chex.assert_trees_all_close(cut, whole, rtol=1e-5)
@@ -312,7 +308,7 @@ def test_one_set_of_values_gives_the_same_pooled_statistics_however_it_is_cut():
 
 @pytest.mark.parametrize("pooled", [True, False])
 def test_counts_under_a_mask_may_vary(pooled):
-    batches = batches_of(3, 8, 2)
+    batches = normal(3, 8, 2)
     masks = [jnp.arange(8)[:, None] < kept for kept in (8, 3, 0)]
     stats = statistics_of(batches, masks=masks, pooled=pooled)
     kept = [np.asarray(batches[0]), np.asarray(batches[1][:3])]
@@ -326,7 +322,7 @@ def test_counts_under_a_mask_may_vary(pooled):
 
 def test_sharded_batches_of_other_sizes_are_pooled(make_mesh):
     sharding = jax.NamedSharding(make_mesh(devices=4), jax.P("devices"))
-    batches = [batches_of(8, 2), batches_of(16, 2, seed=1)]
+    batches = [normal(8, 2), normal(16, 2, seed=1)]
     sharded = jax.device_put(batches, sharding)
     expected = statistics_of(batches, pooled=True)
     chex.assert_trees_all_close(
@@ -338,7 +334,7 @@ def test_sharded_batches_of_other_sizes_are_pooled(make_mesh):
 
 @pytest.mark.parametrize("pooled", [True, False])
 def test_a_count_is_the_number_of_batches(pooled):
-    model, batches = OneLayer(debias=True), batches_of(3, 6, 2)
+    model, batches = OneLayer(debias=True), normal(3, 6, 2)
     variables = init(model, batches[0])
     stats = bn_jax.population_statistics(
         in_training(model), variables, batches, pooled=pooled
@@ -363,7 +359,7 @@ def stack_of_layers(*collections, **fields):
         variable_axes=dict.fromkeys(("params", *collections), 0),
         split_rngs={"params": True},
     )(use_running_average=False, **fields)
-    batches = batches_of(4, 3, 6, 2)
+    batches = normal(4, 3, 6, 2)
     variables = jax.jit(stack.init)(KEY, batches[0])
     mutable = ["batch_stats", "batch_moments"]
     return jax.jit(partial(stack.apply, mutable=mutable)), variables, batches
@@ -396,7 +392,7 @@ class TwoSizes(nn.Module):
 
 
 def test_a_shared_layer_may_see_several_sizes_in_each_batch():
-    model, batches = TwoSizes(), batches_of(3, 4, 2)
+    model, batches = TwoSizes(), normal(3, 4, 2)
     variables = jax.jit(model.init)(KEY, batches[0])
     run = jax.jit(partial(model.apply, mutable=["batch_stats", "batch_moments"]))
     stats = bn_jax.population_statistics(run, variables, batches)["moments"]

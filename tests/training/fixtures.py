@@ -39,7 +39,7 @@ def bn(
 ) -> Complete:
     """A run with Batch Normalization."""
     workdir = tmp_path_factory.mktemp("runs") / "bn"
-    with kept_compiled_code(compilation_cache):
+    with cached_programs(compilation_cache):
         return complete_run(tiny_config(idx_dir), workdir)
 
 
@@ -49,7 +49,7 @@ def baseline(
 ) -> Complete:
     """A run without it."""
     workdir = tmp_path_factory.mktemp("runs") / "baseline"
-    with kept_compiled_code(compilation_cache):
+    with cached_programs(compilation_cache):
         return complete_run(tiny_config(idx_dir, arm="baseline"), workdir)
 
 
@@ -69,20 +69,20 @@ def imagenet(
 ) -> Complete:
     """A run on images that are read from the disk, with averaged parameters."""
     workdir = tmp_path_factory.mktemp("runs") / "imagenet"
-    with kept_compiled_code(compilation_cache):
+    with cached_programs(compilation_cache):
         config = tiny_imagenet_config(imagenet_dir, ema_decay=0.5)
         return complete_run(config, workdir)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def reuse_compiled_code(compilation_cache: Path) -> Iterator[None]:
+def reuse_compiled_programs(compilation_cache: Path) -> Iterator[None]:
     """Compiles the same program once, because every run compiles its own."""
-    with kept_compiled_code(compilation_cache):
+    with cached_programs(compilation_cache):
         yield
 
 
 @contextmanager
-def kept_compiled_code(folder: Path) -> Iterator[None]:
+def cached_programs(folder: Path) -> Iterator[None]:
     """Lets JAX look in the folder for what it compiles, and put it there."""
     before = [getattr(jax.config, name) for name in _CACHE_SETTINGS]
     _configure_cache([str(folder), 0.0, -1])

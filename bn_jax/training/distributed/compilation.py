@@ -10,7 +10,7 @@ import jax
 from absl import logging
 
 
-def keep_compiled_code(folder: str | None = None) -> None:
+def cache_compiled_programs(folder: str | None = None) -> None:
     """Lets JAX keep compiled programs on disk, so that the next run starts sooner.
 
     Args:

@@ -112,7 +112,7 @@ def wait_for_all(name: str) -> None:
 
 
 @contextmanager
-def refused_together() -> Iterator[None]:
+def errors_in_all_processes() -> Iterator[None]:
     """Raises a UserError in all processes if one of them raises it in the context.
 
     Otherwise the other processes would wait for that one in their next computation,
@@ -142,7 +142,7 @@ def refused_together() -> Iterator[None]:
         raise own_error
 
 
-def texts_of_all(text: str) -> list[str]:
+def gather_texts(text: str) -> list[str]:
     """Returns the texts of all processes, ordered by process, in each of them.
 
     Args:

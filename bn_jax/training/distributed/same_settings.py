@@ -9,7 +9,7 @@ import jax
 
 import bn_jax
 from bn_jax.errors import UserError
-from bn_jax.training.distributed.processes import refused_together, texts_of_all
+from bn_jax.training.distributed.processes import errors_in_all_processes, gather_texts
 from bn_jax.workdir.files import differences
 from bn_jax.workdir.lock import read_owner
 
@@ -17,7 +17,7 @@ from bn_jax.workdir.lock import read_owner
 _MAY_DIFFER = ("dataset.data_dir", "dataset.idx_dir", "dataset.read_threads")
 
 
-def check_started_alike(settings: Mapping[str, Any], workdir: Path) -> None:
+def check_same_settings(settings: Mapping[str, Any], workdir: Path) -> None:
     """Checks that all processes train the same network into the same workdir.
 
     Args:
@@ -29,9 +29,9 @@ def check_started_alike(settings: Mapping[str, Any], workdir: Path) -> None:
             another workdir.
     """
     versions = {"versions": {"bn_jax": bn_jax.__version__, "jax": jax.__version__}}
-    all_settings = texts_of_all(json.dumps({**settings, **versions}))
-    all_owners = texts_of_all(read_owner(workdir))
-    with refused_together():
+    all_settings = gather_texts(json.dumps({**settings, **versions}))
+    all_owners = gather_texts(read_owner(workdir))
+    with errors_in_all_processes():
         for number in range(1, jax.process_count()):
             found = differences(
                 json.loads(all_settings[0]),

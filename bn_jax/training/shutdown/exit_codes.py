@@ -26,7 +26,7 @@ _STATUS = re.compile(
 
 
 @contextmanager
-def ending_in_words(program: str, *, workdir: str) -> Iterator[None]:
+def exiting_with_message(program: str, *, workdir: str) -> Iterator[None]:
     """Ends the process if an error is raised within, with the reason as its last line.
 
     The process ends at once. Otherwise JAX would wait for processes that have ended,

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
-from training.fixtures import kept_compiled_code
+from training.fixtures import cached_programs
 
-from bn_jax.training.distributed.compilation import compile_ahead, keep_compiled_code
+from bn_jax.training.distributed.compilation import (
+    cache_compiled_programs,
+    compile_ahead,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -17,12 +20,12 @@ def before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A folder that was set before; settings are as they were after each test."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     folder = tmp_path / "before"
-    with kept_compiled_code(folder):
+    with cached_programs(folder):
         yield str(folder)
 
 
 def test_a_folder_gets_what_is_compiled(tmp_path: Path) -> None:
-    keep_compiled_code(str(tmp_path / "new" / "folder"))
+    cache_compiled_programs(str(tmp_path / "new" / "folder"))
     # Nothing so small takes long enough.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     reset_cache()
@@ -34,7 +37,7 @@ def test_the_home_folder_may_be_written_as_a_tilde(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    keep_compiled_code("~/compiled")
+    cache_compiled_programs("~/compiled")
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
 
 
@@ -42,13 +45,13 @@ def test_a_folder_that_cannot_be_made_is_only_a_warning(
     tmp_path: Path, before: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    keep_compiled_code(str(tmp_path / "file" / "folder"))
+    cache_compiled_programs(str(tmp_path / "file" / "folder"))
     assert "compiled programs are not kept (" in caplog.text
     assert jax.config.jax_compilation_cache_dir == before
 
 
 def test_an_empty_name_is_none() -> None:
-    keep_compiled_code("")
+    cache_compiled_programs("")
     assert jax.config.jax_compilation_cache_dir is None
 
 
@@ -56,7 +59,7 @@ def test_what_jax_itself_was_told_stays(
     before: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", before)
-    keep_compiled_code()
+    cache_compiled_programs()
     assert jax.config.jax_compilation_cache_dir == before
 
 
@@ -64,7 +67,7 @@ def test_a_folder_that_is_asked_for_wins_over_the_environments(
     tmp_path: Path, before: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", before)
-    keep_compiled_code(str(tmp_path / "folder"))
+    cache_compiled_programs(str(tmp_path / "folder"))
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "folder")
 
 

@@ -14,10 +14,10 @@ from bn_jax.training.distributed.parallel import make_parallel
 from bn_jax.training.distributed.processes import (
     HEARTBEAT_TIMEOUT,
     LostProcessError,
+    gather_texts,
     is_primary,
     join_processes,
     make_any,
-    texts_of_all,
     wait_for_all,
 )
 
@@ -126,7 +126,7 @@ def test_processes_of_open_mpi_5_are_found_by_mpi4py(
 
 
 def test_a_process_alone_hears_itself() -> None:
-    assert texts_of_all("größer") == ["größer"]
+    assert gather_texts("größer") == ["größer"]
 
 
 @pytest.mark.parametrize("process_id", [0, 1])

@@ -9,7 +9,7 @@ import pytest
 
 from bn_jax.errors import DivergedError, UserError
 from bn_jax.training.distributed.processes import LostProcessError
-from bn_jax.training.shutdown.exit_codes import ending_in_words
+from bn_jax.training.shutdown.exit_codes import exiting_with_message
 
 RuntimeFailure = jax.errors.JaxRuntimeError
 
@@ -38,7 +38,7 @@ def end_of(
         monkeypatch.setattr(jax.distributed, "shutdown", lambda: None)
         code = None
         try:
-            with ending_in_words("train.py", workdir="runs/bn"):
+            with exiting_with_message("train.py", workdir="runs/bn"):
                 raise error
         except Ended as ended:
             code = ended.args[0]
@@ -117,6 +117,6 @@ def test_a_mistake_in_the_only_process_is_raised(
 
 
 def test_a_run_without_an_error_goes_on_behind_it() -> None:
-    with ending_in_words("train.py", workdir="runs/bn"):
+    with exiting_with_message("train.py", workdir="runs/bn"):
         reached = True
     assert reached
