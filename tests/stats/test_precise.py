@@ -302,7 +302,7 @@ def test_batches_of_one_size_may_be_pooled_too():
 def test_one_set_of_values_gives_the_same_pooled_statistics_however_it_is_cut():
     x = normal(64, 3)
     whole = statistics_of([x], pooled=True)
-    cut = statistics_of(jnp.split(x, [2, 4, 8, 16, 32]), pooled=True)
+    cut = statistics_of(jnp.split(x, [2, 32]), pooled=True)
     chex.assert_trees_all_close(cut, whole, rtol=1e-5)
 
 

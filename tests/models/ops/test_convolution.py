@@ -7,14 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import normal
 from jax.sharding import PartitionSpec
 from jax.test_util import check_grads
 
 from bn_jax.models.ops.convolution import same_convolution
-
-
-def random(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def by_hand(x, kernel):
@@ -33,7 +30,7 @@ def by_hand(x, kernel):
 @pytest.mark.parametrize("kernel_shape", [(1, 1), (3, 3), (2, 2), (5, 3), (4, 2)])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_a_convolution_is_a_sum_over_each_pixels_neighbourhood(kernel_shape, stride):
-    x, kernel = random(0, 3, 6, 5, 2), random(1, *kernel_shape, 2, 4)
+    x, kernel = normal(3, 6, 5, 2), normal(*kernel_shape, 2, 4, seed=1)
     y = jax.jit(partial(same_convolution, stride=stride))(x, kernel)
     expected = by_hand(x, kernel)[:, ::stride, ::stride]
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
@@ -43,7 +40,7 @@ def test_a_convolution_is_a_sum_over_each_pixels_neighbourhood(kernel_shape, str
 @pytest.mark.parametrize("kernel_shape", [(3, 3), (2, 2), (4, 3)])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_gradients_are_those_of_finite_differences(kernel_shape, stride):
-    arrays = random(2, 2, 5, 4, 2), random(3, *kernel_shape, 2, 3)
+    arrays = normal(2, 5, 4, 2, seed=2), normal(*kernel_shape, 2, 3, seed=3)
     # Differences of float32 numbers are too coarse.
     with jax.enable_x64(True):
         x, kernel = (jnp.asarray(array, jnp.float64) for array in arrays)
@@ -53,8 +50,8 @@ def test_gradients_are_those_of_finite_differences(kernel_shape, stride):
 @pytest.mark.parametrize("kernel_size", [1, 2, 5])
 @pytest.mark.parametrize(("stride", "shape"), [(1, (7, 9)), (2, (4, 5)), (3, (3, 3))])
 def test_gradients_are_those_of_jax(kernel_size, stride, shape):
-    x, kernel = random(4, 8, 7, 9, 3), random(5, kernel_size, kernel_size, 3, 4)
-    dy = random(6, 8, *shape, 4)
+    kernel = normal(kernel_size, kernel_size, 3, 4, seed=5)
+    x, dy = normal(8, 7, 9, 3, seed=4), normal(8, *shape, 4, seed=6)
     padding = ((kernel_size - 1) // 2, kernel_size // 2)
 
     def reference(x, kernel):
@@ -70,7 +67,7 @@ def test_gradients_are_those_of_jax(kernel_size, stride, shape):
 
 
 def test_gradients_in_a_loop_are_those_outside():
-    x, kernel = random(7, 3, 4, 6, 6, 2), random(8, 3, 3, 2, 3)
+    x, kernel = normal(3, 4, 6, 6, 2, seed=7), normal(3, 3, 2, 3, seed=8)
 
     def gradient(x):
         return jax.grad(lambda k: jnp.sum(same_convolution(x, k) ** 2))(kernel)
@@ -86,7 +83,7 @@ SPLIT = {"x": PartitionSpec("d"), "kernel": PartitionSpec(None, None, None, "d")
 @pytest.mark.parametrize("split", SPLIT)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_gradients_on_checked_devices_are_those_of_all_arrays(make_mesh, split, stride):
-    x, kernel = random(15, 4, 6, 5, 2), random(16, 3, 3, 2, 4)
+    x, kernel = normal(4, 6, 5, 2, seed=15), normal(3, 3, 2, 4, seed=16)
     ours = partial(same_convolution, stride=stride)
 
     def gradients(x, kernel):
@@ -103,7 +100,7 @@ def test_gradients_on_checked_devices_are_those_of_all_arrays(make_mesh, split, 
 @pytest.mark.parametrize("mode", ["fwd", "rev"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_gradients_have_derivatives_in_either_mode(stride, mode):
-    arrays = random(17, 2, 5, 4, 2), random(18, 3, 3, 2, 3)
+    arrays = normal(2, 5, 4, 2, seed=17), normal(3, 3, 2, 3, seed=18)
 
     def gradients(x, kernel):
         ours = partial(same_convolution, stride=stride)
@@ -116,7 +113,7 @@ def test_gradients_have_derivatives_in_either_mode(stride, mode):
 
 
 def test_an_accelerator_multiplies_no_zeros():
-    x, kernel = random(11, 4, 6, 6, 2), random(12, 3, 3, 2, 3)
+    x, kernel = normal(4, 6, 6, 2, seed=11), normal(3, 3, 2, 3, seed=12)
     gradients = jax.grad(lambda *xs: jnp.sum(same_convolution(*xs, 2) ** 2), (0, 1))
     traced = jax.jit(gradients).trace(x, kernel)
     assert "lhs_dilate = [2, 2]" in traced.lower(lowering_platforms=("tpu",)).as_text()
