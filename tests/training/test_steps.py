@@ -54,16 +54,19 @@ class Arm:
             clip_norm=None,
         )
         self.train_step = make_train_step(self.model, self.tx, preprocess=preprocess)
-        self.population_step = make_population_step(self.model, preprocess=preprocess)
-        self.state = init_state(
-            self.model, self.tx, key=jax.random.key(seed), example=self.inputs[:1]
+        self.step = jax.jit(self.train_step)
+        self.stretch = jax.jit(make_train_stretch(self.train_step))
+        self.population_step = jax.jit(
+            make_population_step(self.model, preprocess=preprocess)
         )
+        init = partial(init_state, self.model, self.tx, example=self.inputs[:1])
+        self.state = jax.jit(init)(key=jax.random.key(seed))
 
     inputs = preprocess(DATA.images)
 
     def trained(self) -> TrainState:
         """The state after a few steps."""
-        return jax.jit(make_train_stretch(self.train_step))(self.state, BATCHES)[0]
+        return self.stretch(self.state, BATCHES)[0]
 
 
 @pytest.fixture(scope="module", params=ARMS)
@@ -144,15 +147,15 @@ def test_float64_gradients_are_those_of_finite_differences(
 
 
 def test_a_train_step_counts_itself(arm: Arm) -> None:
-    state, _ = jax.jit(arm.train_step)(arm.state, BATCH)
+    state, _ = arm.step(arm.state, BATCH)
     assert int(state.step) == 1
 
 
 def test_a_chunk_is_single_steps_bit_for_bit(arm: Arm) -> None:
-    state, tally = jax.jit(make_train_stretch(arm.train_step))(arm.state, BATCHES)
-    single, step, loss_sum = arm.state, jax.jit(arm.train_step), np.float32(0)
+    state, tally = arm.stretch(arm.state, BATCHES)
+    single, loss_sum = arm.state, np.float32(0)
     for batch in steps(BATCHES):
-        single, loss = step(single, batch)
+        single, loss = arm.step(single, batch)
         loss_sum += np.asarray(loss)
     chex.assert_trees_all_equal(plain(state), plain(single))
     chex.assert_trees_all_equal(tally, single.tally)
@@ -199,7 +202,7 @@ def test_the_baseline_has_biases_and_the_other_arm_none_before_its_norms() -> No
 
 def test_population_statistics_are_those_of_algorithm_2(bn: Arm) -> None:
     state = with_random_parameters(bn.state)
-    variables = jax.jit(bn.population_step)(state.variables, BATCHES)
+    variables = bn.population_step(state.variables, BATCHES)
     expected = numpy_mlp.population_statistics(
         in_float64(state.params), [IMAGES[chosen] > 127 for chosen in INDICES]
     )
@@ -207,12 +210,12 @@ def test_population_statistics_are_those_of_algorithm_2(bn: Arm) -> None:
 
 
 def test_population_statistics_leave_the_parameters_alone(bn: Arm) -> None:
-    variables = jax.jit(bn.population_step)(bn.state.variables, BATCHES)
+    variables = bn.population_step(bn.state.variables, BATCHES)
     chex.assert_trees_all_equal(variables["params"], bn.state.params)
 
 
 def test_population_statistics_do_not_depend_on_the_running_ones(bn: Arm) -> None:
-    step = jax.jit(bn.population_step)
+    step = bn.population_step
     other = jax.tree.map(lambda leaf: leaf + 3, bn.state.batch_stats)
     changed = step(bn.state._replace(batch_stats=other).variables, BATCHES)
     assert_close(changed, step(bn.state.variables, BATCHES))
@@ -220,5 +223,5 @@ def test_population_statistics_do_not_depend_on_the_running_ones(bn: Arm) -> Non
 
 def test_a_network_without_statistics_gets_its_variables_back() -> None:
     baseline = Arm("baseline")
-    variables = jax.jit(baseline.population_step)(baseline.state.variables, BATCHES)
+    variables = baseline.population_step(baseline.state.variables, BATCHES)
     chex.assert_trees_all_equal(variables, baseline.state.variables)

@@ -1,5 +1,6 @@
 """Evaluations whose images are read from the disk, crops of them included."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,11 @@ import pytest
 from training.tiny_imagenet import tiny_imagenet_config
 from training.tiny_runs import (
     Complete,
-    PowerFailureError,
     assert_same_result,
     compile_tiny_run,
     complete_run,
-    fail_at,
     final_state,
+    interrupt,
     parts_of,
     saved_config,
 )
@@ -47,7 +47,8 @@ def probabilities(run: Complete, images: np.ndarray, prefix: str = "") -> np.nda
     """Of each image, by moving averages, in float64 from the scores on."""
     variables = final_state(run.config, run.workdir).networks[prefix]
     inputs = images.astype(np.float32) / 255
-    logits: Any = parts_of(run.config).model.apply(variables, inputs, train=False)
+    apply = jax.jit(partial(parts_of(run.config).model.apply, train=False))
+    logits = apply(variables, inputs)
     p = np.exp(np.asarray(logits, np.float64))
     return p / p.sum(axis=-1, keepdims=True)
 
@@ -68,7 +69,7 @@ def assert_metrics(found: Any, expected: dict[str, float], prefix: str = "") -> 
         assert found[f"{prefix}{name}"] == pytest.approx(value, rel=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 12, 1000])
+@pytest.mark.parametrize("batch_size", [5, 1000])
 def test_every_image_counts_once_whatever_is_read_at_once(
     imagenet: Complete, imagenet_dir: str, batch_size: int
 ) -> None:
@@ -105,7 +106,7 @@ def test_training_reads_a_batch_at_a_time_and_once_for_the_averaged_network_too(
 
 
 def test_a_run_that_goes_on_sees_the_same_images_as_one_that_was_not_interrupted(
-    imagenet_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    imagenet_dir: str, tmp_path: Path
 ) -> None:
     # Into the second epoch, whose order is another one.
     config = tiny_imagenet_config(
@@ -115,18 +116,14 @@ def test_a_run_that_goes_on_sees_the_same_images_as_one_that_was_not_interrupted
         checkpoint__every_steps=3,
     )
     expected = complete_run(config, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        fail_at(patch, Checkpoints, "save", 6)
-        with pytest.raises(PowerFailureError):
-            train(config, tmp_path / "cut", show_progress=False)
+    interrupt(config, tmp_path / "cut", where=Checkpoints, method="save", step=6)
     train(config, tmp_path / "cut", show_progress=False)
     assert_same_result(tmp_path / "cut", expected)
 
 
-@pytest.mark.parametrize("num_devices", [2, 4])
-def test_the_sums_are_those_of_one_device(imagenet_dir: str, num_devices: int) -> None:
+def test_the_sums_of_four_devices_are_those_of_one(imagenet_dir: str) -> None:
     metrics = []
-    for count in (1, num_devices):
+    for count in (1, 4):
         config = tiny_imagenet_config(imagenet_dir, parallel__num_devices=count)
         run = compile_tiny_run(config)
         sums = jax.device_get(run.evaluate(run.initial_state, 0, lambda: 0).sums[""])
@@ -144,13 +141,13 @@ def test_the_probabilities_of_all_crops_of_each_image_are_averaged(
         saved_config(imagenet), imagenet.workdir, statistics="moving", crops=144
     )
     for prefix in ("", "ema_"):
-        p = [probabilities(imagenet, of_one, prefix).mean(axis=0) for of_one in crops]
-        expected = expected_metrics(np.stack(p), labels)
+        p = probabilities(imagenet, crops.reshape(-1, *crops.shape[2:]), prefix)
+        expected = expected_metrics(p.reshape(12, NUM_CROPS, -1).mean(axis=1), labels)
         assert_metrics(evaluation.metrics, expected, prefix)
     assert evaluation.num_examples == 12
 
 
-@pytest.mark.parametrize(("batch_size", "images"), [(5, 1), (300, 2), (144 * 5, 5)])
+@pytest.mark.parametrize(("batch_size", "images"), [(5, 1), (300, 2)])
 def test_as_many_images_are_cropped_at_once_as_fit_into_a_batch(
     imagenet: Complete, asked: list[int], batch_size: int, images: int
 ) -> None:

@@ -15,6 +15,7 @@ from bn_jax.experiments.configs import load_config
 from bn_jax.training.build import build_parts, build_train_step
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
 from bn_jax.training.distributed.parallel import make_parallel
+from bn_jax.training.logs.writer import MetricsWriter
 from bn_jax.training.loop import train
 from bn_jax.training.parts import Parts, build_initial_state
 from bn_jax.training.run import Run, compile_run
@@ -65,7 +66,7 @@ class Complete(NamedTuple):
         return {name: np.array([line[name] for line in lines]) for name in lines[0]}
 
 
-class PowerFailureError(Exception):
+class _PowerFailureError(Exception):
     """Ends a run where a test wants it to."""
 
 
@@ -124,7 +125,7 @@ def plain(state: TrainState) -> TrainState:
     return state._replace(key=jax.random.key_data(state.key))
 
 
-def fail_at(
+def _fail_at(
     monkeypatch: pytest.MonkeyPatch, where: type, method: str, step: int
 ) -> None:
     """Makes the method fail, before it does anything, once the run is at that step."""
@@ -132,10 +133,25 @@ def fail_at(
 
     def failing(self: Any, *arguments: Any, **keywords: Any) -> Any:
         if step in (*arguments, *keywords.values()):
-            raise PowerFailureError
+            raise _PowerFailureError
         return original(self, *arguments, **keywords)
 
     monkeypatch.setattr(where, method, failing)
+
+
+def interrupt(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    where: type = MetricsWriter,
+    method: str = "write",
+    step: int = 40,
+) -> None:
+    """Trains until a power failure; as it is called, between two checkpoints."""
+    with pytest.MonkeyPatch.context() as patch:
+        _fail_at(patch, where, method, step)
+        with pytest.raises(_PowerFailureError):
+            train(config, workdir, show_progress=False)
 
 
 def assert_same_result(workdir: Path, expected: Complete) -> None:

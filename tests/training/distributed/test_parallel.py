@@ -1,6 +1,8 @@
 """One result on any number of devices, in every mode; and what is refused."""
 
 from collections.abc import Callable
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,15 +25,25 @@ from bn_jax.training.parts import build_initial_state, read_batches
 from bn_jax.training.state import TrainState
 
 STEPS = 20
-PLACES = [(mode, count) for mode in MODES for count in (1, 2, 4, 8)]
+# Microbatches, the mode and devices; all but some of them are slow together.
+_QUICK = [(1, "jit", 4), (1, "shard_map", 4), (1, "pmap", 4), (2, "shard_map", 2)]
+PLACES = [
+    pytest.param(*place, marks=() if place in _QUICK else pytest.mark.slow)
+    for place in product((1, 2), MODES, (1, 2, 4, 8))
+]
+_QUICK_UNSYNCED = [(2, "jit"), (2, "shard_map")]
+UNSYNCED = [
+    pytest.param(*place, marks=() if place in _QUICK_UNSYNCED else pytest.mark.slow)
+    for place in product((1, 2), MODES)
+]
 
 
 class Trained(NamedTuple):
-    """Loss of each step, and the parameters and statistics after the last."""
+    """Loss of each step, and the state before the first and after the last."""
 
     losses: np.ndarray
-    params: Any
-    batch_stats: Any
+    before: TrainState
+    after: TrainState
 
 
 class Stretch(NamedTuple):
@@ -52,6 +64,7 @@ def stretch(config: ConfigDict, *, num_steps: int) -> Stretch:
     return Stretch(steps, build_initial_state(parts), batches)
 
 
+@cache
 def train(
     idx_dir: Path,
     mode: str,
@@ -73,67 +86,49 @@ def train(
         with config.unlocked():
             config.norm.group_size = group_size
     steps, state, batches = stretch(config, num_steps=STEPS)
-    state, losses = steps(state, batches)
-    return Trained(*jax.tree.map(np.asarray, (losses, state.params, state.batch_stats)))
+    after, losses = steps(state, batches)
+    return Trained(np.asarray(losses), state, after)
 
 
 def assert_same_training(found: Trained, expected: Trained) -> None:
     np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5, atol=1e-5)
-    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(
+        *(jax.device_get(of.after[1:3]) for of in (found, expected)),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["whole", "accumulated"])
-def one_device(request: pytest.FixtureRequest, idx_dir: Path) -> tuple[int, Trained]:
-    """Microbatches a step, and what one device makes of them."""
-    count = request.param
-    return count, train(idx_dir, "jit", 1, accumulation_steps=count)
-
-
-@pytest.mark.parametrize(("mode", "num_devices"), PLACES)
+@pytest.mark.parametrize(("num_microbatches", "mode", "num_devices"), PLACES)
 def test_every_mode_on_any_number_of_devices_trains_the_same(
-    idx_dir: Path, one_device: tuple[int, Trained], mode: str, num_devices: int
+    idx_dir: Path, num_microbatches: int, mode: str, num_devices: int
 ) -> None:
-    accumulation_steps, expected = one_device
-    found = train(idx_dir, mode, num_devices, accumulation_steps=accumulation_steps)
+    expected = train(idx_dir, "jit", 1, accumulation_steps=num_microbatches)
+    found = train(idx_dir, mode, num_devices, accumulation_steps=num_microbatches)
     assert_same_training(found, expected)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["whole", "accumulated"])
-def one_device_in_groups(
-    request: pytest.FixtureRequest, idx_dir: Path
-) -> tuple[int, Trained]:
-    """Microbatches a step, and one device that normalizes in four groups."""
-    count = request.param
-    size = 12 // count
-    return count, train(idx_dir, "jit", 1, accumulation_steps=count, group_size=size)
-
-
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("num_microbatches", "mode"), UNSYNCED)
 def test_statistics_of_each_device_are_those_of_groups_on_one(
-    idx_dir: Path, one_device_in_groups: tuple[int, Trained], mode: str
+    idx_dir: Path, num_microbatches: int, mode: str
 ) -> None:
-    accumulation_steps, expected = one_device_in_groups
-    changes = {"accumulation_steps": accumulation_steps, "norm__sync": False}
-    assert_same_training(train(idx_dir, mode, 4, **changes), expected)
+    accumulation = {"accumulation_steps": num_microbatches}
+    size = 12 // num_microbatches
+    expected = train(idx_dir, "jit", 1, group_size=size, **accumulation)
+    found = train(idx_dir, mode, 4, norm__sync=False, **accumulation)
+    assert_same_training(found, expected)
 
 
-def test_statistics_of_each_device_are_not_those_of_all(
-    idx_dir: Path, one_device: tuple[int, Trained]
-) -> None:
+def test_statistics_of_each_device_are_not_those_of_all(idx_dir: Path) -> None:
     # What the test above compares would agree as well if `sync` did nothing.
-    accumulation_steps, expected = one_device
-    changes = {"accumulation_steps": accumulation_steps, "norm__sync": False}
-    found = train(idx_dir, "shard_map", 4, **changes)
+    expected = train(idx_dir, "jit", 1, accumulation_steps=2)
+    found = train(idx_dir, "shard_map", 4, norm__sync=False, accumulation_steps=2)
     assert np.abs(found.losses - expected.losses).max() > 1e-3
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_state_is_the_same_on_every_device(idx_dir: Path, mode: str) -> None:
-    config = tiny_config(
-        idx_dir, batch_size=24, parallel__mode=mode, parallel__num_devices=4
-    )
-    steps, state, batches = stretch(config, num_steps=2)
-    state, _ = steps(state, batches)
+    state = train(idx_dir, mode, 4, accumulation_steps=1).after
     for leaf in jax.tree.leaves((state.params, state.batch_stats, state.tally)):
         assert leaf.is_fully_replicated
         copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
@@ -142,10 +137,8 @@ def test_the_state_is_the_same_on_every_device(idx_dir: Path, mode: str) -> None
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_state_that_is_passed_in_is_given_away(idx_dir: Path, mode: str) -> None:
-    config = tiny_config(idx_dir, parallel__mode=mode)
-    steps, state, batches = stretch(config, num_steps=2)
-    steps(state, batches)
+def test_the_state_that_is_passed_in_is_donated(idx_dir: Path, mode: str) -> None:
+    state = train(idx_dir, mode, 4, accumulation_steps=1).before
     assert state.params["hidden0"]["kernel"].is_deleted()
 
 

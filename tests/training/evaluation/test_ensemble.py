@@ -27,6 +27,7 @@ from bn_jax.results import EnsembleEvaluation
 from bn_jax.training.evaluation import ensemble as module
 from bn_jax.training.evaluation.ensemble import ensemble
 from bn_jax.training.evaluation.evaluate import STATISTICS, evaluate
+from bn_jax.workdir.files import claim_workdir
 
 # One evaluation and one checkpoint, after five steps.
 SHORT = {"num_steps": 5, "max_steps_per_dispatch": 5, "evaluation__batch_size": 40}
@@ -93,7 +94,17 @@ def test_probabilities_are_averaged_over_networks_of_any_kind(
     assert metrics["test_top5_accuracy"] == is_in.mean()
 
 
-@pytest.mark.parametrize("statistics", STATISTICS)
+@pytest.mark.parametrize(
+    "statistics",
+    [
+        "population",
+        *(
+            pytest.param(other, marks=pytest.mark.slow)
+            for other in STATISTICS
+            if other != "population"
+        ),
+    ],
+)
 def test_members_do_as_well_as_when_they_are_evaluated_alone(
     bn: Complete, averaged: Complete, statistics: str
 ) -> None:
@@ -110,10 +121,7 @@ def test_members_do_as_well_as_when_they_are_evaluated_alone(
 
 
 def test_test_images_are_read_once_for_all(
-    bn: Complete,
-    baseline: Complete,
-    averaged: Complete,
-    monkeypatch: pytest.MonkeyPatch,
+    bn: Complete, baseline: Complete, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes, read = [], ArraySplit.read
 
@@ -123,7 +131,7 @@ def test_test_images_are_read_once_for_all(
         return read(self, indices, positions)
 
     monkeypatch.setattr(ArraySplit, "read", spy)
-    together(bn, baseline, averaged)
+    together(bn, baseline)
     # Three batches of 40, the last one filled up.
     assert sizes == [120]
 
@@ -183,16 +191,18 @@ def test_a_run_counts_once(bn: Complete, baseline: Complete, tmp_path: Path) -> 
 
 
 def test_runs_on_other_data_are_refused_with_what_differs(
-    bn: Complete, imagenet: Complete
+    bn: Complete, tmp_path: Path
 ) -> None:
+    config = tiny_imagenet_config("prepared")
+    claim_workdir(tmp_path, json.loads(config.to_json()))
     expected = (
         rf"on the same data; dataset\.data_dir is None in {bn.workdir} and '.*' in "
-        rf"{imagenet.workdir}; dataset\.idx_dir is '.*' in .* and None in .*; "
+        rf"{tmp_path}; dataset\.idx_dir is '.*' in .* and None in .*; "
         r"dataset\.image_size is None in .* and 16 in .*; dataset\.name is 'mnist'.*"
         r"Leave one of them out, or set .* by --dataset\.KEY=VALUE"
     )
     with pytest.raises(UserError, match=expected):
-        together(bn, imagenet)
+        together(bn, Complete(config, tmp_path, {}))
 
 
 @pytest.mark.slow

