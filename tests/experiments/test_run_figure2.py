@@ -42,7 +42,7 @@ SEARCHED = {0.005: 0.5, 0.01: 0.6, 0.02: 0.8, 0.04: 0.85, 0.08: None}
 
 
 @pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+def drawn_jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """The jobs that a figure asks for; each is complete, or has diverged, at once."""
     asked: list[Job] = []
     arms = small_arms()
@@ -70,6 +70,13 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     return asked
 
 
+@pytest.fixture
+def jobs(drawn_jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """The jobs that a figure asks for, where its picture does not matter."""
+    monkeypatch.setattr(module, "draw_figure2", lambda *_: None)
+    return drawn_jobs
+
+
 def _searched(rate: float, seed: int) -> float | None:
     first = SEARCHED[rate]
     if first is None or seed == 100:
@@ -90,7 +97,7 @@ def test_every_arm_is_trained_with_every_seed(tmp_path: Path, jobs: list[Job]) -
 
 
 def test_the_picture_the_record_and_the_table_are_there(
-    tmp_path: Path, jobs: list[Job]
+    tmp_path: Path, drawn_jobs: list[Job]
 ) -> None:
     text = figure2(tmp_path, seeds=2)
     assert text.splitlines()[-1] == f"The figure: {tmp_path / 'figure2.png'}"

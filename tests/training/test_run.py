@@ -31,7 +31,8 @@ def compiled() -> Iterator[Counter[str]]:
 
 def evaluated_run(idx_dir: Path, **settings: Any) -> Any:
     """What an evaluation after two stretches of two steps measures."""
-    config = tiny_config(idx_dir, batch_size=24, **settings)
+    features = {"model__hidden_features": (4,)}
+    config = tiny_config(idx_dir, batch_size=24, **features, **settings)
     run = compile_tiny_run(config)
     state, _ = run.train_steps(run.initial_state, 0, 2)
     run.evaluate(state, 2, lambda: 0)

@@ -59,8 +59,9 @@ class Arm:
         self.population_step = jax.jit(
             make_population_step(self.model, preprocess=preprocess)
         )
-        init = partial(init_state, self.model, self.tx, example=self.inputs[:1])
-        self.state = jax.jit(init)(key=jax.random.key(seed))
+        self.state = init_state(
+            self.model, self.tx, key=jax.random.key(seed), example=self.inputs[:1]
+        )
 
     inputs = preprocess(DATA.images)
 

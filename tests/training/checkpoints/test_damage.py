@@ -5,7 +5,6 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,7 @@ def make_state(seed: int, *, features: int = 5, tx: Any = None) -> TrainState:
     norm = make_norm("batch_norm")
     model = make_model("mlp", num_classes=3, norm=norm, hidden_features=(features,))
     example, key = jnp.zeros((1, 4)), jax.random.key(seed)
-    init = partial(init_state, model, tx or optax.adam(0.1), example=example)
-    state = jax.jit(init)(key=key)
+    state = init_state(model, tx or optax.adam(0.1), key=key, example=example)
     return state._replace(step=jnp.int32(seed))
 
 

@@ -35,9 +35,9 @@ SHORT = {"num_steps": 5, "max_steps_per_dispatch": 5, "evaluation__batch_size": 
 
 @pytest.fixture(scope="module")
 def averaged(tmp_path_factory: pytest.TempPathFactory, idx_dir: Path) -> Complete:
-    """A run that keeps averaged parameters, of more layers than the others."""
+    """A run that keeps averaged parameters, of fewer layers than the others."""
     config = tiny_config(
-        idx_dir, ema_decay=0.5, model__hidden_features=(6, 6, 6), seed=2, **SHORT
+        idx_dir, ema_decay=0.5, model__hidden_features=(6,), seed=2, **SHORT
     )
     return complete_run(config, tmp_path_factory.mktemp("runs") / "averaged")
 
