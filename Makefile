@@ -21,9 +21,10 @@ BIN := $(VENV)/bin
 mnist: $(VENV)/.installed
 	$(BIN)/bn-jax figure1 --workdir=$(WORKDIR)
 
-# Compiled in a hurry, which takes a third off; slow tests are as users' programs are.
+# XLA without most of its optimizations compiles a third faster; slow tests keep them.
+# One process runs all tests of a file, because they share fixtures.
 test: $(VENV)/.installed-dev
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -m slow

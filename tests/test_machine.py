@@ -1,4 +1,4 @@
-"""What is noted of the machine that timings come from."""
+"""The machine that timings come from, and the cores that a process may use."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bn_jax.machine import describe_machine
+from bn_jax.machine import describe_machine, number_of_cores, own_cores
 
 
 def test_the_machine_is_described_by_processor_cores_and_python() -> None:
@@ -38,3 +38,19 @@ def test_a_list_without_names_gives_the_architecture(
 ) -> None:
     monkeypatch.setattr(Path, "read_text", lambda _: "processor : 0\n")
     assert describe_machine()["cpu"] == platform.machine()
+
+
+def test_cores_are_those_that_this_process_is_bound_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {6, 3, 5}, raising=False)
+    assert own_cores() == [3, 5, 6]
+    assert number_of_cores() == 3
+
+
+def test_all_cores_count_where_that_is_not_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert own_cores() == []
+    assert number_of_cores() == os.cpu_count()
