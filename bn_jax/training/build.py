@@ -1,6 +1,7 @@
-"""From a configuration to the typed parts of a run.
+"""Construction of the typed parts of a run from its configuration.
 
-Everything behind this file takes the parts and not the configuration.
+Code for models, data, steps and programs takes these parts. Only the loop and the
+evaluation commands read the configuration as well.
 """
 
 from collections.abc import Callable, Mapping
@@ -182,5 +183,6 @@ def _accumulation_settings(config: Settings, parallel: Parallel) -> dict[str, An
 def _normalization_batch(config: Settings, parallel: Parallel) -> int:
     """Returns how many examples share their statistics in training."""
     microbatch = config.batch_size // config.accumulation_steps
-    # Groups of one device's examples are equal in every mode of `config.parallel`.
+    # Without sync, one device's share of a microbatch is a group. `group_size`, not the
+    # mapped axis, makes the groups, so that jit, shard_map and pmap agree.
     return microbatch if config.norm.sync else microbatch // parallel.num_devices

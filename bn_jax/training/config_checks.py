@@ -68,7 +68,7 @@ def check_config(config: Any) -> None:
 
 
 def check_batch_size(config: Any) -> None:
-    """Raises for an empty batch, because other settings may be divided by its size.
+    """Checks the batch size, by which a setting that is computed later may divide.
 
     Args:
         config: Configuration, of which only `config.batch_size` is read.

@@ -1,7 +1,7 @@
 """Training from a configuration into a workdir: the file to read first.
 
-Read from top to bottom, it tells a run in the order in which it happens. Whatever two
-experiments differ in stands in their configurations.
+The functions follow the order of a run. Two experiments differ only in their
+configurations.
 """
 
 import json
@@ -39,7 +39,6 @@ from bn_jax.training.logs.reports import GivenUpError, Pace, Reports
 from bn_jax.training.logs.summary import summarize
 from bn_jax.training.logs.writer import MetricsWriter
 from bn_jax.training.nonfinite import name_of_value
-from bn_jax.training.parts import Parts
 from bn_jax.training.run import Run, compile_run
 from bn_jax.training.shutdown.signals import StoppedBySignalError, StopSignals
 from bn_jax.training.state import TrainState, resume_tally
@@ -57,7 +56,8 @@ from bn_jax.workdir.files import (
 )
 from bn_jax.workdir.lock import locked
 
-# Settings that change no figure of a run: a run may resume with other values.
+# Settings that a resumed run may change. If all steps are finite and `config.norm.sync`
+# is True, they change results by rounding at most.
 _MAY_DIFFER = (
     "parallel",
     "log_every",
@@ -79,15 +79,15 @@ def train(
 ) -> dict[str, Any]:
     """Trains from a configuration, or resumes the run in a workdir.
 
-    Every process of a run calls it with equal arguments. All of them must see the
-    workdir.
+    Every process of a run calls `train` with equal arguments, and must see the workdir.
 
     Args:
         config: Configuration, as the files in `configs/` make it.
         workdir: Folder of this run, and of no other.
-        show_progress: True shows a progress bar, or log lines without a terminal.
-        profile_steps: Numbers of completed steps at which a trace starts and ends. It
-            is written to `profile/`, for TensorBoard or Perfetto; None for no trace.
+        show_progress: True shows a progress bar on a terminal and log lines elsewhere;
+            False shows neither.
+        profile_steps: Numbers of completed steps at which a trace starts and ends, in
+            `profile/`, for TensorBoard or Perfetto; None for no trace.
         devices: Devices to choose from; by default all devices of all processes.
 
     Returns:
@@ -99,6 +99,7 @@ def train(
     Raises:
         UserError: If the configuration, the data or the workdir cannot be used.
         DivergedError: If the loss, a gradient or an evaluation becomes non-finite.
+        LostProcessError: If another process ended while a checkpoint was written.
         StoppedBySignalError: After SIGTERM or SIGINT, when the state is saved.
     """
     started = time.monotonic()
@@ -106,10 +107,10 @@ def train(
     check_batch_size(config)
     settings = json.loads(config.to_json())
     profile = Profile(workdir, profile_steps)
-    with StopSignals() as signals, ExitStack() as held:
+    with StopSignals() as signals, ExitStack() as locks:
         with errors_in_all_processes():
             if is_primary():
-                held.enter_context(locked(workdir))
+                locks.enter_context(locked(workdir))
         check_same_settings(settings, workdir)
         with errors_in_all_processes():
             check_workdir(workdir, settings, may_differ=_MAY_DIFFER)
@@ -118,12 +119,14 @@ def train(
             logging.info("%s: this run is already complete.", workdir)
             return summary
         with errors_in_all_processes():
-            parts = _check_and_build(config, devices)
+            check_config(config)
+            parallel = make_parallel(**settings["parallel"], devices=devices)
+            parts = build_parts(config, parallel)
         run = compile_run(parts, build_train_step(config, parts))
         with errors_in_all_processes():
             if is_primary():
                 claim_workdir(workdir, settings)
-        logging.info("%s.", describe_normalization(config, parts.parallel))
+        logging.info("%s.", describe_normalization(config, parallel))
         steps_per_second = _run_steps(
             config,
             run,
@@ -137,11 +140,6 @@ def train(
             summarize(workdir, steps_per_second, time.monotonic() - started)
         wait_for_all("the run is complete")
     return read_summary(workdir) or {}
-
-
-def _check_and_build(config: Settings, devices: Sequence[Any] | None) -> Parts:
-    check_config(config)
-    return build_parts(config, make_parallel(**config.parallel, devices=devices))
 
 
 def _run_steps(
@@ -172,7 +170,7 @@ def _run_steps(
         profile,
     ):
         start = _restore(run, checkpoints, evaluated, workdir)
-        writer.start(start.last_evaluated)
+        writer.start(start.evaluated_until)
         pace = Pace(start.step, started=started)
         _take_steps(
             config,
@@ -192,7 +190,7 @@ class _Start(NamedTuple):
     Attributes:
         state: State after `step` steps.
         step: Steps taken so far; 0 in a new run.
-        is_evaluation_due: True if a signal cut off the evaluation at `step`.
+        is_evaluation_due: True if a signal interrupted the evaluation at `step`.
     """
 
     state: TrainState
@@ -200,9 +198,9 @@ class _Start(NamedTuple):
     is_evaluation_due: bool
 
     @property
-    def last_evaluated(self) -> int:
-        """Step up to which all evaluations are written."""
-        return self.step - self.is_evaluation_due
+    def evaluated_until(self) -> int:
+        """Step up to which the metrics of all evaluations are written."""
+        return self.step - 1 if self.is_evaluation_due else self.step
 
 
 def _restore(
@@ -211,12 +209,12 @@ def _restore(
     """Restores the newest checkpoint, and checks that the metrics reach up to it."""
     state = checkpoints.restore_latest(run.initial_state) or run.initial_state
     step = int(state.step)
-    # An evaluation clears the tally. Steps in it show that a signal cut the evaluation
-    # off, and that their mean loss is not written yet.
+    # An evaluation resets `tally.num_steps`: if the count is above 0 at a step with an
+    # evaluation, a signal interrupted that evaluation and it must be repeated.
     start = _Start(state, step, step in evaluated and int(state.tally.num_steps) > 0)
     with errors_in_all_processes():
         if is_primary():
-            check_metrics(workdir, evaluated.until(start.last_evaluated))
+            check_metrics(workdir, evaluated.until(start.evaluated_until))
     if step:
         logging.info("%s: resumes after step %d.", workdir, step)
     return start
@@ -234,8 +232,9 @@ def _take_steps(
 ) -> None:
     """Takes the remaining steps, one stretch after the other.
 
-    The next stretch is dispatched before the results of the last one are fetched, so
-    that the device never waits for Python.
+    The next stretch is dispatched before the results of the last one are fetched. Thus
+    the device does not wait for Python, except for a checkpoint and if
+    `run.must_wait` is set.
     """
     saved = checkpoint_steps(
         config.num_steps, every_steps=config.checkpoint.every_steps
@@ -249,7 +248,7 @@ def _take_steps(
     state = start.state
     due = [(start.step, start.step)] if start.is_evaluation_due else []
 
-    def any_signal() -> Array:
+    def poll_signal() -> Array:
         return run.any_process(signals.received)
 
     try:
@@ -261,22 +260,23 @@ def _take_steps(
                 signals.has_something_to_save = True
             measured = None
             if end in evaluated:
-                measured = run.evaluate(state, end, any_signal)
-            is_cut_off = end in evaluated and measured is None
+                measured = run.evaluate(state, end, poll_signal)
+            is_interrupted = end in evaluated and measured is None
             if measured is not None:
                 state = state._replace(tally=run.clear_losses(state.tally))
-            reports.add(end, tally, measured, stop_flag=any_signal())
-            # The metrics of a checkpoint's steps must be on disk before it is.
-            must_wait = end in saved or is_cut_off or run.must_wait
-            stop_signal = reports.write(all_but=0 if must_wait else 1)
+            reports.add(end, tally, measured, stop_flag=poll_signal())
+            # Metrics are written before a checkpoint: a resumed run requires those of
+            # each evaluation before it.
+            must_wait = end in saved or is_interrupted or run.must_wait
+            signal_number = reports.write(all_but=0 if must_wait else 1)
             if end in saved:
                 checkpoints.save(state, step=end)
-            if stop_signal:
+            if signal_number:
                 reports.write()
                 checkpoints.save(state, step=end)
                 checkpoints.wait()
                 logging.info("Saved after step %d; stopped by a signal.", end)
-                raise StoppedBySignalError(stop_signal)
+                raise StoppedBySignalError(signal_number)
     except GivenUpError:
         _give_up(config, state, checkpoints)
 

@@ -1,4 +1,4 @@
-"""The parts of a run; from them its initial state and its training batches."""
+"""Parts of a run, and functions that make its initial state and its batches of them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,9 +55,10 @@ class Parts(NamedTuple):
 
     Attributes:
         data: Images and labels, on the host.
-        model: Network for programs under jit; its moments are those of a whole batch.
-        mapped_model: Network for a step that is mapped over devices; its moments are
-            summed over `parallel.axis_name`.
+        model: Network for programs under jit, which normalizes over the normalization
+            batch.
+        mapped_model: Network for a step that is mapped over devices. It normalizes over
+            the same examples, by sums over `parallel.axis_name`.
         tx: Optimizer.
         preprocess: Turns stored pixels into the model's input.
         parallel: Devices of the run.
@@ -140,7 +141,7 @@ def read_batches(parts: Parts, first_step: int, num_steps: int) -> Examples:
 
     Args:
         parts: Parts of the run.
-        first_step: Number of steps before the first one to read.
+        first_step: Index of the first step to read, from 0.
         num_steps: Number of steps to read.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The compiled programs of a run, over its data and for its devices."""
+"""Compiled programs of a run: training, evaluation and probes."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -73,7 +73,11 @@ class Run(NamedTuple):
 
 
 class _Programs(NamedTuple):
-    """Compiled programs, and the reader of the test set that they were compiled for."""
+    """Programs of a run, and the reader of the test set that they were compiled for.
+
+    JAX compiles `train_stretch` at its first call, once for each number of steps. The
+    other programs compile in the background.
+    """
 
     make_state: Callable[[], TrainState]
     train_stretch: Callable[[TrainState, Examples], tuple[TrainState, Tally]]
@@ -83,7 +87,7 @@ class _Programs(NamedTuple):
 
 
 def compile_run(parts: Parts, train_step: TrainStep) -> Run:
-    """Compiles the programs of a run, and makes its initial state.
+    """Starts to compile the programs of a run, and makes its initial state.
 
     A test set that fits into memory is put on the devices. From a test set on disk one
     batch is read, because the programs are compiled for its shape.
@@ -139,7 +143,8 @@ def _compile(parts: Parts, train_step: TrainStep) -> _Programs:
     with errors_naming_config():
         if parallel.mode != "pmap":
             # A model that refuses its input does so here, before XLA compiles for
-            # minutes. JAX reuses the trace of a step for stretches of any length.
+            # minutes. JAX reuses the trace of a step for stretches of any length. The
+            # function for pmap converts arrays of other processes: it has no trace.
             jax.eval_shape(train_stretch, init.shapes, batch)
         variables = init.shapes.variables
         network = result_shapes(parallel, population_step, variables, training)
@@ -191,7 +196,7 @@ def _variables(
 ) -> Mapping[str, PyTree]:
     """Returns the variables to evaluate, with population statistics.
 
-    The population statistics are of the batches that training takes next, because the
+    Population statistics are computed from the next training batches, because the
     parameters are not yet fitted to them. The averaged parameters get population
     statistics of their own, because their activations differ.
     """

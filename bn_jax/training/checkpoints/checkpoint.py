@@ -48,7 +48,11 @@ class Checkpoints(AbstractContextManager):
         self._manager = self._open()
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        """Waits until everything is on disk."""
+        """Waits for the last checkpoint.
+
+        After an error, an error of Orbax is logged and not raised, so that the first
+        error reaches the user.
+        """
         if error is None:
             self.wait()
             self._manager.close()
@@ -56,8 +60,6 @@ class Checkpoints(AbstractContextManager):
         try:
             self._manager.close()
         except Exception as second:
-            # Orbax re-raises the errors of its threads. The error that ended the run
-            # must be the one that the user sees.
             logging.error("%s: the last checkpoint is lost: %s", self._folder, second)
 
     def save(self, state: TrainState, *, step: int) -> None:
@@ -106,8 +108,8 @@ class Checkpoints(AbstractContextManager):
     def restore_latest(self, like: TrainState) -> TrainState | None:
         """Returns the newest intact state, or None if there is no checkpoint.
 
-        A warning names each newer, damaged checkpoint. Unless the checkpoints are
-        read-only, damaged ones move to `damaged/` beside the folder.
+        A warning names each newer, damaged checkpoint. It moves to `damaged/` beside
+        the folder, unless `config=None` opened the checkpoints for reading only.
 
         Args:
             like: State or shapes of a state, with the shapes, dtypes and shardings to
@@ -117,7 +119,8 @@ class Checkpoints(AbstractContextManager):
             UserError: If all checkpoints are damaged, or the newest intact one is of
                 another model or of a newer version of this library.
         """
-        # Orbax lists a step that it still writes, and that has no manifest yet.
+        # `all_steps` also lists a checkpoint that Orbax still writes, which has no
+        # manifest yet.
         self.wait()
         steps = sorted(self._manager.all_steps(), reverse=True)
         damaged: dict[int, str] = {}
@@ -140,7 +143,7 @@ class Checkpoints(AbstractContextManager):
         return None
 
     def _open(self) -> ocp.CheckpointManager:
-        # Orbax would report it only when it writes the first checkpoint.
+        # Orbax would report a file in this place only at the first checkpoint.
         if self._folder.exists() and not self._folder.is_dir():
             raise UserError(
                 f"{self._folder}: must be the folder of the checkpoints, and is a "

@@ -20,7 +20,8 @@ from bn_jax.workdir.files import read_config
 def restore(config: Settings, workdir: Path) -> tuple[Parts, TrainState]:
     """Returns the parts of a run and its newest state, on one device.
 
-    Results do not depend on the number of devices, so that one is enough.
+    One device is enough: if `config.norm.sync` is True, results do not depend on the
+    number of devices.
 
     Args:
         config: Configuration of the run, perhaps with another `dataset`.
