@@ -63,15 +63,15 @@ def batch_norm(
             group share statistics.
         group_size: Number of consecutive examples that share statistics; None for the
             whole batch. Examples are counted along axis 0 and over all devices, in the
-            order of the mapped axis. A size below a device's batch makes ghost batches;
-            a larger size joins devices. The result does not depend on the number of
-            devices.
+            order of the mapped axis. A size below a device's batch (ghost batches)
+            must divide it; a larger size shares statistics between neighboring devices.
+            The result does not depend on the number of devices.
         variance_correction: 0 averages the biased variance (Flax). 1 averages the
             unbiased one, m / (m - 1) times the biased one of m values (Algorithm 2,
             PyTorch).
         debias: True gives the initial values of the running statistics no weight.
-        skip_nonfinite: True keeps the running statistics unchanged if the batch's mean
-            or variance is not finite.
+        skip_nonfinite: True keeps all running statistics unchanged if the batch's mean
+            or variance of any feature is not finite.
 
     Returns:
         y, of x's shape and dtype (float32 for integers), and the new running

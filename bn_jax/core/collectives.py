@@ -1,4 +1,4 @@
-"""Sums across the devices that share statistics, in one all-reduce."""
+"""Sums across the devices that share statistics, one all-reduce per call."""
 
 import math
 from collections.abc import Iterator, Sequence

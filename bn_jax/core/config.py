@@ -23,8 +23,8 @@ class BatchNormConfig(NamedTuple):
         group_size: Number of consecutive examples that share statistics; None for all.
         variance_correction: 0 averages the biased variance, 1 the unbiased one.
         debias: True gives the initial values of the running statistics no weight.
-        skip_nonfinite: True keeps the running statistics unchanged if the batch's mean
-            or variance is not finite.
+        skip_nonfinite: True keeps all running statistics unchanged if the batch's mean
+            or variance of any feature is not finite.
     """
 
     axis: tuple[int, ...]
@@ -58,8 +58,8 @@ def make_config(
         group_size: Number of examples that share statistics; None for all.
         variance_correction: 0 averages the biased variance, 1 the unbiased one.
         debias: True gives the initial values of the running statistics no weight.
-        skip_nonfinite: True keeps the running statistics unchanged if the batch's mean
-            or variance is not finite.
+        skip_nonfinite: True keeps all running statistics unchanged if the batch's mean
+            or variance of any feature is not finite.
 
     Raises:
         ValueError: If a setting is out of range or contradicts another setting.
@@ -117,7 +117,8 @@ def check_groups_of_examples(config: BatchNormConfig) -> None:
     if config.group_size is not None and 0 in config.axis:
         raise ValueError(
             "batch_norm: group_size counts examples along axis 0, which is a feature "
-            f"axis here (axis={config.axis})."
+            f"axis here (axis={config.axis}). Move the features to another axis, or "
+            "leave group_size out."
         )
 
 

@@ -41,7 +41,7 @@ def normalize_by_batch(
         devices: Devices that share moments.
     """
     moments = batch_moments(x, mask=mask, feature_axes=config.axis, devices=devices)
-    shift, offset = moments.center()
+    shift, offset = moments.finite_shift_and_offset()
     y = normalize(x, shift, moments.var, config, scale=scale, bias=bias, offset=offset)
     return y, moments
 
@@ -56,11 +56,12 @@ def _normalize_by_batch_jvp(
     x, scale, *_ = primals
     with bind_axes(devices):
         y, moments = normalize_by_batch(*primals, config, devices)
+        # The fourth argument, the mask, is boolean and has no tangent.
         tangent = _tangent(config, devices, x, scale, moments, *tangents[:3])
         return (y, moments), tangent
 
 
-# Rematerialized; otherwise JAX would save a float32 copy of x for the transpose.
+# `jax.checkpoint`: JAX would otherwise save a float32 copy of x for the backward pass.
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=(0, 1))
 def _tangent(
     config: BatchNormConfig,
@@ -89,17 +90,17 @@ def _tangent(
     # The difference is written in two ways on purpose: a sum of this function uses one
     # and a sum of its transpose the other. XLA would store a common difference, or x
     # in float32, as an array of x's size.
-    shift, offset = moments.center()
+    shift, offset = moments.finite_shift_and_offset()
     deviation = x.astype(wide) + expand(-shift) - expand(offset)
-    to_shift = (-x).astype(wide) + expand(shift)
+    minus_deviation = (-x).astype(wide) + expand(shift)
     dx = dx.astype(wide)
     # The derivative of |a|^2 is 2 real(conj(a) da); `dvar` below has the factor 2.
     products = (jnp.conj(deviation) * dx).real
-    total, product = sum_across(
+    sum_dx, sum_products = sum_across(
         devices, [jnp.sum(dx, axis=axes), jnp.sum(products, axis=axes)]
     )
     divisor = jnp.maximum(moments.num_samples, 1)
-    dmean, dvar = total / divisor, 2 * product / divisor
+    dmean, dvar = sum_dx / divisor, 2 * sum_products / divisor
 
     # Two cases would give NaN. Without values and with an epsilon of 0, rsqrt gives
     # infinity. With an infinite variance it gives 0, which multiplies infinite sums.
@@ -114,10 +115,10 @@ def _tangent(
     if dbias is not None:
         constant = constant + dbias.astype(wide)
     multiple = jnp.where(is_usable, multiple, jnp.zeros_like(multiple))
-    # `to_shift` lacks the offset of the mean. The offset is at most a few standard
-    # deviations, so it is subtracted here, once per feature, and not from x.
+    # `minus_deviation` lacks the offset of the mean. The offset is at most a few
+    # standard deviations, so it is subtracted here, once per feature, and not from x.
     constant = constant - offset * multiple
-    dy = expand(slope) * dx + to_shift * expand(-multiple) + expand(constant)
+    dy = expand(slope) * dx + minus_deviation * expand(-multiple) + expand(constant)
     # The count and the shift are constants: the mean's tangent is that of its offset.
-    unchanged = (zero, jnp.zeros_like(moments.shift))
-    return dy.astype(x.dtype), ShiftedMoments(*unchanged, dmean, dvar)
+    zero_tangents = (zero, jnp.zeros_like(moments.shift))
+    return dy.astype(x.dtype), ShiftedMoments(*zero_tangents, dmean, dvar)

@@ -24,7 +24,7 @@ def wide_dtype(*dtypes: DTypeLike) -> np.dtype:
 
 @jax.custom_jvp
 def as_stored(x: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
-    """Returns x with the precision that memory holds, for all operations that read it.
+    """Returns x rounded to its own dtype, so that every operation reads equal values.
 
     Within one program, XLA keeps the result of a bfloat16 sum or product in float32 for
     some operations and rounds it for others. Without this barrier, the moments would

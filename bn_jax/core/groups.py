@@ -20,11 +20,10 @@ def normalize_by_batch_or_group(
     config: BatchNormConfig,
     devices: Devices,
 ) -> tuple[Inexact[Array, "*shape"], Moments]:
-    """Returns x normalized by its own moments, and the moments.
+    """Normalizes x by the moments of the whole batch, or of each group of examples.
 
-    With a `group_size`, each group of that many consecutive examples of the whole
-    batch, along axis 0, is normalized separately. The returned moments are then the
-    average of the groups' moments.
+    A group is `group_size` consecutive examples of the whole batch, along axis 0. With
+    groups, the returned moments are the average of the groups' moments.
 
     Args:
         x: Activations, zero where the mask is False.
@@ -52,7 +51,7 @@ def normalize_by_batch_or_group(
 
     y, moments = jax.vmap(normalize)(split_groups(x, examples), mask)
     others = Devices() if sharing == devices else devices
-    return y.reshape(x.shape), average_group(moments, others)
+    return y.reshape(x.shape), average_groups(moments, others)
 
 
 def plan_groups(
@@ -114,7 +113,7 @@ def split_groups(
     return jnp.reshape(x, (batch_size // examples, examples, *shape))
 
 
-def average_group(moments: Moments, devices: Devices) -> Moments:
+def average_groups(moments: Moments, devices: Devices) -> Moments:
     """Returns the average of the groups' moments, for the running statistics.
 
     In inference, the running statistics stand for the statistics of groups of this

@@ -76,9 +76,10 @@ def merge_across(devices: Devices, moments: ShiftedMoments) -> ShiftedMoments:
 
     The first all-reduce sums counts and values. Their quotient, the rounded mean of
     all, is the common shift. The second all-reduce sums the differences of the
-    devices' means from this shift, and the mean squares around it. No large number is
-    subtracted from another large one, and memory and time grow linearly with the
-    number of devices.
+    devices' means from this shift, and the mean squares around it.
+    `moments.shift - shift` loses no digits, because neither number has an error: a
+    shift need not be the exact mean. Memory and time grow linearly with the number of
+    devices.
     Source: Chan, Golub & LeVeque (1983), Eq. 2.1.
 
     Args:
@@ -132,7 +133,7 @@ def _local_moments(
     wide = wide_dtype(x.dtype)
     expand = partial(expand_to_rank, feature_axes=feature_axes, rank=x.ndim)
     where = None if mask is None else jnp.broadcast_to(mask, x.shape)
-    sample = _sixteenth(x, axes) if where is None else x
+    sample = _sample_for_shift(x, axes) if where is None else x
     total = jnp.sum(sample.astype(wide) * _SUM_FACTOR, axis=axes)
     if where is None:
         count = _number_of_values(x, axes, total.real)
@@ -144,16 +145,16 @@ def _local_moments(
     # The difference is written in two ways on purpose: XLA would compute a common
     # expression once and materialize an array of x's size.
     difference = values - expand(shift)
-    same_difference = values + expand(-shift)
+    difference_again = values + expand(-shift)
     return _moments_of_sums(
         count,
         shift,
         jnp.sum(difference, axis=axes, where=where),
-        jnp.sum(abs_squared(same_difference), axis=axes, where=where),
+        jnp.sum(abs_squared(difference_again), axis=axes, where=where),
     )
 
 
-def _sixteenth(x: Array, axes: Sequence[int]) -> Array:
+def _sample_for_shift(x: Array, axes: Sequence[int]) -> Array:
     """Returns a sixteenth or more of the values of each feature.
 
     If an example has several positions, its first rows are taken, because they are
@@ -177,10 +178,9 @@ def _number_of_values(x: Array, axes: Sequence[int], like: Array) -> Array:
 def _mean_of_scaled_sum(total: Array, count: Array) -> Array:
     """Returns the mean from a sum of values times `_SUM_FACTOR`; 0 if not finite.
 
-    `jnp.where` also keeps the rounding of the mean. Without it, compilers fuse the
-    multiplication that makes the mean with the subtraction of the mean, and skip the
-    rounding in between. The sums would then use a slightly different shift than the
-    one that is subtracted from x.
+    XLA may fuse this division with the later `x - mean` and skip the rounding of the
+    mean; `jnp.where` prevents that. Otherwise the sums would use a slightly different
+    shift than the one that is subtracted from x.
     """
     mean = total / (jnp.maximum(count, 1) * _SUM_FACTOR)
     return jnp.where(jnp.isfinite(mean), mean, jnp.zeros_like(mean))

@@ -24,7 +24,12 @@ from bn_jax.core.traced_settings import (
     select,
 )
 from bn_jax.core.types import BatchStats, Moments, NumValues
-from bn_jax.core.validation import check_arrays, check_momentum, count_values, refuse
+from bn_jax.core.validation import (
+    check_arrays,
+    check_momentum,
+    count_values,
+    raise_value_error,
+)
 
 
 class BatchNormResult(NamedTuple):
@@ -54,7 +59,7 @@ def batch_norm_with_moments(
     update_running_average: bool | Bool[Array, ""] | None,
     momentum: float | Float[Array, ""] | None,
     mask: Bool[Array, "*#shape"] | None,
-    on_single_value: Callable[[str], Any] = refuse,
+    on_single_value: Callable[[str], Any] = raise_value_error,
 ) -> BatchNormResult:
     """Returns the result of `batch_norm`, and the batch's moments.
 
@@ -74,6 +79,11 @@ def batch_norm_with_moments(
         on_single_value: Called with a message if there is only one value per feature.
             The default raises ValueError. If the function returns, the batch is
             accepted: initialization with a single example needs that.
+
+    Raises:
+        ValueError: In all cases that `batch_norm` lists.
+        NameError: If the batch's statistics may be needed and no pmap, shard_map or
+            vmap binds `config.axis_name`.
     """
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
@@ -156,11 +166,11 @@ def _compute(
     return y, stats, moments
 
 
-# Rematerialized; otherwise JAX would save a float32 copy of x for the transpose.
+# `jax.checkpoint`: JAX would otherwise save a float32 copy of x for the backward pass.
 _normalize_by_running = jax.checkpoint(normalize, prevent_cse=False, static_argnums=3)
 
 
-# Rematerialized; otherwise JAX would save zeros of x's size for the transpose.
+# `jax.checkpoint`: JAX would otherwise save zeros of x's size for the backward pass.
 @partial(jax.checkpoint, prevent_cse=False)
 def _zero_where_masked(x: Array, mask: Array) -> Array:
     return jnp.where(mask, x, jnp.zeros((), x.dtype))

@@ -92,7 +92,7 @@ def as_flag(flag: Any, name: str) -> Flag:
 
 
 def is_off(flag: Any) -> bool:
-    """Returns True if a flag is known to be False, and so neither None nor traced.
+    """Returns True only for a concrete False; None and traced flags give False.
 
     Args:
         flag: Flag that the caller gave, or None.

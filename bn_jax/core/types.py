@@ -73,11 +73,12 @@ class ShiftedMoments(NamedTuple):
         """Returns the moments with the mean as one number."""
         return Moments(self.num_samples, self.mean, self.var)
 
-    def center(self) -> tuple[Inexact[Array, "*features"], ...]:
-        """Returns shift and offset to subtract from x, both 0 if the offset overflowed.
+    def finite_shift_and_offset(self) -> tuple[Inexact[Array, "*features"], ...]:
+        """Returns the shift and the offset, or two zeros if the offset overflowed.
 
-        A difference from an infinite number would be NaN. The variance is then infinite
-        or NaN too, and determines the normalized values.
+        Both are subtracted from x, and subtracting an infinite number would give NaN.
+        After an overflow the variance is infinite or NaN too, and determines the
+        normalized values.
         """
         is_finite, zero = jnp.isfinite(self.offset), jnp.zeros_like(self.shift)
         return tuple(jnp.where(is_finite, n, zero) for n in (self.shift, self.offset))

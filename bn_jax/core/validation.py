@@ -14,7 +14,7 @@ from bn_jax.core.config import BatchNormConfig, check_is_number
 from bn_jax.core.types import NumValues
 
 
-def refuse(message: str) -> NoReturn:
+def raise_value_error(message: str) -> NoReturn:
     """Raises ValueError with a message about the arguments.
 
     Args:

@@ -17,7 +17,7 @@ from bn_jax.core.config import make_config
 from bn_jax.core.operator import batch_norm_with_moments
 from bn_jax.core.running import LARGEST_COUNT
 from bn_jax.core.traced_settings import is_off
-from bn_jax.core.validation import errors_naming, refuse
+from bn_jax.core.validation import errors_naming, raise_value_error
 from bn_jax.layers.precision import promote_without_rounding
 
 
@@ -95,8 +95,8 @@ class BatchNorm(nn.Module):
             the number of batches, to `batch_stats`. A checkpoint without `count` still
             loads: with `debias` its statistics count as the average of many batches,
             and with `momentum=None` a new average starts.
-        skip_nonfinite: True leaves the running statistics unchanged if the batch's
-            mean or variance is not finite.
+        skip_nonfinite: True leaves all running statistics unchanged if the batch's
+            mean or variance of any feature is not finite.
     """
 
     use_running_average: bool | Bool[Array, ""] | None = None
@@ -172,6 +172,7 @@ class BatchNorm(nn.Module):
             bias = self.param("bias", self.bias_init, features, self.param_dtype)
         dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
         initializing = self.is_initializing()
+        on_single_value = _accept_single_value if initializing else raise_value_error
         with errors_naming(_layer_name(self)):
             config = make_config(
                 axis=axes,
@@ -193,7 +194,7 @@ class BatchNorm(nn.Module):
                 update_running_average=self.update_running_average,
                 momentum=self.momentum,
                 mask=mask,
-                on_single_value=_accept_single_value if initializing else refuse,
+                on_single_value=on_single_value,
             )
         if moments is not None and not initializing:
             if batch_stats is not None and not is_off(self.update_running_average):
@@ -229,9 +230,9 @@ class BatchNorm(nn.Module):
 
 
 def _accept_single_value(_: str) -> None:
-    """Ignores the message, so that a batch with one value per feature is accepted.
+    """Handler for `on_single_value` that accepts the batch.
 
-    Initialization with a single example needs this.
+    Initialization with a single example needs it.
     """
 
 

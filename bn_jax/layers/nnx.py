@@ -127,8 +127,8 @@ class BatchNorm(nnx.Module):
                 first batch replaces them. The first batch also replaces statistics
                 that were loaded without a count, such as Flax's, unless
                 `bn_jax.nnx.with_counts` adds the count to the state.
-            skip_nonfinite: True leaves the running statistics unchanged if the batch's
-                mean or variance is not finite.
+            skip_nonfinite: True leaves all running statistics unchanged if the batch's
+                mean or variance of any feature is not finite.
 
         Raises:
             ValueError: If a setting lies outside its range or contradicts another

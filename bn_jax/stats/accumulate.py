@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from bn_jax.core.collectives import Devices
 from bn_jax.core.config import make_config
-from bn_jax.core.groups import average_group
+from bn_jax.core.groups import average_groups
 from bn_jax.core.moments import merge_moments
 from bn_jax.core.running import as_batch_stats, update_batch_stats
 from bn_jax.core.types import Moments
@@ -73,7 +73,7 @@ def accumulate_batch_stats(
     def merge(parts: Moments) -> Moments:
         if group_size is None:
             return merge_moments(parts)
-        return average_group(parts, Devices())
+        return average_groups(parts, Devices())
 
     with errors_naming("accumulate_batch_stats"):
         config = make_config(
