@@ -41,7 +41,7 @@ from jax.experimental import topologies
 
 import bn_jax
 from bn_jax.experiments.configs import load_config
-from bn_jax.training.build import build_train_step, parts_around
+from bn_jax.training.build import build_parts_for_data, build_train_step
 from bn_jax.training.distributed.parallel import compile_stretch, make_parallel
 from bn_jax.training.parts import Parts, build_init
 from bn_jax.training.steps import Examples, make_train_stretch
@@ -141,7 +141,7 @@ def _compile(setting: _Setting, norm: str) -> dict[str, Any]:
     parallel = make_parallel(
         config.parallel.mode, num_devices=setting.chips, devices=list(_devices())
     )
-    parts = parts_around(dataset_of(_black_images(config)), config, parallel)
+    parts = build_parts_for_data(dataset_of(_black_images(config)), config, parallel)
     if norm == "flax":
         parts = with_flax(config, parts)
     stretch = compile_stretch(

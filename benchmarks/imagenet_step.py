@@ -115,7 +115,7 @@ def _prepare_jax(options: argparse.Namespace) -> _Prepared:
 
     import bn_jax
     from bn_jax.experiments.configs import load_config
-    from bn_jax.training.build import build_train_step, parts_around
+    from bn_jax.training.build import build_parts_for_data, build_train_step
     from bn_jax.training.distributed.parallel import compile_stretch, make_parallel
     from bn_jax.training.parts import build_initial_state, read_batches
     from bn_jax.training.steps import make_train_stretch
@@ -130,7 +130,7 @@ def _prepare_jax(options: argparse.Namespace) -> _Prepared:
     config.model.separable = False
     parallel = make_parallel("jit", num_devices=1)
     dataset = dataset_of(_random_images(options.batch_size))
-    parts = parts_around(dataset, config, parallel)
+    parts = build_parts_for_data(dataset, config, parallel)
     if options.library == "flax":
         parts = with_flax(config, parts)
     step = build_train_step(config, parts)

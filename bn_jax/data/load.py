@@ -55,7 +55,7 @@ def load_dataset(
     settings = ImageSettings(image_size, distortion, augmentation_seed, read_threads)
     in_memory = idx_dir is not None or (name == "mnist" and data_dir is None)
     if in_memory:
-        settings.refuse("these are all 28x28")
+        settings.check_unset("these are all 28x28")
     if test_split is None:
         is_imagenet = name.split(":")[0] == "imagenet2012"
         test_split = "validation" if is_imagenet else "test"

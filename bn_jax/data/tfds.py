@@ -64,12 +64,12 @@ def load_tfds(
                 split,
                 settings=settings,
                 is_training=is_training,
-                recipe=_recipe(name, data_dir),
+                recipe=_prepare_command(name, data_dir),
             )
             for split, is_training in ((train_split, True), (test_split, False))
         )
         return StreamedDataset(name, num_classes, train, test)
-    settings.refuse(f"the images of {name} are all {shape[0]}x{shape[1]}")
+    settings.check_unset(f"the images of {name} are all {shape[0]}x{shape[1]}")
     splits = []
     for split in (train_split, test_split):
         source = builder.as_data_source(split)
@@ -86,7 +86,7 @@ def load_tfds(
             raise UserError(
                 f"{name}: split {split!r} in {builder.data_dir} cannot be read "
                 f"({error}). Remove that folder and prepare it again: "
-                f"{_recipe(name, data_dir)}"
+                f"{_prepare_command(name, data_dir)}"
             ) from error
     return check_dataset(ArrayDataset(name, *splits, num_classes=num_classes))
 
@@ -123,7 +123,7 @@ def prepared_builder(name: str, data_dir: str | None) -> Any:
         raise UserError(
             f"{name}: the description of the data in {data_dir or 'the default folder'}"
             f" is damaged ({error}). Remove the folder of {name} and prepare it again: "
-            f"{_recipe(name, data_dir)}"
+            f"{_prepare_command(name, data_dir)}"
         ) from error
     file_format = builder.info.file_format
     is_prepared = bool(builder.info.splits)
@@ -132,7 +132,7 @@ def prepared_builder(name: str, data_dir: str | None) -> Any:
             f"{name}: the data in {builder.data_dir} must be prepared as array_record, "
             f"but are prepared as {file_format.value}, which only TensorFlow can read "
             "in any order. Prepare them as array_record in another folder: "
-            f"{_recipe(name, data_dir)}"
+            f"{_prepare_command(name, data_dir)}"
         )
     if not is_prepared:
         is_incomplete = Path(builder.data_dir).exists()
@@ -143,15 +143,15 @@ def prepared_builder(name: str, data_dir: str | None) -> Any:
         )
         raise UserError(
             f"{name}: nothing is prepared in {builder.data_dir}. {remove}"
-            f"Prepare it: {_recipe(name, data_dir)}"
+            f"Prepare it: {_prepare_command(name, data_dir)}"
         )
     for split in builder.info.splits.values():
-        damage = _damage(split, is_imagenet=builder.name == "imagenet2012")
+        damage = _describe_damage(split, is_imagenet=builder.name == "imagenet2012")
         if damage is not None:
             raise UserError(
                 f"{name}: the data set in {builder.data_dir} is incomplete or damaged; "
                 f"{damage}. Remove that folder and prepare it again: "
-                f"{_recipe(name, data_dir)}"
+                f"{_prepare_command(name, data_dir)}"
             )
     return builder
 
@@ -171,7 +171,7 @@ def split_sizes(name: str, data_dir: str | None) -> dict[str, int]:
     return {split: splits[split].num_examples for split in sorted(splits)}
 
 
-def _damage(split: Any, *, is_imagenet: bool) -> str | None:
+def _describe_damage(split: Any, *, is_imagenet: bool) -> str | None:
     """Describes damage that the sizes of a split's files show; None if there is none.
 
     The files are not read.
@@ -219,7 +219,7 @@ def _check_split(name: str, builder: Any, setting: str, split: str) -> None:
     ) from cause
 
 
-def _recipe(name: str, data_dir: str | None) -> str:
+def _prepare_command(name: str, data_dir: str | None) -> str:
     """Returns the command that prepares a data set, for error messages."""
     import tensorflow_datasets as tfds
 
@@ -250,14 +250,15 @@ def _check_features(name: str, builder: Any) -> tuple[tuple[int, ...] | None, in
     if "image" not in names or num_classes is None:
         raise UserError(
             f"{name}: the data set must have the features 'image' and 'label' (a "
-            f"class), but has {', '.join(sorted(names)) or features}."
+            f"class), but has {', '.join(sorted(names)) or features}. Choose another "
+            "data set."
         )
     image = features["image"]
     # The property `dtype` would import TensorFlow.
     if image.np_dtype != np.uint8:
         raise UserError(
             f"{name}: images must be uint8, pixels from 0 to 255, but are "
-            f"{np.dtype(image.np_dtype).name}."
+            f"{np.dtype(image.np_dtype).name}. Choose another data set."
         )
     shape = image.shape
     return None if None in shape else shape, num_classes

@@ -1,4 +1,4 @@
-"""Figure 1 of the paper: training of both arms, figure, record and table."""
+"""Reproduction of Figure 1: trains both arms; writes the plot, the JSON and a table."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,8 @@
-"""Figures 2 and 3 of the paper at a small size: a search, seven arms, claims."""
+"""Reproduction of Figures 2 and 3 at a small size.
+
+Searches for a learning rate if asked, trains seven arms, then writes the plot and the
+JSON record with the checked claims.
+"""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -29,7 +29,7 @@ def relay_output(
 def handle_events(selector: selectors.BaseSelector, seconds: float | None) -> None:
     """Waits for events, and calls the handler of each.
 
-    A handler returns False to be unregistered.
+    A handler that returns False is not called again.
 
     Args:
         selector: Selector whose keys hold the handlers as their data.

@@ -91,18 +91,18 @@ class CNN(nn.Module):
 
     @property
     def last_hidden_input(self) -> str:
-        """Name, in `intermediates`, of the input of the last hidden nonlinearity."""
+        """Path in `intermediates` of the input of the last hidden nonlinearity."""
         return f"hidden{len(self.channels) - 1}_input"
 
     def _check(self, shape: Sequence[int]) -> None:
         if not self.channels or min(self.channels) < 1:
             raise ValueError(
                 "CNN: channels must list at least one block, with at least one channel "
-                f"each; they are {tuple(self.channels)}."
+                f"each, but is {tuple(self.channels)}."
             )
         if self.kernel_size < 1:
             raise ValueError(
-                f"CNN: kernel_size must be at least 1 pixel, and is {self.kernel_size}."
+                f"CNN: kernel_size must be at least 1 pixel, but is {self.kernel_size}."
             )
         if len(shape) != 4:
             raise ValueError(
@@ -113,7 +113,7 @@ class CNN(nn.Module):
         if min(shape[1:3]) < smallest:
             raise ValueError(
                 f"CNN: {len(self.channels)} blocks, each of which halves the image, "
-                f"need images of at least {smallest} x {smallest} pixels, and these "
-                f"have {shape[1]} x {shape[2]}; fewer blocks (entries of channels) "
-                "need smaller images."
+                f"need images of at least {smallest} x {smallest} pixels, but the "
+                f"images have {shape[1]} x {shape[2]}; fewer blocks (entries of "
+                "channels) need smaller images."
             )

@@ -60,7 +60,7 @@ class MLP(nn.Module):
         if not self.hidden_features or min(self.hidden_features) < 1:
             raise ValueError(
                 "MLP: hidden_features must list at least one hidden layer, with at "
-                f"least one unit each; they are {tuple(self.hidden_features)}."
+                f"least one unit each, but is {tuple(self.hidden_features)}."
             )
         kernel_init = initializers.normal(self.kernel_stddev)
         norm_dtype = {} if self.dtype is None else {"dtype": self.dtype}
@@ -88,5 +88,5 @@ class MLP(nn.Module):
 
     @property
     def last_hidden_input(self) -> str:
-        """Name, in `intermediates`, of the input of the last hidden nonlinearity."""
+        """Path in `intermediates` of the input of the last hidden nonlinearity."""
         return f"hidden{len(self.hidden_features) - 1}_input"

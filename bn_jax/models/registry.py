@@ -42,7 +42,7 @@ def make_model(name: str, *, num_classes: int, **fields: Any) -> nn.Module:
     _check_fields("make_model", model_class, fields)
     if num_classes < 1:
         raise UserError(
-            f"make_model: num_classes must be at least 1, and is {num_classes}."
+            f"make_model: num_classes must be at least 1, but is {num_classes}."
         )
     _check_norm(fields.get("norm"))
     nonlinearity = fields.get("nonlinearity")
@@ -76,7 +76,7 @@ def _check_norm(norm: Any) -> None:
         return
     given = repr(norm) if isinstance(norm, str) else f"of type {type(norm).__name__}"
     raise UserError(
-        "make_model: norm must be a factory of normalization layers or None, and is "
+        "make_model: norm must be a factory of normalization layers or None, but is "
         f"{given}; make_norm('batch_norm', ...) makes one."
     )
 
@@ -84,14 +84,16 @@ def _check_norm(norm: Any) -> None:
 def _nonlinearity(name: str) -> Callable[..., Any]:
     names = ("relu", "sigmoid", "tanh", "gelu", "silu")
     if name not in names:
-        raise UserError(_unknown("make_model", "nonlinearity", name, names))
+        raise UserError(
+            _unknown_name_message("make_model", "nonlinearity", name, names)
+        )
     return getattr(nn, name)
 
 
 def _dtype(name: str) -> Any:
     names = ("float32", "bfloat16", "float16")
     if name not in names:
-        raise UserError(_unknown("make_model", "dtype", name, names))
+        raise UserError(_unknown_name_message("make_model", "dtype", name, names))
     return getattr(jnp, name)
 
 
@@ -99,7 +101,7 @@ def _look_up(
     who: str, name: str, table: Mapping[str, type[nn.Module]]
 ) -> type[nn.Module]:
     if name not in table:
-        raise UserError(_unknown(who, "name", name, table))
+        raise UserError(_unknown_name_message(who, "name", name, table))
     return table[name]
 
 
@@ -109,13 +111,12 @@ def _check_fields(
     known = [field.name for field in dataclasses.fields(module_class)]
     for field in fields:
         if field not in known:
-            what = f"field of {module_class.__name__}"
-            raise UserError(_unknown(who, what, field, known))
+            what = f"a field of {module_class.__name__}"
+            raise UserError(_unknown_name_message(who, what, field, known))
 
 
-def _unknown(who: str, what: str, name: str, known: Iterable[str]) -> str:
+def _unknown_name_message(who: str, what: str, name: str, known: Iterable[str]) -> str:
     known = [candidate for candidate in known if candidate not in ("parent", "name")]
-    hint = f"choose one of {', '.join(known)}."
-    if close := difflib.get_close_matches(name, known, n=1):
-        hint = f"did you mean {close[0]!r}?"
-    return f"{who}: unknown {what} {name!r}; {hint}"
+    close = difflib.get_close_matches(name, known, n=1)
+    end = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{who}: {what} must be one of {', '.join(known)}, but is {name!r}{end}"

@@ -63,7 +63,7 @@ def _draw(arms: Mapping[str, Sequence[Run]], paths: Sequence[Path]) -> None:
 
 
 def figure1_record(arms: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
-    """Returns the figure's numbers, JSON-ready: results of each seed, and all curves.
+    """Returns a JSON-ready record: the results of each seed, and all curves.
 
     Args:
         arms: Runs of the arms "bn" and "baseline", one a seed.

@@ -68,7 +68,7 @@ def figure2_record(
     diverged_after: Mapping[str, Sequence[int | None]],
     data: DataSize,
 ) -> dict[str, Any]:
-    """Returns the figure's numbers, JSON-ready: measured, published, and the claims.
+    """Returns a JSON-ready record: measured values, the paper's, and checked claims.
 
     `steps_to_target` counts the steps until a run reaches the highest accuracy of the
     Inception run with the same seed.

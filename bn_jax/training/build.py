@@ -46,10 +46,10 @@ def build_parts(config: Settings, parallel: Parallel) -> Parts:
     Raises:
         UserError: If a setting is out of its range, or the data are missing.
     """
-    return parts_around(load_dataset(**config.dataset), config, parallel)
+    return build_parts_for_data(load_dataset(**config.dataset), config, parallel)
 
 
-def parts_around(data: Dataset, config: Settings, parallel: Parallel) -> Parts:
+def build_parts_for_data(data: Dataset, config: Settings, parallel: Parallel) -> Parts:
     """Makes the model and its optimizer for data that are already loaded.
 
     Args:
@@ -130,7 +130,7 @@ def describe_normalization(config: Settings, parallel: Parallel) -> str:
     if parallel.num_devices == 1:
         devices = ""
     elif not config.norm.sync:
-        devices = f", those of each of {parallel.num_devices} devices"
+        devices = f", separately on each of {parallel.num_devices} devices"
     return f"normalization batch: {size} of {config.batch_size} examples{devices}"
 
 

@@ -35,7 +35,7 @@ from bn_jax.training.distributed.processes import (
 )
 from bn_jax.training.distributed.same_settings import check_same_settings
 from bn_jax.training.logs.profile import Profile
-from bn_jax.training.logs.reports import GivenUpError, Pace, Reports
+from bn_jax.training.logs.reports import Pace, Reports, TooManyNonfiniteStepsError
 from bn_jax.training.logs.summary import summarize
 from bn_jax.training.logs.writer import MetricsWriter
 from bn_jax.training.nonfinite import name_of_value
@@ -249,7 +249,7 @@ def _take_steps(
     due = [(start.step, start.step)] if start.is_evaluation_due else []
 
     def poll_signal() -> Array:
-        return run.any_process(signals.received)
+        return run.max_over_processes(signals.received)
 
     try:
         for first, end in chain(due, remaining):
@@ -277,7 +277,7 @@ def _take_steps(
                 checkpoints.wait()
                 logging.info("Saved after step %d; stopped by a signal.", end)
                 raise StoppedBySignalError(signal_number)
-    except GivenUpError:
+    except TooManyNonfiniteStepsError:
         _give_up(config, state, checkpoints)
 
 

@@ -47,7 +47,8 @@ def main() -> None:
     profile_steps = flags.DEFINE_string(
         "profile_steps",
         None,
-        "a:b writes a trace of the steps after a and up to b to workdir/profile.",
+        "FIRST:LAST writes a trace of the steps after FIRST and up to LAST to "
+        "workdir/profile.",
     )
     cache = flags.DEFINE_string(
         "compilation_cache",
@@ -68,7 +69,7 @@ def main() -> None:
             train(
                 config.value,
                 workdir.value,
-                profile_steps=_first_and_last(profile_steps.value),
+                profile_steps=_parse_profile_steps(profile_steps.value),
             )
 
     app.run(run, flags_parser=_parse_flags)
@@ -87,7 +88,7 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
         while isinstance(cause, BaseException):
             cause = cause.args[0]
         hint = str(cause).replace("\n", " ")
-        sys.exit(f"train.py: the configuration has no such setting: {hint}")
+        sys.exit(f"train.py: the configuration has no such setting ({hint})")
     if len(words) > 1:
         sys.exit(
             f"train.py: {words[1]!r} is not a flag; write settings as "
@@ -108,10 +109,13 @@ def _show_our_log_lines() -> None:
         logging.set_verbosity(logging.INFO)
 
 
-def _first_and_last(text: str | None) -> tuple[int, int] | None:
+def _parse_profile_steps(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     first, colon, last = text.partition(":")
     if not (colon and first.isdecimal() and last.isdecimal()):
-        raise UserError(f"--profile_steps must be a:b, and is {text!r}.")
+        raise UserError(
+            "--profile_steps must be two step numbers FIRST:LAST, such as 100:110, but "
+            f"is {text!r}."
+        )
     return int(first), int(last)

@@ -83,8 +83,9 @@ def undo_nonfinite(
     """Returns the new state, or the old one if a value of the step is not finite.
 
     A skipped step undoes parameters, statistics, optimizer and averaged parameters
-    together, but counts as a step. After `limit` non-finite steps in a row the run is
-    over: the last of them and all later steps also leave the step number as it was.
+    together, but still increases `step`. The run ends after `limit` non-finite steps in
+    a row. The step that ends the run, and each step after it, changes nothing but the
+    tally, not even `step`.
 
     Args:
         old: State before the step.

@@ -78,7 +78,7 @@ class Parts(NamedTuple):
     evaluation: EvaluationSettings
 
 
-class Init(NamedTuple):
+class StateInit(NamedTuple):
     """Function and arguments that make the state before the first step.
 
     Attributes:
@@ -92,7 +92,7 @@ class Init(NamedTuple):
     shapes: TrainState
 
 
-def build_init(parts: Parts) -> Init:
+def build_init(parts: Parts) -> StateInit:
     """Traces the function that makes the state before the first step.
 
     Args:
@@ -116,7 +116,7 @@ def build_init(parts: Parts) -> Init:
     arguments = (jax.random.key(parts.batches.seed), parts.preprocess(image))
     with errors_naming_config():
         shapes = result_shapes(parts.parallel, function, *arguments)
-    return Init(function, arguments, shapes)
+    return StateInit(function, arguments, shapes)
 
 
 def build_initial_state(parts: Parts) -> TrainState:

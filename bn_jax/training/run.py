@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, PyTree
 
 from bn_jax.training.distributed.compilation import compile_ahead
 from bn_jax.training.distributed.parallel import compile_stretch, result_shapes
-from bn_jax.training.distributed.processes import make_any
+from bn_jax.training.distributed.processes import make_max_over_processes
 from bn_jax.training.evaluation.eval_batches import add_up, make_test_reader
 from bn_jax.training.evaluation.predict import (
     PaddedBatches,
@@ -34,7 +34,7 @@ from bn_jax.training.steps import (
 )
 
 
-class Measured(NamedTuple):
+class EvaluationResults(NamedTuple):
     """Results of an evaluation, still on the device.
 
     Attributes:
@@ -58,17 +58,19 @@ class Run(NamedTuple):
             Returns None if its last argument, called before the evaluation and between
             two pieces of the test set, asks to stop.
         clear_losses: Clears the losses of a tally (`state.clear_losses`).
-        any_process: Returns the largest of the numbers that the processes pass in
-            (`processes.make_any`).
+        max_over_processes: Returns the largest of the numbers that the processes pass
+            in (`processes.make_max_over_processes`).
         must_wait: True if a program must end before the next may begin
             (`Parallel.must_wait`).
     """
 
     initial_state: TrainState
     train_steps: Callable[[TrainState, int, int], tuple[TrainState, Tally]]
-    evaluate: Callable[[TrainState, int, Callable[[], ArrayLike]], Measured | None]
+    evaluate: Callable[
+        [TrainState, int, Callable[[], ArrayLike]], EvaluationResults | None
+    ]
     clear_losses: Callable[[Tally], Tally]
-    any_process: Callable[[int], Array]
+    max_over_processes: Callable[[int], Array]
     must_wait: bool
 
 
@@ -81,7 +83,7 @@ class _Programs(NamedTuple):
 
     make_state: Callable[[], TrainState]
     train_stretch: Callable[[TrainState, Examples], tuple[TrainState, Tally]]
-    take_population: Callable[[PyTree, Examples], PyTree]
+    with_population_statistics: Callable[[PyTree, Examples], PyTree]
     sum_predictions: Callable[[PyTree, PaddedBatches], PredictionSums]
     read_test: Callable[[], Any]
 
@@ -116,8 +118,8 @@ def compile_run(parts: Parts, train_step: TrainStep) -> Run:
         initial_state=state,
         train_steps=partial(_train_steps, parts, programs),
         evaluate=partial(_evaluate, parts, programs, probe),
-        clear_losses=lambda tally: parallel.settle(clear(tally)),
-        any_process=make_any(parallel),
+        clear_losses=lambda tally: parallel.wait_if_needed(clear(tally)),
+        max_over_processes=make_max_over_processes(parallel),
         must_wait=parallel.must_wait,
     )
 
@@ -152,7 +154,9 @@ def _compile(parts: Parts, train_step: TrainStep) -> _Programs:
         return _Programs(
             make_state=partial(make_state, *init.arguments),
             train_stretch=train_stretch,
-            take_population=compile_ahead(population_step, variables, training),
+            with_population_statistics=compile_ahead(
+                population_step, variables, training
+            ),
             sum_predictions=compile_ahead(eval_step, network, test_batches),
             read_test=read_test,
         )
@@ -163,7 +167,7 @@ def _train_steps(
 ) -> tuple[TrainState, Tally]:
     batches = read_batches(parts, first_step, end - first_step)
     with errors_naming_config():
-        return parts.parallel.settle(programs.train_stretch(state, batches))
+        return parts.parallel.wait_if_needed(programs.train_stretch(state, batches))
 
 
 def _evaluate(
@@ -173,22 +177,24 @@ def _evaluate(
     state: TrainState,
     step: int,
     should_stop: Callable[[], ArrayLike],
-) -> Measured | None:
+) -> EvaluationResults | None:
     if bool(should_stop()):
         return None
-    settle = parts.parallel.settle
+    wait_if_needed = parts.parallel.wait_if_needed
     networks = _variables(parts, programs, state, step)
 
     def sums_of(batches: PaddedBatches) -> Mapping[str, PredictionSums]:
         return {
-            prefix: settle(programs.sum_predictions(variables, batches))
+            prefix: wait_if_needed(programs.sum_predictions(variables, batches))
             for prefix, variables in networks.items()
         }
 
     sums = add_up(sums_of, programs.read_test(), should_stop=should_stop)
     if sums is None:
         return None
-    return Measured(settle(sums), settle(probe(networks[""], state.batch_stats)))
+    return EvaluationResults(
+        wait_if_needed(sums), wait_if_needed(probe(networks[""], state.batch_stats))
+    )
 
 
 def _variables(
@@ -202,7 +208,9 @@ def _variables(
     """
     ahead = read_batches(parts, step, parts.evaluation.population_batches)
     return {
-        prefix: parts.parallel.settle(programs.take_population(variables, ahead))
+        prefix: parts.parallel.wait_if_needed(
+            programs.with_population_statistics(variables, ahead)
+        )
         for prefix, variables in state.networks.items()
     }
 

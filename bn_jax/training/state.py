@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 class Tally(NamedTuple):
     """Counts of a run.
 
-    The tally is part of the state, so that an interrupted run reports the same figures
+    The tally is part of the state, so that an interrupted run reports the same metrics
     as a run without an interruption.
 
     Attributes:

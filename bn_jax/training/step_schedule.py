@@ -93,6 +93,8 @@ def stretches(
 ) -> Iterator[tuple[int, int]]:
     """Yields a run's stretches, as pairs of the steps taken before and after each.
 
+    A stretch is a sequence of training steps that one compiled call runs.
+
     Args:
         first_step: Steps taken before the first stretch.
         num_steps: Steps of the whole run.

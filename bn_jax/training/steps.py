@@ -80,10 +80,10 @@ def make_train_step(
         state: TrainState, batch: Examples
     ) -> tuple[TrainState, Float[Array, ""]]:
         keys = jax.random.split(
-            _own_key(jax.random.fold_in(state.key, state.step), axis_name),
+            _device_key(jax.random.fold_in(state.key, state.step), axis_name),
             batch.labels.shape[0],
         )
-        loss, grads, batch_stats = _over_microbatches(
+        loss, grads, batch_stats = _mean_over_microbatches(
             loss_and_grads, state, batch, keys, accumulate=accumulate
         )
         if axis_name is not None:
@@ -190,7 +190,7 @@ def _make_loss_and_grads(
     return loss_and_grads
 
 
-def _over_microbatches(
+def _mean_over_microbatches(
     loss_and_grads: _LossAndGrads,
     state: TrainState,
     batch: Examples,
@@ -244,7 +244,7 @@ def _update_params(
     return state._replace(params=params, opt_state=opt_state, ema_params=ema_params)
 
 
-def _own_key(key: Array, axis_name: str | None) -> Array:
+def _device_key(key: Array, axis_name: str | None) -> Array:
     """Returns a key of this device; `key` itself without a mapped axis."""
     if axis_name is None:
         return key

@@ -1,8 +1,9 @@
 """Files of a workdir, the folder of one run.
 
 A workdir holds `config.json`, `metrics.jsonl` (one evaluation a line), `summary.json`
-(once the run is complete), `checkpoints/` and TensorBoard's event files. While a
-process uses the workdir, it also holds `lock`.
+(once the run is complete), `checkpoints/` and TensorBoard's event files. It may also
+hold `profile/` (a trace of steps) and `damaged/` (checkpoints that were moved aside).
+While a process uses the workdir, it also holds `lock`.
 """
 
 import json
@@ -90,7 +91,7 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
         content = json.dumps(_with_version(config), indent=2) + "\n"
         _write_atomically(workdir / "config.json", content)
     except OSError as error:
-        raise unusable(workdir, error) from error
+        raise unusable_workdir_error(workdir, error) from error
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
@@ -104,7 +105,10 @@ def read_config(workdir: Path) -> dict[str, Any]:
     """
     path = workdir / "config.json"
     if not _exists(path):
-        raise UserError(f"workdir {workdir}: holds no run (config.json is missing).")
+        raise UserError(
+            f"workdir {workdir}: holds no run (config.json is missing). "
+            "Choose the --workdir of a run."
+        )
     config = _read_object(path)
     version = config.pop("format_version")
     if version != FORMAT_VERSION:
@@ -135,16 +139,15 @@ def read_summary(workdir: Path) -> dict[str, Any] | None:
     )
 
 
-def write_summary(workdir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes `summary.json` atomically and returns its content.
+def write_summary(workdir: Path, summary: Mapping[str, Any]) -> None:
+    """Writes `summary.json` atomically.
 
     Args:
         workdir: Path of the workdir.
         summary: Values to write, JSON-ready.
     """
-    content = _with_version(summary)
-    _write_atomically(workdir / "summary.json", json.dumps(content, indent=2) + "\n")
-    return content
+    content = json.dumps(_with_version(summary), indent=2) + "\n"
+    _write_atomically(workdir / "summary.json", content)
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -171,7 +174,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
         if any(second <= first for first, second in pairwise(steps)):
             raise ValueError("the steps do not increase from line to line")
     except ValueError as error:
-        raise _damaged(path, error) from error
+        raise _damaged_file_error(path, error) from error
     return metrics
 
 
@@ -210,7 +213,7 @@ def drop_metrics_after(workdir: Path, step: int) -> None:
     _write_atomically(workdir / "metrics.jsonl", lines)
 
 
-def unusable(workdir: Path, error: Exception) -> UserError:
+def unusable_workdir_error(workdir: Path, error: Exception) -> UserError:
     """Returns the error for a workdir that the operating system cannot use.
 
     Args:
@@ -231,7 +234,7 @@ def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError as error:
-        raise unusable(path.parent, error) from error
+        raise unusable_workdir_error(path.parent, error) from error
 
 
 def _read_object(path: Path, *, advice: str | None = None) -> dict[str, Any]:
@@ -243,9 +246,9 @@ def _read_object(path: Path, *, advice: str | None = None) -> dict[str, Any]:
         if not isinstance(content.get("format_version"), int):
             raise ValueError("format_version is missing")
     except OSError as error:
-        raise unusable(path.parent, error) from error
+        raise unusable_workdir_error(path.parent, error) from error
     except ValueError as error:
-        raise _damaged(path, error, advice=advice) from error
+        raise _damaged_file_error(path, error, advice=advice) from error
     return content
 
 
@@ -256,7 +259,9 @@ def _write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _damaged(path: Path, error: Exception, *, advice: str | None = None) -> UserError:
+def _damaged_file_error(
+    path: Path, error: Exception, *, advice: str | None = None
+) -> UserError:
     advice = advice or "Restore the file from a copy, or choose another --workdir"
     return UserError(f"{path}: the file is damaged ({error}). {advice}.")
 

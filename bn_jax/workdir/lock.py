@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import logging
 
 from bn_jax.errors import UserError
-from bn_jax.workdir.files import unusable
+from bn_jax.workdir.files import unusable_workdir_error
 
 _LOCK = "lock"
 
@@ -43,7 +43,7 @@ def locked(workdir: Path) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
         descriptor = _acquire_lock(workdir)
     except OSError as error:
-        raise unusable(workdir, error) from error
+        raise unusable_workdir_error(workdir, error) from error
     try:
         yield
     finally:

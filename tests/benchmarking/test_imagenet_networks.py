@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.imagenet_networks import dataset_of, with_flax
 from bn_jax.experiments.configs import load_config
-from bn_jax.training.build import parts_around
+from bn_jax.training.build import build_parts_for_data
 from bn_jax.training.distributed.parallel import make_parallel
 from bn_jax.training.parts import Parts
 
@@ -23,7 +23,7 @@ def both() -> tuple[Parts, Parts]:
     config: Any = load_config("imagenet_inception.py", "modern")
     images = np.broadcast_to(np.zeros((), np.uint8), (config.batch_size, 224, 224, 3))
     parallel = make_parallel("shard_map", num_devices=2)
-    parts = parts_around(dataset_of(images), config, parallel)
+    parts = build_parts_for_data(dataset_of(images), config, parallel)
     return parts, with_flax(config, parts)
 
 

@@ -1,3 +1,5 @@
+"""Gradients of batch_norm against oracles, finite differences and identities."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

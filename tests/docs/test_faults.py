@@ -34,7 +34,7 @@ def test_how_long_ends_take_is_what_the_committed_benchmark_has_measured() -> No
     text = _TABLE.read_text()
     stated = dict(re.findall(r"^\| (from .*?) \| (.*) \|$", text, re.M))
     assert {name: cell.split(" to ") for name, cell in stated.items()} == {
-        # One figure where the least and the greatest are printed alike.
+        # One number where the least and the greatest are printed alike.
         name: sorted({f"{of(values.values()):.1f}" for of in (min, max)}, key=float)
         for name, values in seconds.items()
     }

@@ -1,4 +1,4 @@
-"""The figures of docs/imagenet.md follow from committed results and its assumptions."""
+"""The numbers of docs/imagenet.md follow from committed results and its assumptions."""
 
 import json
 import math

@@ -100,7 +100,7 @@ def test_the_cost_of_compilation_is_that_of_the_committed_benchmark() -> None:
     assert step["cpu_seconds_over_flax"] <= 1.25
 
 
-def test_the_figures_of_the_convolutional_network_are_those_of_its_committed_runs() -> (
+def test_the_metrics_of_the_convolutional_network_are_those_of_its_committed_runs() -> (
     None
 ):
     record = json.loads((_README.parent / "results/mnist_cnn.json").read_text())

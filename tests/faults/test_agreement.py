@@ -1,4 +1,4 @@
-"""The same run on other devices: the same figures, and never a process that waits."""
+"""The same run on other devices: the same metrics, and never a process that waits."""
 
 import json
 import shutil

@@ -43,7 +43,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(
     with _mounted(tmp_path / "disk", "size=8m") as disk:
         _begun(disk / "run", undisturbed(1))
         filler = disk / "filler"
-        # Too little is left for the first file, for the figures, or for a checkpoint.
+        # Too little is left for the first file, for the metrics, or for a checkpoint.
         filler.write_bytes(bytes(shutil.disk_usage(disk).free - room))
         (program,) = train(disk / "run")
         assert program.wait() == 1, program.output

@@ -1,4 +1,4 @@
-"""Each claim of the paper against figures that decide it, one way and the other."""
+"""Each claim of the paper against numbers that decide it, one way and the other."""
 
 from copy import deepcopy
 from typing import Any
@@ -22,7 +22,7 @@ def holds(arms: dict[str, Any]) -> list[bool]:
     return [claim.holds for claim in check_claims(arms, num_classes=10)]
 
 
-def test_what_these_figures_show_holds_and_nothing_else(arms: dict[str, Any]) -> None:
+def test_what_these_numbers_show_holds_and_nothing_else(arms: dict[str, Any]) -> None:
     # One of two seeds of BN-x30 is no better than BN-x5.
     assert holds(arms) == [True, True, False, True, True, True, True, True]
 

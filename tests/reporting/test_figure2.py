@@ -51,7 +51,7 @@ def test_the_record_has_rates_curves_and_where_a_run_diverged(
     assert arm["curves"][1]["step"] == [10, 20, 30, 40, 50, 60]
 
 
-def test_measured_and_published_figures_each_name_their_source(
+def test_measured_and_published_numbers_each_name_their_source(
     record: dict[str, Any],
 ) -> None:
     assert record["source"] == (

@@ -1,4 +1,4 @@
-"""Tables for people: every figure stands in its row."""
+"""Tables for people: every number stands in its row."""
 
 import numpy as np
 

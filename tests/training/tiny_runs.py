@@ -155,7 +155,7 @@ def interrupt(
 
 
 def assert_same_result(workdir: Path, expected: Complete) -> None:
-    """The same bits in the figures and in the last checkpoint."""
+    """The same bits in the metrics and in the last checkpoint."""
     lines = (workdir / "metrics.jsonl").read_bytes()
     assert lines == (expected.workdir / "metrics.jsonl").read_bytes()
     chex.assert_trees_all_equal(

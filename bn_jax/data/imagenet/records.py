@@ -44,7 +44,7 @@ class ImageSettings(NamedTuple):
     seed: int = 0
     num_threads: int | None = None
 
-    def refuse(self, why: str) -> None:
+    def check_unset(self, why: str) -> None:
         """Checks that the settings do not resize or distort images of one size.
 
         Args:
@@ -57,7 +57,7 @@ class ImageSettings(NamedTuple):
         for name, value in changes.items():
             if value is not None:
                 raise UserError(
-                    f"dataset.{name}: {value} needs images of varying size, but {why}. "
+                    f"dataset.{name}={value} needs images of varying size, but {why}. "
                     "Leave the setting out."
                 )
 
@@ -106,7 +106,8 @@ class RecordSplit:
         if features["image"].shape[-1] != 3:
             raise UserError(
                 f"{builder.info.name}: images of varying size must be in colour, with "
-                f"3 channels, but have the shape {features['image'].shape}."
+                f"3 channels, but have the shape {features['image'].shape}. Choose "
+                "another data set."
             )
         self._num_classes = features["label"].num_classes
         self._settings = settings

@@ -35,13 +35,13 @@ def rgb_jpeg(content: bytes, *, name: str) -> bytes:
         image.convert("RGB").save(file, "JPEG", quality=100)
         return file.getvalue()
     except UnidentifiedImageError as error:
-        raise _damaged(name, "it is neither JPEG nor PNG") from error
+        raise _undecodable_image_error(name, "it is neither JPEG nor PNG") from error
     # Pillow raises these errors for damaged or very large images.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _damaged(name, str(error)) from error
+        raise _undecodable_image_error(name, str(error)) from error
 
 
-def _damaged(name: str, why: str) -> UserError:
+def _undecodable_image_error(name: str, why: str) -> UserError:
     return UserError(
         f"{name}: Pillow cannot decode the image ({why}). Download the tar file again; "
         "if that does not help, use another version of Pillow."

@@ -55,7 +55,7 @@ def index_training_tar(path: Path, synsets: Sequence[str]) -> list[TarImage]:
     for outer in classes:
         synset = outer.name.removesuffix(".tar")
         if synset not in known or not outer.name.endswith(".tar"):
-            raise _unexpected(
+            raise _unexpected_file_error(
                 path, outer.name, "one tar file for each class, such as n01440764.tar"
             )
         pattern = re.compile(rf"{synset}_\d+\.JPEG")
@@ -63,7 +63,9 @@ def index_training_tar(path: Path, synsets: Sequence[str]) -> list[TarImage]:
         for member in _members(path, inside=outer):
             if pattern.fullmatch(member.name) is None or member.name in seen:
                 place = f"{outer.name}: {member.name}"
-                raise _unexpected(path, place, f"{synset}_<number>.JPEG, each once")
+                raise _unexpected_file_error(
+                    path, place, f"{synset}_<number>.JPEG, each once"
+                )
             seen.add(member.name)
             images.append(TarImage(member.name, synset, *member[1:]))
         if len(images) == before:
@@ -91,10 +93,10 @@ def index_validation_tar(path: Path, labels: Sequence[str]) -> list[TarImage]:
         name = f"ILSVRC2012_val_{number:08d}.JPEG"
         if number > len(labels):
             wanted = f"at most {len(labels)} validation images"
-            raise _unexpected(path, member.name, wanted)
+            raise _unexpected_file_error(path, member.name, wanted)
         if member.name != name:
             wanted = f"the validation images from 1 on without a gap (next: {name})"
-            raise _unexpected(path, member.name, wanted)
+            raise _unexpected_file_error(path, member.name, wanted)
     pairs = zip(members, labels, strict=False)
     return [TarImage(member.name, label, *member[1:]) for member, label in pairs]
 
@@ -131,7 +133,7 @@ def _checked_members(file: BinaryIO, end: int, where: str) -> Iterator[_Member]:
             if member.offset_data > end:
                 # The file belongs to the outer tar file: the inner one ended before it
                 # without zeros.
-                raise _bad_end(where, member.offset - start, "nothing")
+                raise _bad_end_error(where, member.offset - start, "nothing")
             if not member.isfile():
                 raise UserError(
                     f"{where}: expected only files, but {member.name} is not a file. "
@@ -149,21 +151,21 @@ def _checked_members(file: BinaryIO, end: int, where: str) -> Iterator[_Member]:
         rest = file.read(max(0, min(end - tar.offset, _MAX_PADDING + 1)))
         place = tar.offset - start
     if len(rest) < tarfile.BLOCKSIZE:
-        raise _bad_end(where, place, "nothing")
+        raise _bad_end_error(where, place, "nothing")
     if any(rest):
-        raise _bad_end(where, place, "other bytes")
+        raise _bad_end_error(where, place, "other bytes")
     if len(rest) > _MAX_PADDING:
-        raise _bad_end(where, place, f"more than {_MAX_PADDING} zeros")
+        raise _bad_end_error(where, place, f"more than {_MAX_PADDING} zeros")
 
 
-def _bad_end(where: str, place: int, found: str) -> UserError:
+def _bad_end_error(where: str, place: int, found: str) -> UserError:
     return UserError(
         f"{where}: expected another file or the final zeros at byte {place}, but found "
         f"{found}. The tar file is damaged or incomplete. Download it again."
     )
 
 
-def _unexpected(path: Path, name: str, wanted: str) -> UserError:
+def _unexpected_file_error(path: Path, name: str, wanted: str) -> UserError:
     return UserError(
         f"{path}: expected {wanted}, but found {name}. Is it the official file, as "
         "downloaded?"

@@ -127,7 +127,7 @@ class Inception(nn.Module):
 
     @property
     def last_hidden_input(self) -> str:
-        """Name in `intermediates` of the input to the deepest hidden nonlinearity."""
+        """Path in `intermediates` of the input of the last hidden nonlinearity."""
         return f"{self.network[-1].name}_double_3x3_2_input"
 
     def check_shape(self, shape: Sequence[int]) -> None:

@@ -14,8 +14,8 @@ DEPTH_MULTIPLIER = 8
 Size = tuple[int, ...]
 
 
-class Place(NamedTuple):
-    """A convolution with the sizes that follow from its place in the network.
+class SizedConvolution(NamedTuple):
+    """A convolution with the sizes that follow from its position in the network.
 
     Attributes:
         convolution: The convolution.
@@ -29,10 +29,9 @@ class Place(NamedTuple):
 
     @property
     def kernel_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of its kernels: one, or two (depthwise, 1 x 1) if it is separable.
+        """Kernel shapes: one, or two (depthwise, then 1 x 1) if it is separable.
 
-        The axes are height, width, input channels of each output channel, and output
-        channels.
+        The axes are height, width, input channels per group, and output channels.
         """
         convolution = self.convolution
         square = (convolution.kernel_size,) * 2
@@ -42,21 +41,21 @@ class Place(NamedTuple):
         return (*square, 1, hidden), (1, 1, hidden, convolution.features)
 
 
-class Walk(NamedTuple):
+class NetworkSizes(NamedTuple):
     """Sizes and channels throughout the network, for one image shape.
 
     Attributes:
-        places: All convolutions with their sizes, in network order.
+        convolutions: All convolutions with their sizes, in network order.
         sizes: Height and width of each stage's output, in pixels.
         channels: Number of channels of each stage's output.
     """
 
-    places: tuple[Place, ...]
+    convolutions: tuple[SizedConvolution, ...]
     sizes: dict[str, Size]
     channels: dict[str, int]
 
 
-def walk(network: Network, image_shape: Sequence[int]) -> Walk:
+def network_sizes(network: Network, image_shape: Sequence[int]) -> NetworkSizes:
     """Computes the sizes and channels of all convolutions and stages.
 
     Args:
@@ -64,15 +63,15 @@ def walk(network: Network, image_shape: Sequence[int]) -> Walk:
         image_shape: Height, width and channels of the image.
     """
     *axes, channels = image_shape
-    size, found = tuple(axes), Walk((), {}, {})
+    size, result = tuple(axes), NetworkSizes((), {}, {})
     for stage in network:
-        places, size, channels = _walk_stage(stage, size, channels)
-        found = Walk(
-            found.places + places,
-            found.sizes | {stage.name: size},
-            found.channels | {stage.name: channels},
+        convolutions, size, channels = _stage_sizes(stage, size, channels)
+        result = NetworkSizes(
+            result.convolutions + convolutions,
+            result.sizes | {stage.name: size},
+            result.channels | {stage.name: channels},
         )
-    return found
+    return result
 
 
 def multiply_adds(
@@ -88,13 +87,13 @@ def multiply_adds(
         image_shape: Height, width and channels of the image.
         num_classes: Number of class scores.
     """
-    found = walk(network, image_shape)
-    convolutions = sum(
-        math.prod(place.size) * math.prod(kernel)
-        for place in found.places
-        for kernel in place.kernel_shapes
+    sizes = network_sizes(network, image_shape)
+    in_convolutions = sum(
+        math.prod(convolution.size) * math.prod(kernel)
+        for convolution in sizes.convolutions
+        for kernel in convolution.kernel_shapes
     )
-    return convolutions + found.channels[network[-1].name] * num_classes
+    return in_convolutions + sizes.channels[network[-1].name] * num_classes
 
 
 def output_size(layer: Convolution | Pool, size: int) -> int:
@@ -126,7 +125,7 @@ def is_large_enough(network: Network, size: int) -> bool:
         network: Stages of the network, from `stages`.
         size: Height or width of the image, in pixels.
     """
-    sizes = walk(network, (size, 1)).sizes
+    sizes = network_sizes(network, (size, 1)).sizes
     # `stage` is never the stem, which is the first stage and not a module.
     return all(
         sizes[before.name][0] >= 2
@@ -147,18 +146,18 @@ def _halves(stage: Stage) -> bool:
     return any(layer.stride > 1 for branch in stage.branches for layer in branch)
 
 
-def _walk_stage(
+def _stage_sizes(
     stage: Stage, size: Size, channels: int
-) -> tuple[tuple[Place, ...], Size, int]:
+) -> tuple[tuple[SizedConvolution, ...], Size, int]:
     """Returns the stage's convolutions, and the size and channels of its output."""
-    places: list[Place] = []
+    convolutions: list[SizedConvolution] = []
     joined, output = 0, size
     for branch in stage.branches:
         output, inputs = size, channels
         for layer in branch:
             output = tuple(output_size(layer, n) for n in output)
             if isinstance(layer, Convolution):
-                places.append(Place(layer, inputs, output))
+                convolutions.append(SizedConvolution(layer, inputs, output))
                 inputs = layer.features
         joined += inputs
-    return tuple(places), output, joined
+    return tuple(convolutions), output, joined

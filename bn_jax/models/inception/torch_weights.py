@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from bn_jax.models.inception.network import Inception
-from bn_jax.models.inception.sizes import walk
+from bn_jax.models.inception.sizes import network_sizes
 from bn_jax.models.inception.torch_names import NAMINGS, Naming
 
 Variables = dict[str, dict[str, dict[str, Array]]]
@@ -204,12 +204,12 @@ def _entries(
     names = NAMINGS[naming].layers(model.network)
     folds = not model.has_biases
     # Channels do not depend on the image's size, so any size will do.
-    found = walk(model.network, (224, 224, in_channels))
+    sizes = network_sizes(model.network, (224, 224, in_channels))
     entries: list[_Entry] = []
-    for place in found.places:
-        name, features = place.convolution.name, (place.convolution.features,)
+    for sized in sizes.convolutions:
+        name, features = sized.convolution.name, (sized.convolution.features,)
         conv, norm = names[name]
-        kernel_shape = place.kernel_shapes[0]
+        kernel_shape = sized.kernel_shapes[0]
         weight = _Entry(f"{conv}.weight", "params", name, "kernel", kernel_shape)
         bias_entry = _Entry(
             f"{conv}.bias", "params", name, "bias", features, is_folded=folds
@@ -232,7 +232,7 @@ def _entries(
             _Entry(f"{norm}.num_batches_tracked", "batch_stats", layer, "count", ()),
         ]
     logits = NAMINGS[naming].logits
-    shape = (found.channels[model.network[-1].name], model.num_classes)
+    shape = (sizes.channels[model.network[-1].name], model.num_classes)
     return [
         *entries,
         _Entry(f"{logits}.weight", "params", "logits", "kernel", shape),
@@ -275,7 +275,8 @@ def _check_keys(
     if faults:
         raise ValueError(
             f"{who}: {len(faults)} of {len(known)} arrays do not match the model: "
-            f"{'; '.join(faults)}."
+            f"{'; '.join(faults)}. Pass the arrays of this network, or make the model "
+            "that they belong to."
         )
 
 

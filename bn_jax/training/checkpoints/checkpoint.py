@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from bn_jax.errors import UserError
-from bn_jax.training.checkpoints.damage import damage_of, move_aside
+from bn_jax.training.checkpoints.damage import describe_damage, move_aside
 from bn_jax.training.checkpoints.manifest import write_manifest
 from bn_jax.training.checkpoints.same_tree import check_same_leaves
 from bn_jax.training.distributed.processes import LostProcessError
@@ -78,7 +78,7 @@ class Checkpoints(AbstractContextManager):
             return
         # Orbax writes a copy, because the next step overwrites the donated state.
         tree = jax.tree.map(lambda leaf: leaf.copy(), _as_arrays(state))
-        about = {
+        run_info = {
             "format_version": FORMAT_VERSION,
             "step": step,
             "config": self._config,
@@ -87,7 +87,7 @@ class Checkpoints(AbstractContextManager):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(tree), run=ocp.args.JsonSave(about)
+                    state=ocp.args.StandardSave(tree), run=ocp.args.JsonSave(run_info)
                 ),
             )
         except (OSError, ValueError) as error:
@@ -125,7 +125,7 @@ class Checkpoints(AbstractContextManager):
         steps = sorted(self._manager.all_steps(), reverse=True)
         damaged: dict[int, str] = {}
         for step in steps:
-            damage = damage_of(self._folder / str(step))
+            damage = describe_damage(self._folder / str(step))
             if not damage:
                 if damaged and self._config is not None:
                     self._move_aside(damaged)
@@ -136,8 +136,8 @@ class Checkpoints(AbstractContextManager):
             )
         if damaged:
             raise UserError(
-                f"{self._folder}: none of the checkpoints {sorted(damaged)} is intact; "
-                f"the newest: {damaged[steps[0]]}. Restore one from a backup, or train "
+                f"{self._folder}: all checkpoints are damaged ({sorted(damaged)}); the "
+                f"newest one: {damaged[steps[0]]}. Restore one from a backup, or train "
                 "from the beginning in another --workdir."
             )
         return None
@@ -146,7 +146,7 @@ class Checkpoints(AbstractContextManager):
         # Orbax would report a file in this place only at the first checkpoint.
         if self._folder.exists() and not self._folder.is_dir():
             raise UserError(
-                f"{self._folder}: must be the folder of the checkpoints, and is a "
+                f"{self._folder}: must be the folder of the checkpoints, but is a "
                 "file. Move it away, or choose another --workdir."
             )
         options = ocp.CheckpointManagerOptions(
@@ -180,14 +180,14 @@ class Checkpoints(AbstractContextManager):
         self._manager = self._open()
 
     def _restore(self, step: int, like: TrainState) -> TrainState:
-        about: Any = self._manager.restore(
+        run_info: Any = self._manager.restore(
             step, args=ocp.args.Composite(run=ocp.args.JsonRestore())
         )["run"]
-        if about["format_version"] > FORMAT_VERSION:
+        if run_info["format_version"] > FORMAT_VERSION:
             raise UserError(
                 f"{self._folder}: checkpoint {step} has format "
-                f"{about['format_version']}, and this version of bn_jax reads formats "
-                f"up to {FORMAT_VERSION}; install a newer one."
+                f"{run_info['format_version']}, but this version of bn_jax reads at "
+                f"most format {FORMAT_VERSION}. Install a newer version of bn_jax."
             )
         target = jax.tree.map(
             lambda shape, leaf: shape.update(sharding=leaf.sharding),
@@ -209,9 +209,11 @@ def _as_arrays(state: TrainState) -> dict[str, Any]:
 
 def _write_error(folder: Path, error: Exception) -> Exception:
     """Returns the error to raise when Orbax could not write a checkpoint."""
-    if jax.process_count() > 1 and not _names_a_file(error):
+    if jax.process_count() > 1 and not _is_write_failure(error):
         return LostProcessError(
-            f"{folder}: the processes did not complete a checkpoint together ({error})."
+            f"{folder}: the processes did not complete a checkpoint together "
+            f"({error}). Start all processes again; the run resumes from the last "
+            "complete checkpoint."
         )
     return UserError(
         f"{folder}: a checkpoint could not be written ({error}). Earlier checkpoints "
@@ -219,10 +221,11 @@ def _write_error(folder: Path, error: Exception) -> Exception:
     )
 
 
-def _names_a_file(error: Exception) -> bool:
+def _is_write_failure(error: Exception) -> bool:
     """Returns True if a file could not be written, False if a process is lost.
 
-    Orbax raises a ValueError for both; its message names the file where it is one.
+    Orbax raises ValueError for both a failed write and a lost process; only for a
+    failed write does the message contain 'local file'.
     """
     if isinstance(error, OSError):
         return not isinstance(error, ConnectionError | TimeoutError)

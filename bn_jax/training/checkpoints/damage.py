@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from bn_jax.training.checkpoints.manifest import damaged_files
 
 
-def damage_of(checkpoint: Path) -> str:
+def describe_damage(checkpoint: Path) -> str:
     """Returns a description of the damage to a checkpoint; empty if it is intact.
 
     The primary process reads the files and decides for all processes.
@@ -25,7 +25,7 @@ def damage_of(checkpoint: Path) -> str:
     is_damaged = bool(damage)
     if jax.process_count() > 1:
         is_damaged = bool(multihost_utils.broadcast_one_to_all(np.asarray(is_damaged)))
-    return damage or ("the primary process names the files" if is_damaged else "")
+    return damage or ("the primary process logs the files" if is_damaged else "")
 
 
 def move_aside(folder: Path, steps: Iterable[int]) -> None:

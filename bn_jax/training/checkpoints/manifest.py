@@ -1,4 +1,4 @@
-"""Manifests: checksums of a checkpoint's files, by which damage is detected."""
+"""Checksums of a checkpoint's files: written with it, verified before restoring it."""
 
 import hashlib
 import json
@@ -17,7 +17,10 @@ def write_manifest(folder: Path) -> None:
         folder: Folder with all its files, before it gets its final name.
     """
     files = {
-        str(path.relative_to(folder)): {"sha256": _sha256(path), "bytes": _size(path)}
+        str(path.relative_to(folder)): {
+            "sha256": _sha256(path),
+            "bytes": path.stat().st_size,
+        }
         for path in _covered(folder)
     }
     text = json.dumps({"files": files}, indent=1) + "\n"
@@ -43,8 +46,8 @@ def damaged_files(folder: Path) -> list[str]:
     for name, (size, sha256) in sorted(recorded.items()):
         if name not in found:
             damage.append(f"{name} is missing")
-        elif _size(found[name]) != size:
-            damage.append(f"{name} has {_size(found[name])} bytes instead of {size}")
+        elif (found_size := found[name].stat().st_size) != size:
+            damage.append(f"{name} has {found_size} bytes instead of {size}")
         elif _sha256(found[name]) != sha256:
             damage.append(f"{name} has changed")
     return damage
@@ -56,10 +59,6 @@ def _covered(folder: Path) -> list[Path]:
         for path in folder.rglob("*")
         if path.is_file() and str(path.relative_to(folder)) not in _NOT_COVERED
     ]
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size
 
 
 def _sha256(path: Path) -> str:

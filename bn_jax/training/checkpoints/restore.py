@@ -10,7 +10,7 @@ import jax
 from bn_jax.errors import UserError
 from bn_jax.training.build import Settings, build_parts
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
-from bn_jax.training.checkpoints.same_tree import OtherModelError
+from bn_jax.training.checkpoints.same_tree import CheckpointMismatchError
 from bn_jax.training.distributed.parallel import make_parallel
 from bn_jax.training.parts import Parts, build_init
 from bn_jax.training.state import TrainState
@@ -53,12 +53,13 @@ def _errors_naming_data(
     """Explains a checkpoint that does not fit by the data, if those are other data."""
     try:
         yield
-    except OtherModelError as error:
+    except CheckpointMismatchError as error:
         if json.loads(config.to_json())["dataset"] == read_config(workdir)["dataset"]:
             raise
         data = parts.data
         raise UserError(
             f"{data.name}, of {data.num_classes} classes, does not suit the network, "
-            "which was trained on other data. Choose data with as many classes (the "
-            f"highest label decides) and images of equal size; {error.differences}."
+            f"which was trained on other data ({error.differences}). Choose data with "
+            "the same number of classes and images of the same size; for IDX files the "
+            "number of classes is the highest label plus 1."
         ) from error

@@ -9,8 +9,8 @@ from jaxtyping import PyTree
 from bn_jax.errors import UserError
 
 
-class OtherModelError(UserError):
-    """Error for a checkpoint with other leaves, or with other shapes or dtypes of them.
+class CheckpointMismatchError(UserError):
+    """Error for a checkpoint whose leaves, shapes or dtypes do not match the state.
 
     Attributes:
         differences: Description of the differences, without advice.
@@ -44,20 +44,22 @@ def check_same_leaves(who: str, saved: PyTree, wanted: PyTree) -> None:
         wanted: Shapes and dtypes of the state.
 
     Raises:
-        OtherModelError: If a leaf is missing in one of them, or has another shape or
-            dtype.
+        CheckpointMismatchError: If a leaf is missing in one of them, or has another
+            shape or dtype.
     """
     there, here = _leaves(saved), _leaves(wanted)
     differing = [
-        f"{name} is {there.get(name, 'missing')} there and "
-        f"{here.get(name, 'missing')} here"
+        f"{name} is {there.get(name, 'missing')} in the checkpoint and "
+        f"{here.get(name, 'missing')} in this configuration"
         for name in sorted(there.keys() | here.keys())
         if there.get(name) != here.get(name)
     ]
     if differing:
         shown = "; ".join(differing[:5])
         more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
-        raise OtherModelError(f"{who} holds another model or optimizer: {shown}{more}")
+        raise CheckpointMismatchError(
+            f"{who} holds another model or optimizer: {shown}{more}"
+        )
 
 
 class _Leaf(NamedTuple):

@@ -61,7 +61,7 @@ class Parallel(NamedTuple):
         local_devices = self.mesh.local_mesh.devices.flat
         return local_devices[0].platform == "cpu" and len(local_devices) > 1
 
-    def settle(self, result: PyTree) -> Any:
+    def wait_if_needed(self, result: PyTree) -> Any:
         """Returns a program's result, once it is complete if `must_wait` is set.
 
         Args:
@@ -90,19 +90,19 @@ def make_parallel(
     """
     if mode not in MODES:
         raise UserError(
-            f"config.parallel.mode must be one of {', '.join(MODES)}, and is {mode!r}."
+            f"config.parallel.mode must be one of {', '.join(MODES)}, but is {mode!r}."
         )
     devices = jax.devices() if devices is None else devices
     count = len(devices) if num_devices is None else num_devices
     if not 1 <= count <= len(devices):
         raise UserError(
             f"config.parallel.num_devices must lie in 1 to {len(devices)}, the number "
-            f"of devices here, and is {count}."
+            f"of devices here, but is {count}."
         )
     if count < len(devices) and jax.process_count() > 1:
         raise UserError(
-            f"config.parallel.num_devices={count}: {jax.process_count()} processes "
-            f"use all of their {len(devices)} devices; leave it out."
+            f"config.parallel.num_devices must be {len(devices)} or None with several "
+            f"processes, because they use all devices, but is {count}."
         )
     # In JAX's order the devices of one process are next to each other.
     mesh = Mesh(np.asarray(devices[:count]), (_AXIS,), axis_types=(AxisType.Auto,))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Int
 
 from bn_jax.errors import UserError
 from bn_jax.training.distributed.parallel import Parallel
@@ -71,7 +71,10 @@ def join_processes(
         if may_be_alone:
             # This TPU machine is not part of a pod.
             return
-        raise UserError(f"the processes cannot be joined: {error}") from error
+        raise UserError(
+            f"the processes cannot be joined ({error}). Set --coordinator_address, "
+            "--num_processes and --process_id in every process."
+        ) from error
     except OSError as error:
         if not may_be_alone:
             raise
@@ -81,7 +84,8 @@ def join_processes(
         ) from error
     except RuntimeError as error:
         raise LostProcessError(
-            f"the processes could not connect to each other: {error}"
+            f"the processes could not connect to each other ({error}). Start all "
+            "processes again."
         ) from error
 
 
@@ -97,7 +101,7 @@ def leave_processes() -> None:
 
 
 def is_primary() -> bool:
-    """Returns True in the primary process, which alone writes and shows figures."""
+    """Returns True in the primary process, which alone writes and shows metrics."""
     return jax.process_index() == 0
 
 
@@ -120,8 +124,8 @@ def errors_in_all_processes() -> Iterator[None]:
     compute anything on devices of several processes.
 
     Raises:
-        UserError: The error of this process. Without one, an error that names the
-            first process that has one.
+        UserError: This process's own error. If only others failed, an error that names
+            the first of them.
     """
     own_error: UserError | None = None
     try:
@@ -159,11 +163,12 @@ def gather_texts(text: str) -> list[str]:
     ]
 
 
-def make_any(parallel: Parallel) -> Callable[[int], Bool[Array, ""]]:
-    """Returns a function that asks all processes for the largest of their flags.
+def make_max_over_processes(parallel: Parallel) -> Callable[[int], Int[Array, ""]]:
+    """Returns a function that computes the largest flag of all processes.
 
-    The answer is equal in all processes, so that all do the same next. The function
-    dispatches the question; it waits for the answer only if `parallel.must_wait`.
+    The result is equal in all processes, so that all take the same next step. The
+    function dispatches the computation; it waits for the result only if
+    `parallel.must_wait`.
 
     Args:
         parallel: The devices of all processes.
@@ -175,16 +180,16 @@ def make_any(parallel: Parallel) -> Callable[[int], Bool[Array, ""]]:
     by_device = NamedSharding(parallel.mesh, PartitionSpec(parallel.mesh.axis_names))
     largest = jax.jit(jnp.max, out_shardings=parallel.replicated)
 
-    def any_flag(flag: int) -> Array:
+    def max_flag(flag: int) -> Array:
         if jax.process_count() == 1:
             return jnp.asarray(flag)
         own = np.asarray([flag], np.int32)
         flags = jax.make_array_from_callback(
             (parallel.num_devices,), by_device, lambda _: own
         )
-        return parallel.settle(largest(flags))
+        return parallel.wait_if_needed(largest(flags))
 
-    return any_flag
+    return max_flag
 
 
 def _check_flags(
@@ -195,14 +200,15 @@ def _check_flags(
     given = (coordinator_address, num_processes, process_id)
     if any(value is None for value in given) and any(v is not None for v in given):
         raise UserError(
-            "--coordinator_address, --num_processes and --process_id go together; "
-            f"they are {coordinator_address}, {num_processes} and {process_id}."
+            "--coordinator_address, --num_processes and --process_id must be set "
+            f"together, but are {coordinator_address}, {num_processes} and "
+            f"{process_id}."
         )
     if num_processes is not None and num_processes < 1:
-        raise UserError(f"--num_processes must be at least 1, and is {num_processes}.")
+        raise UserError(f"--num_processes must be at least 1, but is {num_processes}.")
     if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
         raise UserError(
-            f"--process_id must lie in 0 to {num_processes - 1}, and is {process_id}."
+            f"--process_id must lie in 0 to {num_processes - 1}, but is {process_id}."
         )
     if coordinator_address is not None:
         _check_address(coordinator_address)
@@ -216,7 +222,7 @@ def _check_address(coordinator_address: str) -> None:
     if not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
         raise UserError(
             "--coordinator_address must be host:port, such as 10.0.0.1:1234, with a "
-            f"port below {1 << 16}, and is {coordinator_address!r}."
+            f"port below {1 << 16}, but is {coordinator_address!r}."
         )
 
 

@@ -1,4 +1,4 @@
-"""Figures of stretches, written once the device has computed them."""
+"""Metrics of stretches, written once the device has computed them."""
 
 import time
 from collections import deque
@@ -13,7 +13,7 @@ from bn_jax.errors import DivergedError
 from bn_jax.training.logs.profile import Profile
 from bn_jax.training.logs.writer import MetricsWriter
 from bn_jax.training.metrics import mean_metrics
-from bn_jax.training.run import Measured
+from bn_jax.training.run import EvaluationResults
 from bn_jax.training.state import Tally
 
 
@@ -60,25 +60,25 @@ class Pace:
         return (last_step - step) / (last_seconds - seconds)
 
 
-class GivenUpError(Exception):
+class TooManyNonfiniteStepsError(Exception):
     """Error for too many non-finite steps in a row."""
 
 
 class _Report(NamedTuple):
     step: int
     tally: Tally
-    measured: Measured | None
+    measured: EvaluationResults | None
     stop_flag: Array
 
 
 class Reports:
-    """Queue of dispatched stretches whose figures are not written yet."""
+    """Queue of dispatched stretches whose metrics are not written yet."""
 
     def __init__(self, writer: MetricsWriter, pace: Pace, profile: Profile) -> None:
         """Starts with an empty queue.
 
         Args:
-            writer: Receives every figure.
+            writer: Receives all metrics.
             pace: Receives the end of each stretch.
             profile: Receives the end of each stretch.
         """
@@ -97,7 +97,12 @@ class Reports:
         self._profile.advance(first_step, end)
 
     def add(
-        self, step: int, tally: Tally, measured: Measured | None, *, stop_flag: Array
+        self,
+        step: int,
+        tally: Tally,
+        measured: EvaluationResults | None,
+        *,
+        stop_flag: Array,
     ) -> None:
         """Adds the results of a stretch, which the device may still be computing.
 
@@ -110,7 +115,7 @@ class Reports:
         self._waiting.append(_Report(step, tally, measured, stop_flag))
 
     def write(self, *, all_but: int = 0) -> int:
-        """Waits for the device, and writes the figures of stretches, oldest first.
+        """Waits for the device, and writes the metrics of stretches, oldest first.
 
         Args:
             all_but: Number of the newest stretches to leave in the queue.
@@ -119,8 +124,8 @@ class Reports:
             Number of a signal that any process has received, or 0.
 
         Raises:
-            DivergedError: If a figure is not finite.
-            GivenUpError: If too many steps in a row were not finite.
+            DivergedError: If a metric is not finite.
+            TooManyNonfiniteStepsError: If too many steps in a row were not finite.
         """
         stop_signal = 0
         while len(self._waiting) > all_but:
@@ -130,7 +135,7 @@ class Reports:
     def _write(self, report: _Report) -> int:
         step, tally = report.step, jax.tree.map(np.asarray, report.tally)
         if tally.is_over:
-            raise GivenUpError
+            raise TooManyNonfiniteStepsError
         # The loss is None if every step since the last evaluation was skipped.
         loss = float(tally.loss_sum / tally.num_losses) if tally.num_losses else None
         if report.measured is not None:
@@ -142,7 +147,7 @@ class Reports:
 
 
 def _values(
-    step: int, train_loss: float | None, tally: Tally, measured: Measured
+    step: int, train_loss: float | None, tally: Tally, measured: EvaluationResults
 ) -> dict[str, Any]:
     values: dict[str, Any] = {"train_loss": train_loss}
     for prefix, sums in measured.sums.items():

@@ -1,4 +1,4 @@
-"""The writer of a run's figures: to a file, to TensorBoard and to the terminal."""
+"""The writer of a run's metrics: to a file, to TensorBoard and to the terminal."""
 
 import json
 import time
@@ -46,7 +46,7 @@ class MetricsWriter(AbstractContextManager):
         self._open = ExitStack()
 
     def start(self, first_step: int) -> None:
-        """Opens the files, and removes the figures of steps after `first_step`.
+        """Opens the files, and removes the metrics of steps after `first_step`.
 
         Args:
             first_step: Steps taken before; 0 for a new run.

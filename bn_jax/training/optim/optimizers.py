@@ -1,4 +1,4 @@
-"""Optimizers, chosen by name, with weight decay and gradient clipping."""
+"""Optimizers of Optax, looked up by name, with weight decay and gradient clipping."""
 
 import inspect
 import math
@@ -130,12 +130,12 @@ def _check_ranges(weight_decay: float, clip_norm: float | None) -> None:
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
         raise UserError(
             "optimizer.weight_decay must be a finite number of at least 0 (0 for "
-            f"none), and is {weight_decay}."
+            f"none), but is {weight_decay}."
         )
     if clip_norm is not None and not (math.isfinite(clip_norm) and clip_norm > 0):
         raise UserError(
             "optimizer.clip_norm must be a finite number above 0, or None for no "
-            f"clipping, and is {clip_norm}."
+            f"clipping, but is {clip_norm}."
         )
 
 

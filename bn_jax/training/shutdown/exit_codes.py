@@ -1,4 +1,7 @@
-"""Exit codes and last messages of a program whose run cannot go on."""
+"""Exit codes 1 and 3, and the last message, of a failed run.
+
+The exit codes of signals are in `signals.py`.
+"""
 
 import os
 import re
@@ -16,6 +19,9 @@ from bn_jax.training.distributed.processes import LostProcessError, leave_proces
 _FIX_FIRST = 1
 # The same command may succeed: another process has ended or was too slow.
 _TRY_AGAIN = 3
+_START_AGAIN = (
+    "Start all processes again; the run resumes from the last complete checkpoint."
+)
 
 # Start of the messages of JAX's runtime. While JAX dispatches a step, it raises them as
 # ValueError.
@@ -54,8 +60,8 @@ def exiting_with_message(program: str, *, workdir: str) -> Iterator[None]:
         is_one_of_several = jax.distributed.is_initialized()
         is_lost = isinstance(error, LostProcessError)
         if is_lost or (is_one_of_several and _is_from_the_runtime(error)):
-            reason = f"another process may have ended: {error}"
-            _exit(_TRY_AGAIN, f"{program}: {reason}")
+            reason = f": {error}" if is_lost else f" ({error}). {_START_AGAIN}"
+            _exit(_TRY_AGAIN, f"{program}: another process may have ended{reason}")
         if isinstance(error, OSError):
             # Not every error names a file: that of a full disk does not.
             reason = f"workdir {workdir}: the run has ended early: {error}"
@@ -63,7 +69,8 @@ def exiting_with_message(program: str, *, workdir: str) -> Iterator[None]:
         if not is_one_of_several:
             raise
         traceback.print_exc()
-        _exit(_TRY_AGAIN, f"{program}: one process of several has failed.")
+        reason = f"one process of several has failed. {_START_AGAIN}"
+        _exit(_TRY_AGAIN, f"{program}: {reason}")
 
 
 def _is_from_the_runtime(error: Exception) -> bool:

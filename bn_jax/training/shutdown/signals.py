@@ -1,4 +1,4 @@
-"""Handlers of SIGTERM and SIGINT: one signal stops the loop, a second one exits."""
+"""Stop signals: the first SIGTERM or SIGINT saves the state, the second exits."""
 
 import os
 import signal

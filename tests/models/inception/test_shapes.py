@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from bn_jax.models import make_model, make_norm
-from bn_jax.models.inception.sizes import walk
+from bn_jax.models.inception.sizes import network_sizes
 
 pytestmark = pytest.mark.shapes
 
@@ -55,12 +55,12 @@ def test_every_convolution_sows_what_the_walk_expects(stem, size, channels, norm
     shape = (7, *size, channels)
     model, _, logits, updates = shapes_of(shape, norm=norm, stem=stem)
     chex.assert_shape(logits, (7, 10))
-    found = walk(model.network, (*size, channels))
-    assert len(updates[SOWN]) == len(found.places) == 69
-    for place in found.places:
-        name, features = place.convolution.name, place.convolution.features
+    result = network_sizes(model.network, (*size, channels))
+    assert len(updates[SOWN]) == len(result.convolutions) == 69
+    for sized in result.convolutions:
+        name, features = sized.convolution.name, sized.convolution.features
         (inputs,) = updates[SOWN][f"{name}_input"]
-        chex.assert_shape(inputs, (7, *place.size, features))
+        chex.assert_shape(inputs, (7, *sized.size, features))
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -74,11 +74,11 @@ def test_scores_are_one_row_an_image(batch, train):
 def test_statistics_and_moments_are_one_value_a_channel():
     fields = {"norm": "batch_norm", "stem": "small"}
     model, variables, _, updates = shapes_of((7, 28, 28, 1), **fields)
-    for place in walk(model.network, (28, 28, 1)).places:
-        layer = f"{place.convolution.name}_norm"
+    for sized in network_sizes(model.network, (28, 28, 1)).convolutions:
+        layer = f"{sized.convolution.name}_norm"
         statistics = jax.tree.leaves(variables["batch_stats"][layer])
         (moments,) = updates["batch_moments"][layer]["moments"]
-        chex.assert_shape([*statistics, *moments], (place.convolution.features,))
+        chex.assert_shape([*statistics, *moments], (sized.convolution.features,))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.uint8])

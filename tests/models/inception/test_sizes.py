@@ -10,7 +10,12 @@ import pytest
 
 from bn_jax.models import make_model, make_norm
 from bn_jax.models.inception.network import multiply_adds
-from bn_jax.models.inception.sizes import output_size, padding, smallest_size, walk
+from bn_jax.models.inception.sizes import (
+    network_sizes,
+    output_size,
+    padding,
+    smallest_size,
+)
 from bn_jax.models.inception.table import FIGURE_5, Convolution, Pool, stages
 
 KEY = jax.random.key(0)
@@ -82,11 +87,11 @@ def test_each_channel_has_a_mean_and_a_variance(variant, channels):
 def test_modules_give_the_channels_and_sizes_of_the_paper(
     stem, image, variant, channels
 ):
-    found = walk(stages(variant=variant, stem=stem), image)
-    assert list(found.channels.values()) == channels
+    result = network_sizes(stages(variant=variant, stem=stem), image)
+    assert list(result.channels.values()) == channels
     sizes = [28] * 3 + [14] * 5 + [7] * 3
-    assert list(found.sizes.values()) == [(size, size) for size in sizes]
-    assert list(found.channels) == ["stem", *(row.name for row in FIGURE_5)]
+    assert list(result.sizes.values()) == [(size, size) for size in sizes]
+    assert list(result.channels) == ["stem", *(row.name for row in FIGURE_5)]
 
 
 @pytest.mark.parametrize("stem", ["imagenet", "small"])
@@ -100,10 +105,10 @@ def test_the_walk_knows_every_kernel_of_the_model(separable, stem):
         if "kernel" in layer and name != "logits"
     }
     expected = {}
-    for place in walk(model.network, (64, 48, 3)).places:
-        name = place.convolution.name
-        names = [f"{name}_depthwise", name][-len(place.kernel_shapes) :]
-        expected |= dict(zip(names, place.kernel_shapes, strict=True))
+    for sized in network_sizes(model.network, (64, 48, 3)).convolutions:
+        name = sized.convolution.name
+        names = [f"{name}_depthwise", name][-len(sized.kernel_shapes) :]
+        expected |= dict(zip(names, sized.kernel_shapes, strict=True))
     assert kernels == expected
 
 
@@ -193,13 +198,15 @@ def test_padding_is_that_of_the_peers(layer, size, expected):
 def test_the_smallest_image_leaves_each_module_two_pixels_to_halve(stem, size):
     network = stages(stem=stem)
     assert smallest_size(network) == size
-    assert walk(network, (size, size, 3)).sizes["4d"] == (2, 2)
+    assert network_sizes(network, (size, size, 3)).sizes["4d"] == (2, 2)
 
 
 @pytest.mark.parametrize(("width", "first"), [(0.125, 8), (0.01, 1), (2.0, 128)])
 def test_the_width_multiplies_all_channels(width, first):
-    found = walk(stages(width=width), IMAGE)
-    assert found.places[0].convolution.features == first
-    for place, of_paper in zip(found.places, walk(stages(), IMAGE).places, strict=True):
+    result = network_sizes(stages(width=width), IMAGE)
+    assert result.convolutions[0].convolution.features == first
+    for sized, of_paper in zip(
+        result.convolutions, network_sizes(stages(), IMAGE).convolutions, strict=True
+    ):
         features = of_paper.convolution.features * width
-        assert place.convolution.features == max(1, round(features))
+        assert sized.convolution.features == max(1, round(features))

@@ -1,4 +1,4 @@
-"""Figures in a file, in TensorBoard's events, on a terminal and in the log."""
+"""Metrics in a file, in TensorBoard's events, on a terminal and in the log."""
 
 import io
 import json
