@@ -203,7 +203,7 @@ def _grain(
     def example(index: int) -> tuple[np.ndarray, int]:
         image = np.empty((_SIZE, _SIZE, 3), np.uint8)
         # `read` calls this method for each image in bn_jax's threads; here Grain's do.
-        return image, split._example(int(index), int(index), out=image)
+        return image, split._read_example(int(index), int(index), out=image)
 
     loader = (
         grain.MapDataset.range(len(split))

@@ -86,11 +86,11 @@ def figure2(
             for config in configs.values():
                 config.optimizer.learning_rate *= factor
         jobs = {
-            arm: [_job(config, seed, workdir / arm) for seed in range(seeds)]
+            arm: [_make_job(config, seed, workdir / arm) for seed in range(seeds)]
             for arm, config in configs.items()
         }
-        diverged_after = _run(jobs)
-        arms = {arm: _load(jobs[arm], diverged_after[arm]) for arm in _ARMS}
+        diverged_after = _train_groups(jobs)
+        arms = {arm: _load_runs(jobs[arm], diverged_after[arm]) for arm in _ARMS}
         size = _data_size(data)
         record = {
             "machine": describe_machine(),
@@ -137,15 +137,15 @@ def _search(workdir: Path, config: Settings) -> dict[str, Any]:
         one = config.copy_and_resolve_references()
         one.optimizer.learning_rate = rate
         folder = workdir / f"rate{rate:g}"
-        jobs[rate] = [_job(one, seed, folder) for seed in _SEARCH_SEEDS]
-    diverged_after = _run(jobs)
+        jobs[rate] = [_make_job(one, seed, folder) for seed in _SEARCH_SEEDS]
+    diverged_after = _train_groups(jobs)
     tried = [
         {
             "learning_rate": rate,
             "max_accuracy": seed_statistics(
                 [
                     max(run.metrics["test_accuracy"].tolist(), default=0.0)
-                    for run in _load(jobs[rate], diverged_after[rate])
+                    for run in _load_runs(jobs[rate], diverged_after[rate])
                 ]
             ),
             "diverged_after": diverged_after[rate],
@@ -162,13 +162,13 @@ def _search(workdir: Path, config: Settings) -> dict[str, Any]:
     }
 
 
-def _job(config: Settings, seed: int, folder: Path) -> Job:
+def _make_job(config: Settings, seed: int, folder: Path) -> Job:
     config = config.copy_and_resolve_references()
     config.seed = seed
     return Job(config, folder / f"seed{seed}", may_diverge=True)
 
 
-def _run(jobs: Mapping[Any, Sequence[Job]]) -> dict[Any, list[int | None]]:
+def _train_groups(jobs: Mapping[Any, Sequence[Job]]) -> dict[Any, list[int | None]]:
     """Trains groups of equally many jobs; returns the result of `run_jobs` by group.
 
     The first job of every group comes before the second jobs. An interrupted command
@@ -180,7 +180,7 @@ def _run(jobs: Mapping[Any, Sequence[Job]]) -> dict[Any, list[int | None]]:
     return {name: diverged_after[i :: len(jobs)] for i, name in enumerate(jobs)}
 
 
-def _load(jobs: Sequence[Job], diverged_after: Sequence[int | None]) -> list[Run]:
+def _load_runs(jobs: Sequence[Job], diverged_after: Sequence[int | None]) -> list[Run]:
     return [
         load_run(job.workdir, has_diverged=step is not None)
         for job, step in zip(jobs, diverged_after, strict=True)

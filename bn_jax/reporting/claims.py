@@ -56,12 +56,12 @@ def check_claims(arms: Arms, *, num_classes: int) -> list[Claim]:
         return accuracy <= 1 / num_classes + _NEAR_CHANCE
 
     return [
-        _fewer_steps(arms, "bn_baseline", 1 / 2, "13.3e6 of 31.0e6"),
-        _fewer_steps(arms, "bn_x5", 1 / 3, "2.1e6 of 31.0e6"),
-        _higher(arms, "bn_x30", "bn_x5", "74.8 % above 73.0 %"),
-        _higher(arms, "bn_x5", "inception", "73.0 % above 72.2 %"),
-        _higher(arms, "bn_x5", "bn_x5_sigmoid", "73.0 % above 69.8 %"),
-        _each_seed(
+        _fewer_steps_claim(arms, "bn_baseline", 1 / 2, "13.3e6 of 31.0e6"),
+        _fewer_steps_claim(arms, "bn_x5", 1 / 3, "2.1e6 of 31.0e6"),
+        _higher_accuracy_claim(arms, "bn_x30", "bn_x5", "74.8 % above 73.0 %"),
+        _higher_accuracy_claim(arms, "bn_x5", "inception", "73.0 % above 72.2 %"),
+        _higher_accuracy_claim(arms, "bn_x5", "bn_x5_sigmoid", "73.0 % above 69.8 %"),
+        _claim_for_each_seed(
             arms,
             "inception_x5",
             claim="At five times its rate Inception without BN diverges or stalls",
@@ -71,7 +71,7 @@ def check_claims(arms: Arms, *, num_classes: int) -> list[Claim]:
                 last_finite_step is not None or is_near_chance(accuracy)
             ),
         ),
-        _each_seed(
+        _claim_for_each_seed(
             arms,
             "inception_sigmoid",
             claim="With sigmoids Inception without BN stays at chance",
@@ -79,7 +79,7 @@ def check_claims(arms: Arms, *, num_classes: int) -> list[Claim]:
             criterion=near_chance,
             passes=lambda accuracy, _: is_near_chance(accuracy),
         ),
-        _each_seed(
+        _claim_for_each_seed(
             arms,
             "bn_x5_sigmoid",
             claim="With sigmoids and BN it learns",
@@ -90,8 +90,10 @@ def check_claims(arms: Arms, *, num_classes: int) -> list[Claim]:
     ]
 
 
-def _fewer_steps(arms: Arms, arm: str, fraction: float, published: str) -> Claim:
-    ours, theirs = (_seeds(arms, a, "steps_to_target") for a in (arm, "inception"))
+def _fewer_steps_claim(arms: Arms, arm: str, fraction: float, published: str) -> Claim:
+    ours, theirs = (
+        _values_by_seed(arms, a, "steps_to_target") for a in (arm, "inception")
+    )
     pairs = list(zip(ours, theirs, strict=True))
     return Claim(
         claim=f"{ARM_NAMES[arm]} needs fewer steps to Inception's best accuracy",
@@ -109,9 +111,12 @@ def _fewer_steps(arms: Arms, arm: str, fraction: float, published: str) -> Claim
     )
 
 
-def _higher(arms: Arms, arm: str, other: str, published: str) -> Claim:
+def _higher_accuracy_claim(arms: Arms, arm: str, other: str, published: str) -> Claim:
     pairs = list(
-        zip(*(_seeds(arms, a, "max_accuracy") for a in (arm, other)), strict=True)
+        zip(
+            *(_values_by_seed(arms, a, "max_accuracy") for a in (arm, other)),
+            strict=True,
+        )
     )
     return Claim(
         claim=f"{ARM_NAMES[arm]} reaches a higher accuracy than {ARM_NAMES[other]}",
@@ -124,7 +129,7 @@ def _higher(arms: Arms, arm: str, other: str, published: str) -> Claim:
     )
 
 
-def _each_seed(
+def _claim_for_each_seed(
     arms: Arms,
     arm: str,
     *,
@@ -133,7 +138,7 @@ def _each_seed(
     criterion: str,
     passes: Callable[[float, int | None], bool],
 ) -> Claim:
-    accuracies = [a or 0.0 for a in _seeds(arms, arm, "max_accuracy")]
+    accuracies = [a or 0.0 for a in _values_by_seed(arms, arm, "max_accuracy")]
     last_finite_steps = arms[arm]["diverged_after"]
     seeds = list(zip(accuracies, last_finite_steps, strict=True))
     return Claim(
@@ -149,7 +154,7 @@ def _each_seed(
     )
 
 
-def _seeds(arms: Arms, arm: str, name: str) -> Sequence[Any]:
+def _values_by_seed(arms: Arms, arm: str, name: str) -> Sequence[Any]:
     return arms[arm][name]["seeds"]
 
 

@@ -149,7 +149,7 @@ class RecordSplit:
                     place, example = next(queue, (None, None))
                 if example is None:
                     return
-                labels[place] = self._example(*example, out=images[place])
+                labels[place] = self._read_example(*example, out=images[place])
 
         # One task for each thread, not for each image, because submitting takes time.
         tasks = [self._pool.submit(read_until_empty) for _ in range(self._num_threads)]
@@ -177,9 +177,9 @@ class RecordSplit:
         # Threads help, because decoding releases Python's global interpreter lock.
         return ThreadPoolExecutor(self._num_threads)
 
-    def _example(self, index: int, position: int, *, out: np.ndarray) -> int:
+    def _read_example(self, index: int, position: int, *, out: np.ndarray) -> int:
         """Writes the image of an example into `out`, and returns its label."""
-        record = self._record(index)
+        record = self._read_record(index)
         image = decode_rgb(record["image"].bytes_list.value[0])
         if image is None:
             names = record["file_name"].bytes_list.value
@@ -199,7 +199,7 @@ class RecordSplit:
             out[:] = center_crop(image, self._size)
         return record["label"].int64_list.value[0]
 
-    def _record(self, index: int) -> Any:
+    def _read_record(self, index: int) -> Any:
         """Returns the features of an example; the image is still encoded."""
         try:
             record = self._parse(self._source[index]).features.feature

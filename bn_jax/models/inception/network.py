@@ -101,7 +101,9 @@ class Inception(nn.Module):
         for stage in self.network:
             per_activation = stage.name in self.per_activation_modules
             branches = [
-                self._branch(branch, h, train=train, per_activation=per_activation)
+                self._apply_branch(
+                    branch, h, train=train, per_activation=per_activation
+                )
                 for branch in stage.branches
             ]
             h = jnp.concatenate(branches, axis=-1)
@@ -162,7 +164,7 @@ class Inception(nn.Module):
                 f"have {shape[1]} x {shape[2]}{hint}."
             )
 
-    def _branch(
+    def _apply_branch(
         self, branch: Branch, h: Array, *, train: bool, per_activation: bool
     ) -> Array:
         for layer in branch:

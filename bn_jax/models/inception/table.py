@@ -140,14 +140,16 @@ def stages(
             "Inception: width must be a positive factor of all channel numbers, but is "
             f"{width}; 1.0 is the paper's."
         )
-    rows = [_slim(row) if variant == "slim" else row for row in FIGURE_5]
-    modules = [Stage(row.name, _module(_scaled(row, width))) for row in rows]
-    branch = _stem(stem, separable=separable, width=width)
+    rows = [_slim_row(row) if variant == "slim" else row for row in FIGURE_5]
+    modules = [
+        Stage(row.name, _module_branches(_scale_row(row, width))) for row in rows
+    ]
+    branch = _stem_branch(stem, separable=separable, width=width)
     return (Stage("stem", (branch,)), *modules)
 
 
-def _stem(stem: str, *, separable: bool, width: float) -> Branch:
-    channels = [_times(n, width) for n in (64, 64, 192)]
+def _stem_branch(stem: str, *, separable: bool, width: float) -> Branch:
+    channels = [_scale_channels(n, width) for n in (64, 64, 192)]
     reduce = Convolution("conv2_reduce", channels[1], 1)
     conv2 = Convolution("conv2", channels[2], 3)
     if stem == "small":
@@ -158,7 +160,7 @@ def _stem(stem: str, *, separable: bool, width: float) -> Branch:
     return conv1, pool, reduce, conv2, pool
 
 
-def _module(row: Row) -> tuple[Branch, ...]:
+def _module_branches(row: Row) -> tuple[Branch, ...]:
     name, stride = row.name, row.stride
     single = (
         Convolution(f"{name}_3x3_reduce", row.reduce3, 1),
@@ -177,18 +179,18 @@ def _module(row: Row) -> tuple[Branch, ...]:
     return conv1, single, double, (*pool, projection)
 
 
-def _slim(row: Row) -> Row:
+def _slim_row(row: Row) -> Row:
     return row._replace(projection=96) if row.name in ("4c", "4d") else row
 
 
-def _scaled(row: Row, width: float) -> Row:
+def _scale_row(row: Row, width: float) -> Row:
     counts = {
-        field: _times(value, width)
+        field: _scale_channels(value, width)
         for field, value in row._asdict().items()
         if field not in ("name", "stride", "pool")
     }
     return row._replace(**counts)
 
 
-def _times(channels: int, width: float) -> int:
+def _scale_channels(channels: int, width: float) -> int:
     return max(1, round(channels * width)) if channels else 0

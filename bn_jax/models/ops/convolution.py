@@ -69,19 +69,21 @@ def _backward(
     if stride == 1:
         return _gradients(*residuals, dy)
 
-    def dilated(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
+    def dilated_gradients(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
         return _gradients(x, kernel, _dilate(dy, stride, x.shape))
 
-    def of_jax(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
+    def jax_gradients(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
         def convolve(x: Array, kernel: Array) -> Array:
             return _convolve(x, kernel, _padding(kernel), stride)
 
         _, pullback = jax.vjp(convolve, x, kernel)
         return pullback(dy)
 
-    # Only for a CPU: `dilated` also multiplies by the zeros that it inserts, which
-    # JAX's gradients avoid on an accelerator.
-    return jax.lax.platform_dependent(*residuals, dy, cpu=dilated, default=of_jax)
+    # Only for a CPU: `dilated_gradients` also multiplies by the zeros that it inserts,
+    # which JAX's gradients avoid on an accelerator.
+    return jax.lax.platform_dependent(
+        *residuals, dy, cpu=dilated_gradients, default=jax_gradients
+    )
 
 
 _convolution.defvjp(_forward, _backward)

@@ -33,7 +33,7 @@ def average_pool(
     def add_up(x: Array) -> Array:
         return _reduce_windows(jnp.add, x, window, stride, padding, 0.0) / window**2
 
-    return _on_cpu(add_up, nn.avg_pool, x, window, stride, padding)
+    return _pool_by_platform(add_up, nn.avg_pool, x, window, stride, padding)
 
 
 def max_pool(
@@ -60,21 +60,21 @@ def max_pool(
     def choose(x: Array) -> Array:
         return _reduce_windows(_first_largest, x, window, stride, padding, -jnp.inf)
 
-    return _on_cpu(choose, nn.max_pool, x, window, stride, padding)
+    return _pool_by_platform(choose, nn.max_pool, x, window, stride, padding)
 
 
-def _on_cpu(
-    ours: Callable[[Array], Array],
-    of_flax: Callable[..., Array],
+def _pool_by_platform(
+    cpu_pool: Callable[[Array], Array],
+    flax_pool: Callable[..., Array],
     x: Array,
     window: int,
     stride: int,
     padding: Sequence[tuple[int, int]],
 ) -> Array:
     def pool(x: Array) -> Array:
-        return of_flax(x, (window,) * 2, strides=(stride,) * 2, padding=padding)
+        return flax_pool(x, (window,) * 2, strides=(stride,) * 2, padding=padding)
 
-    return jax.lax.platform_dependent(x, cpu=ours, default=pool)
+    return jax.lax.platform_dependent(x, cpu=cpu_pool, default=pool)
 
 
 def _reduce_windows(

@@ -133,7 +133,7 @@ def _network(
 def _check_folders(workdirs: Sequence[Path]) -> None:
     if len(workdirs) < 2:
         raise UserError(
-            f"an ensemble needs two runs or more, and got {len(workdirs)}; use "
+            f"an ensemble needs two runs or more, but got {len(workdirs)}; use "
             "`bn-jax evaluate --workdir=DIR` for one run."
         )
     folders = [workdir.resolve() for workdir in workdirs]
@@ -184,9 +184,9 @@ def _check_same_classes(networks: Sequence[_Network], workdirs: Sequence[Path]) 
 
 
 def _check_same_label_spaces(workdirs: Sequence[Path]) -> None:
-    first, *others = [_trained_on(workdir) for workdir in workdirs]
+    first, *others = [_training_data_of(workdir) for workdir in workdirs]
     for workdir, other in zip(workdirs[1:], others, strict=True):
-        if not _is_same_set(first, other):
+        if not _may_be_same_data(first, other):
             raise UserError(
                 "the networks of an ensemble must have the same classes; the one in "
                 f"{workdirs[0]} was trained on {first}, and the one in {workdir} on "
@@ -194,14 +194,14 @@ def _check_same_label_spaces(workdirs: Sequence[Path]) -> None:
             )
 
 
-def _trained_on(workdir: Path) -> str | Path:
+def _training_data_of(workdir: Path) -> str | Path:
     """Returns name or folder of the data that a run was trained on."""
     data = read_config(workdir)["dataset"]
     folder = data.get("idx_dir")
     return Path(folder).expanduser().resolve() if folder else data["name"].split(":")[0]
 
 
-def _is_same_set(first: str | Path, other: str | Path) -> bool:
+def _may_be_same_data(first: str | Path, other: str | Path) -> bool:
     """Returns True if two data sets have one name, and equal labels where known.
 
     A folder of IDX files may have been copied since. Its path does not count, only
