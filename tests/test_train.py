@@ -86,12 +86,12 @@ EXPECTED = {
     "a_workdir_below_a_file": r"train\.py: workdir .*: cannot be used",
     "an_unknown_flag": r"Unknown command line flag 'wrokdir'. Did you mean: workdir",
     "a_word_too_many": r"config\.seed=3",
-    "steps_that_are_none": r"train\.py: --profile_steps must be a:b, and is '5-7'",
-    "steps_that_end_before_they_begin": r"needs 0 <= a < b, and is 7:5",
+    "steps_that_are_none": r"train\.py: --profile_steps must .* FIRST:LAST.* is '5-7'",
+    "steps_that_end_before_they_begin": r"needs 0 <= FIRST < LAST, but is 7:5",
     "a_process_without_the_others": r"train\.py: --coordinator_address, .* together",
     "a_batch_that_cannot_be_divided": r"batch_size=60 must be divisible by 7",
-    "more_devices_than_there_are": r"num_devices must lie in 1 to 1, .* and is 99",
-    "an_unknown_mode": r"mode must be one of jit, shard_map, pmap, and is 'xmap'",
+    "more_devices_than_there_are": r"num_devices must lie in 1 to 1, .* but is 99",
+    "an_unknown_mode": r"mode must be one of jit, shard_map, pmap, but is 'xmap'",
 }
 
 

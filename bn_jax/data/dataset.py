@@ -158,7 +158,10 @@ def check_dataset(dataset: ArrayDataset) -> ArrayDataset:
     }
     for split, (images, labels) in pairs.items():
         if len(images) == 0:
-            raise UserError(f"{dataset.name}: the {split} split contains no images.")
+            raise UserError(
+                f"{dataset.name}: the {split} split contains no images. Are its files "
+                "complete?"
+            )
         if len(images) != len(labels):
             raise UserError(
                 f"{dataset.name}: the {split} split must contain one label for each "
@@ -169,12 +172,13 @@ def check_dataset(dataset: ArrayDataset) -> ArrayDataset:
             raise UserError(
                 f"{dataset.name}: the labels of the {split} split must be from 0 to "
                 f"{dataset.num_classes - 1}, but are from {labels.min()} to "
-                f"{labels.max()}."
+                f"{labels.max()}. Is it a split without labels?"
             )
     if dataset.train_images.shape[1:] != dataset.test_images.shape[1:]:
         raise UserError(
             f"{dataset.name}: training and test images must have equal shapes, but "
             f"training images have the shape {dataset.train_images.shape[1:]} and test "
-            f"images have the shape {dataset.test_images.shape[1:]}."
+            f"images have the shape {dataset.test_images.shape[1:]}. Do the files "
+            "belong together?"
         )
     return dataset

@@ -32,7 +32,9 @@ def read_idx(path: Path) -> np.ndarray:
     """
     content = _read(path)
     if len(content) < 4:
-        raise UserError(f"{path}: too short for an IDX file ({len(content)} bytes).")
+        raise UserError(
+            f"{path}: too short for an IDX file ({len(content)} bytes). Copy it again."
+        )
     zeros, kind, rank = struct.unpack_from(">HBB", content)
     if zeros != 0 or kind != _UNSIGNED_BYTES:
         raise UserError(
@@ -41,7 +43,9 @@ def read_idx(path: Path) -> np.ndarray:
         )
     start = 4 + 4 * rank
     if len(content) < start:
-        raise UserError(f"{path}: the header of {rank} dimensions is cut off.")
+        raise UserError(
+            f"{path}: the header of {rank} dimensions is cut off. Copy it again."
+        )
     shape = struct.unpack_from(f">{rank}I", content, 4)
     expected = start + math.prod(shape)
     if len(content) != expected:
@@ -67,7 +71,9 @@ def load_idx_folder(folder: Path) -> ArrayDataset:
             not fit together, or the images are not 28x28.
     """
     if not folder.is_dir():
-        raise UserError(f"idx_dir: there is no folder {folder}.")
+        raise UserError(
+            f"idx_dir: there is no folder {folder}. Set config.dataset.idx_dir."
+        )
     arrays = []
     for prefix in ("train", "t10k"):
         images = read_idx(_find(folder, f"{prefix}-images", "idx3-ubyte"))
@@ -75,7 +81,7 @@ def load_idx_folder(folder: Path) -> ArrayDataset:
         if images.shape[1:] != (28, 28):
             raise UserError(
                 f"{folder}: {prefix}-images must contain images of 28x28 pixels, but "
-                f"has the shape {images.shape}."
+                f"has the shape {images.shape}. Is it a file in MNIST's format?"
             )
         if labels.ndim != 1:
             raise UserError(
@@ -105,7 +111,9 @@ def _find(folder: Path, stem: str, ending: str) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f"{folder}: there is no {names[1]} or {names[0]} in this folder.")
+    raise UserError(
+        f"{folder}: there is no {names[1]} or {names[0]} in this folder. Copy it there."
+    )
 
 
 def _read(path: Path) -> bytes:

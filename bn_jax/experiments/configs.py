@@ -93,7 +93,9 @@ def override(
         node[last] = text if is_unset_string else _parse_value(text)
     except KeyError as error:
         hint = str(error.args[0]).replace("\n", " ")
-        raise UserError(f"{option}: there is no such setting: {hint}") from error
+        raise UserError(
+            f"{option}: the configuration has no such setting ({hint})"
+        ) from error
     except (TypeError, AttributeError) as error:
         raise UserError(f"{option}={text}: {error}") from error
 

@@ -35,35 +35,36 @@ def check_config(config: Any) -> None:
     }
     for name, value in at_least_one.items():
         if value < 1:
-            raise UserError(f"config.{name} must be at least 1, and is {value}.")
+            raise UserError(f"config.{name} must be at least 1, but is {value}.")
     check_decay(
         config.schedule.name,
         decay_every_steps=config.schedule.decay_every_steps,
         decay_factor=config.schedule.decay_factor,
     )
     if config.seed < 0:
-        raise UserError(f"config.seed must not be negative, and is {config.seed}.")
+        raise UserError(f"config.seed must not be negative, but is {config.seed}.")
     if config.dtype == "float16":
         raise UserError(
-            "config.dtype: gradients too small for float16 would become 0, because "
-            "training does not scale its loss. Take bfloat16, or float32."
+            "config.dtype must be 'float32' or 'bfloat16', but is 'float16': gradients "
+            "too small for float16 would become 0, because training does not scale its "
+            "loss."
         )
     _check_pixels(**config.pixels)
     if config.on_nonfinite not in ("raise", "skip"):
         raise UserError(
-            "config.on_nonfinite must be 'raise' or 'skip', and is "
+            "config.on_nonfinite must be 'raise' or 'skip', but is "
             f"{config.on_nonfinite!r}."
         )
     if not 0 <= config.label_smoothing < 1:
         raise UserError(
             "config.label_smoothing is the part of a label that is divided among all "
-            "classes; it must lie in [0, 1), with 0 for no smoothing, and is "
+            "classes; it must lie in [0, 1), with 0 for no smoothing, but is "
             f"{config.label_smoothing}."
         )
     if config.ema_decay is not None and not 0 <= config.ema_decay < 1:
         raise UserError(
             "config.ema_decay is the fraction of the average that a step keeps; it "
-            f"must lie in [0, 1), and is {config.ema_decay}."
+            f"must lie in [0, 1), but is {config.ema_decay}."
         )
 
 
@@ -78,7 +79,7 @@ def check_batch_size(config: Any) -> None:
     """
     if config.batch_size < 1:
         raise UserError(
-            f"config.batch_size must be at least 1, and is {config.batch_size}."
+            f"config.batch_size must be at least 1, but is {config.batch_size}."
         )
 
 
@@ -91,15 +92,15 @@ def _check_pixels(
     ):
         raise UserError(
             "config.pixels.binarize_threshold must lie in 0 to 254, so that both "
-            f"values can occur, and is {binarize_threshold!r}."
+            f"values can occur, but is {binarize_threshold!r}."
         )
     if not all(_is_finite(value) for value in mean):
         raise UserError(
-            f"config.pixels.mean must be finite numbers, and is {tuple(mean)}."
+            f"config.pixels.mean must be finite numbers, but is {tuple(mean)}."
         )
     if not all(_is_finite(value) and value > 0 for value in std):
         raise UserError(
-            "config.pixels.std divides the pixels; it must be positive numbers, and is "
+            "config.pixels.std divides the pixels; it must be positive numbers, but is "
             f"{tuple(std)}."
         )
 

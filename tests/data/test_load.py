@@ -85,7 +85,7 @@ def test_a_change_of_images_of_one_size_is_refused(
 ) -> None:
     folder = write_idx_folder(tmp_path / "digits")
     for where in ({}, {"idx_dir": str(folder)}):
-        with pytest.raises(UserError, match=rf"{name}: {value} .* are all 28x28"):
+        with pytest.raises(UserError, match=rf"{name}={value} .* are all 28x28"):
             load_dataset("mnist", **{name: value}, **where)
 
 

@@ -190,7 +190,7 @@ def test_a_size_is_asked_for_where_images_vary_in_size(prepare: Prepare) -> None
 def test_a_change_of_images_of_one_size_is_refused(
     tiny: str, name: str, value: Any
 ) -> None:
-    expected = rf"{name}: {value} .* the images of tiny are all 4x5"
+    expected = rf"{name}={value} .* the images of tiny are all 4x5"
     with pytest.raises(UserError, match=expected):
         load_dataset("tiny", data_dir=tiny, **{name: value})
 

@@ -111,7 +111,7 @@ def test_a_run_without_an_intact_checkpoint_ends_and_deletes_nothing(
     (program,) = train(workdir)
     assert program.wait() == 1
     last = program.output.splitlines()[-1]
-    assert "none of the checkpoints [20, 30, 40] is intact" in last
+    assert "all checkpoints are damaged ([20, 30, 40])" in last
     assert "Traceback" not in program.output
     assert _content(workdir / "checkpoints") == before
 

@@ -103,7 +103,8 @@ def test_processes_of_different_settings_are_refused_with_what_differs(
     for program in programs:
         assert program.output.splitlines()[-1] == (
             "train.py: all processes must have the same settings and versions: seed is "
-            "0 in process 0 and 1 in process 1."
+            "0 in process 0 and 1 in process 1. Start every process with one command "
+            "and one installation."
         )
     assert not (tmp_path / "run").exists()
 

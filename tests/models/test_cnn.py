@@ -83,13 +83,13 @@ def test_the_network_is_what_its_docstring_says_written_out(norm, train):
 @pytest.mark.parametrize(
     ("fields", "shape", "message"),
     [
-        ({}, (2, 7, 28, 1), "at least 8 x 8 pixels, and these have 7 x 28; fewer"),
-        ({}, (2, 28, 4, 1), "at least 8 x 8 pixels, and these have 28 x 4; fewer"),
+        ({}, (2, 7, 28, 1), "at least 8 x 8 pixels, but the images have 7 x 28; fewer"),
+        ({}, (2, 28, 4, 1), "at least 8 x 8 pixels, but the images have 28 x 4; fewer"),
         ({"channels": (2,) * 5}, (2, 28, 28, 1), "5 blocks, .* at least 32 x 32"),
         ({}, (2, 28, 28), r"must have the axes .* the shape \(2, 28, 28\)"),
         ({}, (2, 784), r"must have the axes .* the shape \(2, 784\)"),
-        ({"channels": ()}, (2, 28, 28, 1), r"at least one block, .* are \(\)"),
-        ({"channels": (4, 0)}, (2, 28, 28, 1), r"one channel each; .* \(4, 0\)"),
+        ({"channels": ()}, (2, 28, 28, 1), r"at least one block, .* is \(\)"),
+        ({"channels": (4, 0)}, (2, 28, 28, 1), r"one channel each, .* \(4, 0\)"),
         ({"kernel_size": 0}, (2, 28, 28, 1), "kernel_size must be at least 1 .* is 0"),
     ],
 )

@@ -58,43 +58,43 @@ def test_no_norm_has_no_factory():
     [
         (
             lambda: make_model("mpl", num_classes=2),
-            "make_model: unknown name 'mpl'; did you mean 'mlp'",
+            "make_model: name must be one of .*, but is 'mpl'; did you mean 'mlp'",
         ),
         (
             lambda: make_model("resnet", num_classes=2),
-            "make_model: unknown name 'resnet'; choose one of mlp, cnn, inception",
+            "name must be one of mlp, cnn, inception, but is 'resnet'",
         ),
         (
             lambda: make_model("mlp", num_classes=2, hidden_feature=(3,)),
-            "unknown field of MLP 'hidden_feature'; did you mean 'hidden_features'",
+            "a field of MLP .* 'hidden_feature'; did you mean 'hidden_features'",
         ),
         (
             lambda: make_model("mlp", num_classes=2, nonlinearity="sigmoidal"),
-            "unknown nonlinearity 'sigmoidal'; did you mean 'sigmoid'",
+            "nonlinearity .* but is 'sigmoidal'; did you mean 'sigmoid'",
         ),
         (
             lambda: make_model("mlp", num_classes=2, nonlinearity="step"),
-            "unknown nonlinearity 'step'; choose one of relu, sigmoid, tanh",
+            "nonlinearity must be one of relu, sigmoid, tanh, .* but is 'step'",
         ),
         (
             lambda: make_model("mlp", num_classes=2, dtype="bfloat61"),
-            "make_model: unknown dtype 'bfloat61'; did you mean 'bfloat16'",
+            "make_model: dtype .* but is 'bfloat61'; did you mean 'bfloat16'",
         ),
         (
             lambda: make_model("cnn", num_classes=2, dtype="int8"),
-            "unknown dtype 'int8'; choose one of float32, bfloat16, float16",
+            "dtype must be one of float32, bfloat16, float16, but is 'int8'",
         ),
         (
             lambda: make_norm("batchnorm"),
-            "make_norm: unknown name 'batchnorm'; did you mean 'batch_norm'",
+            "make_norm: name .* but is 'batchnorm'; did you mean 'batch_norm'",
         ),
         (
             lambda: make_norm("batch_norm", eps=1e-3),
-            "make_norm: unknown field of BatchNorm 'eps'",
+            "make_norm: a field of BatchNorm must be one of .* but is 'eps'",
         ),
         (
             lambda: make_norm("batch_norm", momentun=0.9),
-            "unknown field of BatchNorm 'momentun'; did you mean 'momentum'",
+            "field of BatchNorm .* but is 'momentun'; did you mean 'momentum'",
         ),
     ],
 )
@@ -105,7 +105,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(make, message):
 
 @pytest.mark.parametrize("num_classes", [0, -3])
 def test_a_model_without_classes_is_refused(num_classes):
-    expected = f"num_classes must be at least 1, and is {num_classes}"
+    expected = f"num_classes must be at least 1, but is {num_classes}"
     with pytest.raises(UserError, match=expected):
         make_model("inception", num_classes=num_classes)
 
@@ -120,6 +120,6 @@ def test_a_model_without_classes_is_refused(num_classes):
     ],
 )
 def test_a_norm_that_makes_no_layers_is_refused(name, norm, came):
-    expected = f"norm must be a factory .* and is {came}; make_norm.* makes one"
+    expected = f"norm must be a factory .* but is {came}; make_norm.* makes one"
     with pytest.raises(UserError, match=expected):
         make_model(name, num_classes=2, norm=norm)

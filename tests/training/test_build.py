@@ -55,11 +55,11 @@ def test_each_step_gets_its_examples_in_microbatches(
         ),
         (
             {"parallel__num_devices": 4, "norm__sync": False},
-            "normalization batch: 6 of 24 examples, those of each of 4 devices",
+            "normalization batch: 6 of 24 examples, separately on each of 4 devices",
         ),
         (
             {"parallel__num_devices": 2, "norm__sync": False, "accumulation_steps": 3},
-            "normalization batch: 4 of 24 examples, those of each of 2 devices",
+            "normalization batch: 4 of 24 examples, separately on each of 2 devices",
         ),
     ],
 )

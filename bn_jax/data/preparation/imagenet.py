@@ -182,7 +182,9 @@ def _locked(folder: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
-        raise UserError(f"{folder}: another process is preparing it now.") from error
+        raise UserError(
+            f"{folder}: another process is preparing it now. Wait until it ends."
+        ) from error
     finally:
         os.close(descriptor)
 
@@ -212,7 +214,8 @@ def _write_missing(
     if num_bytes > shutil.disk_usage(folder).free:
         raise UserError(
             f"{folder}: the preparation needs {num_bytes / 1e9:.0f} GB, but only "
-            f"{shutil.disk_usage(folder).free / 1e9:.0f} GB are free."
+            f"{shutil.disk_usage(folder).free / 1e9:.0f} GB are free. Free some space, "
+            "or choose another --data_dir."
         )
     # Decoding and reading release Python's global interpreter lock.
     with (

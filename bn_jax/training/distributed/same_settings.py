@@ -42,7 +42,8 @@ def check_same_settings(settings: Mapping[str, Any], workdir: Path) -> None:
             if found:
                 raise UserError(
                     "all processes must have the same settings and versions: "
-                    f"{'; '.join(found)}."
+                    f"{'; '.join(found)}. Start every process with one command and "
+                    "one installation."
                 )
             if all_owners[number] != all_owners[0]:
                 raise UserError(

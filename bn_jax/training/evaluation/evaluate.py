@@ -87,11 +87,11 @@ def check_choices(statistics: str, crops: int) -> None:
     """
     if statistics not in STATISTICS:
         raise UserError(
-            f"--statistics must be one of {', '.join(STATISTICS)}, and is "
+            f"--statistics must be one of {', '.join(STATISTICS)}, but is "
             f"{statistics!r}."
         )
     if crops not in CROPS:
-        raise UserError(f"--crops must be 1 or {NUM_CROPS}, and is {crops}.")
+        raise UserError(f"--crops must be 1 or {NUM_CROPS}, but is {crops}.")
     if crops > 1 and statistics == "batch":
         raise UserError(
             "--statistics=batch: a batch of crops shows only a few images, which do "

@@ -40,7 +40,7 @@ def make_probes(
     for name in names:
         if name not in _PROBES:
             raise UserError(
-                f"probes: unknown probe {name!r}; there are {', '.join(_PROBES)}."
+                f"config.probes must be from {', '.join(_PROBES)}, but has {name!r}."
             )
         probes.append(_PROBES[name](model, initial_variables, read_inputs))
 
@@ -66,8 +66,8 @@ def _percentiles_probe(
     layer = getattr(model, "last_hidden_input", None)
     if layer is None:
         raise UserError(
-            f"probes: 'percentiles' needs a model that names its last_hidden_input; "
-            f"{type(model).__name__} does not. Leave it out of config.probes."
+            "config.probes: 'percentiles' needs a model that names its "
+            f"last_hidden_input, but {type(model).__name__} does not. Leave it out."
         )
 
     inputs = read_inputs()

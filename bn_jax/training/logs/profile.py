@@ -28,7 +28,8 @@ class Profile(AbstractContextManager):
         """
         if steps is not None and not 0 <= steps[0] < steps[1]:
             raise UserError(
-                f"--profile_steps=a:b needs 0 <= a < b, and is {steps[0]}:{steps[1]}."
+                "--profile_steps=FIRST:LAST needs 0 <= FIRST < LAST, but is "
+                f"{steps[0]}:{steps[1]}."
             )
         self._folder = workdir / "profile"
         self._steps = steps

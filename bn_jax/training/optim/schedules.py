@@ -62,18 +62,17 @@ def make_schedule(
     """
     if name not in _NAMES:
         raise UserError(
-            f"schedule.name: there is no schedule {name!r}; there are "
-            f"{', '.join(_NAMES)}."
+            f"schedule.name must be one of {', '.join(_NAMES)}, but is {name!r}."
         )
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise UserError(
-            "optimizer.learning_rate must be a finite number above 0, and is "
+            "optimizer.learning_rate must be a finite number above 0, but is "
             f"{learning_rate}."
         )
     if not 0 <= warmup_steps <= num_steps:
         raise UserError(
             f"schedule.warmup_steps must lie in 0 to the {num_steps} steps of the run, "
-            f"and is {warmup_steps}."
+            f"but is {warmup_steps}."
         )
     check_decay(name, decay_every_steps=decay_every_steps, decay_factor=decay_factor)
     if name == "cosine":
@@ -115,13 +114,13 @@ def check_decay(name: str, *, decay_every_steps: int, decay_factor: float) -> No
         return
     if decay_every_steps < 1:
         raise UserError(
-            f"schedule.decay_every_steps must be at least 1, and is "
+            f"schedule.decay_every_steps must be at least 1, but is "
             f"{decay_every_steps}. If it is a fraction of num_steps, the run is too "
             "short: take more steps, or set schedule.decay_every_steps."
         )
     if not 0 < decay_factor <= 1:
         raise UserError(
-            "schedule.decay_factor must lie above 0 and be at most 1, and is "
+            "schedule.decay_factor must lie above 0 and be at most 1, but is "
             f"{decay_factor}."
         )
 
@@ -134,5 +133,5 @@ def _check_cosine(num_steps: int, warmup_steps: int, final_fraction: float) -> N
         )
     if not 0 <= final_fraction <= 1:
         raise UserError(
-            f"schedule.final_fraction must lie in 0 to 1, and is {final_fraction}."
+            f"schedule.final_fraction must lie in 0 to 1, but is {final_fraction}."
         )

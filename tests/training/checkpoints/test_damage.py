@@ -167,7 +167,7 @@ def test_without_an_intact_checkpoint_nothing_is_restored_nor_moved(
     for step in ("1", "2", "3"):
         flip(payload(folder / step))
     name = payload(folder / "3").name
-    expected = rf"none of the checkpoints \[1, 2, 3\] is intact; the newest: .*{name}"
+    expected = rf"all checkpoints are damaged \(\[1, 2, 3\]\); the newest one: .*{name}"
     with pytest.raises(UserError, match=f"{expected} has changed"):
         restore(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
@@ -183,19 +183,19 @@ def in_bfloat16(state: TrainState) -> TrainState:
     [
         (
             lambda: make_state(0, features=6),
-            r"batch_stats/norm0/mean is float32\[5\] there and float32\[6\] here",
+            r"mean is float32\[5\] in the checkpoint and float32\[6\] in this conf",
         ),
         (
             lambda: in_bfloat16(make_state(0)),
-            r"params/hidden0/kernel is float32\[4, 5\] there and bfloat16\[4, 5\] here",
+            r"kernel is float32\[4, 5\] in the checkpoint and bfloat16\[4, 5\] in this",
         ),
         (
             lambda: make_state(0, tx=optax.sgd(0.1)),
-            r"opt_state/0/.* there and missing here",
+            r"opt_state/0/.* in the checkpoint and missing in this configuration",
         ),
         (
             lambda: make_state(0)._replace(batch_stats={}),
-            r"batch_stats/norm0/mean is float32\[5\] there and missing here",
+            r"norm0/mean is float32\[5\] in the checkpoint and missing in this config",
         ),
     ],
     ids=["shape", "dtype", "optimizer", "statistics"],
@@ -212,7 +212,7 @@ def test_another_model_is_refused_with_the_path_of_the_leaf(
 
 def test_a_newer_format_is_refused(folder: Path) -> None:
     edit_run(folder / "3", format_version=FORMAT_VERSION + 1)
-    expected = f"checkpoint 3 has format {FORMAT_VERSION + 1}, .* install a newer one"
+    expected = f"checkpoint 3 has format {FORMAT_VERSION + 1}, .* Install a newer v"
     with pytest.raises(UserError, match=expected):
         restore(folder)
 

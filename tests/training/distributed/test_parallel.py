@@ -178,14 +178,14 @@ def test_several_devices_of_a_cpu_take_one_program_at_a_time(
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    expected = "must be one of jit, shard_map, pmap, and is 'xmap'"
+    expected = "must be one of jit, shard_map, pmap, but is 'xmap'"
     with pytest.raises(UserError, match=expected):
         make_parallel("xmap")
 
 
 @pytest.mark.parametrize("num_devices", [-1, 0, 9])
 def test_devices_that_are_not_there_are_refused(num_devices: int) -> None:
-    expected = f"num_devices must lie in 1 to 8, .* and is {num_devices}"
+    expected = f"num_devices must lie in 1 to 8, .* but is {num_devices}"
     with pytest.raises(UserError, match=expected):
         make_parallel("jit", num_devices=num_devices)
 
@@ -194,7 +194,7 @@ def test_several_processes_use_all_of_their_devices(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    expected = "num_devices=4: 2 processes use all of their 8 devices; leave it out"
+    expected = r"num_devices must be 8 or None .* use all devices, but is 4"
     with pytest.raises(UserError, match=expected):
         make_parallel("jit", num_devices=4)
 

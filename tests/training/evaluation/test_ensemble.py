@@ -160,7 +160,7 @@ def test_crops_are_averaged_over_crops_and_networks(
 
 
 def test_one_run_is_no_ensemble(bn: Complete) -> None:
-    expected = r"needs two runs or more, and got 1; use `bn-jax evaluate --workdir=DIR`"
+    expected = r"needs two runs or more, but got 1; use `bn-jax evaluate --workdir=DIR`"
     with pytest.raises(UserError, match=expected):
         together(bn)
 
@@ -184,7 +184,7 @@ def test_a_member_without_a_checkpoint_is_refused(bn: Complete, tmp_path: Path) 
     ("statistics", "crops", "expected"),
     [
         ("running", 1, r"moving, population, batch.*'running'"),
-        ("moving", 10, r"--crops must be 1 or 144, and is 10"),
+        ("moving", 10, r"--crops must be 1 or 144, but is 10"),
         ("moving", 144, r"144 crops need images of varying size"),
         ("batch", 144, r"With --crops=144 use moving or population"),
     ],

@@ -85,7 +85,7 @@ def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path, idx_dir: Path) ->
 
 @pytest.mark.parametrize("crops", [0, 2, 143, -144])
 def test_other_numbers_of_crops_are_refused(bn: Complete, crops: int) -> None:
-    with pytest.raises(UserError, match=rf"--crops must be 1 or 144, and is {crops}"):
+    with pytest.raises(UserError, match=rf"--crops must be 1 or 144, but is {crops}"):
         evaluate(bn.config, bn.workdir, statistics="moving", crops=crops)
 
 
@@ -122,7 +122,7 @@ def test_data_of_other_classes_are_named_when_they_are_refused(
     letters = write_idx_folder(tmp_path / "letters", num_classes=num_classes)
     config = saved_config(bn)
     config.dataset.idx_dir = str(letters)
-    expected = rf"letters, of {num_classes} classes, .* is float32\[10\] there"
+    expected = rf"letters, of {num_classes} classes, .* is float32\[10\] in the"
     with pytest.raises(UserError, match=expected) as refused:
         evaluate(config, bn.workdir, statistics="moving")
     # Another folder would be no way out.

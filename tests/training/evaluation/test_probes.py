@@ -106,7 +106,7 @@ def test_nothing_is_read_where_no_probe_uses_it(
 
 
 def test_an_unknown_probe_is_refused(model: nn.Module, variables: Any) -> None:
-    with pytest.raises(UserError, match="unknown probe 'median'; there are percentile"):
+    with pytest.raises(UserError, match=r"must be from perc.*, but has 'median'"):
         make_probes(
             ["median"],
             model=model,
@@ -116,7 +116,7 @@ def test_an_unknown_probe_is_refused(model: nn.Module, variables: Any) -> None:
 
 
 def test_a_model_without_a_hidden_layer_to_look_at_is_refused() -> None:
-    with pytest.raises(UserError, match="last_hidden_input; Dense does not"):
+    with pytest.raises(UserError, match="last_hidden_input, but Dense does not"):
         make_probes(
             ["percentiles"],
             model=nn.Dense(3),

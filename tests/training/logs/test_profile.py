@@ -83,6 +83,6 @@ def test_a_run_with_steps_that_are_none_leaves_no_folder(
 
 @pytest.mark.parametrize("steps", [(5, 5), (6, 5), (-1, 5)])
 def test_steps_that_are_none_are_refused(tmp_path: Path, steps: tuple) -> None:
-    expected = f"needs 0 <= a < b, and is {steps[0]}:{steps[1]}"
+    expected = f"needs 0 <= FIRST < LAST, but is {steps[0]}:{steps[1]}"
     with pytest.raises(UserError, match=expected):
         Profile(tmp_path, steps)

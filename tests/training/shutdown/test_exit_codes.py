@@ -87,7 +87,9 @@ def test_a_process_that_is_lost_is_a_line_and_code_3(
 ) -> None:
     code, output = end_of(error, several=True)
     assert code == 3
-    assert output == f"train.py: another process may have ended: {error}\n"
+    assert output.startswith("train.py: another process may have ended")
+    assert output.count("\n") == 1
+    assert str(error) in output
 
 
 def test_processes_that_never_met_are_lost_as_well(end_of: Callable[..., End]) -> None:
@@ -104,7 +106,8 @@ def test_a_mistake_in_one_of_several_ends_it_with_its_traceback(
     assert code == 3
     assert "Traceback" in output
     assert f"{type(error).__name__}: {error}\n" in output
-    assert output.endswith("\ntrain.py: one process of several has failed.\n")
+    last = output.splitlines()[-1]
+    assert last.startswith("train.py: one process of several has failed. Start all")
 
 
 @pytest.mark.parametrize(
