@@ -2,14 +2,11 @@
 
     make bench
 
-The benchmark times the forward pass alone, which returns the output and new running
-statistics, and forward with backward pass, which returns the gradients of x, scale and
-bias and the new running statistics. The libraries take turns in one process. In each
-round, their times are divided by the time of `flax.linen.BatchNorm` with its default
-formula; the medians of these ratios over all rounds are compared. The means of the
-features are 0, 0.5, 3, 100 and 10,000 standard deviations. Only bn_jax and Flax are
-timed at all of these means. The others are timed at 0.5, because their work does not
-depend on the mean.
+The benchmark times the forward pass alone, and forward with backward pass; both return
+new running statistics. The libraries take turns in one process. In each round, times are
+divided by that of `flax.linen.BatchNorm`; medians over the rounds are compared. Means of
+the features are 0, 0.5, 3, 100 and 10,000 standard deviations for bn_jax and Flax, and
+0.5 for the others, whose work does not depend on the mean.
 
 The record also holds two errors of each library in the first step: the relative error
 of the variance that it normalizes by, and the absolute error of the values that it
@@ -17,12 +14,9 @@ returns. Both are the largest over all shapes. The input's mean is 1e4 standard
 deviations in float32, and 30 in bfloat16, whose precision allows no more. The rounding
 of the result to bfloat16 alone can change a value by 2^-9 of it.
 
-PyTorch gets its channels-last layout. On an accelerator the shapes are larger, so that
-they fill it.
-
-The process keeps freed memory for the next call. Otherwise glibc may return large
-arrays to the kernel. A call then takes twice as long, in a library that varies from run
-to run.
+PyTorch gets its channels-last layout. On an accelerator the shapes are larger, to fill
+it. The process keeps freed memory: glibc may otherwise return large arrays to the
+kernel, and a call of any one library then takes twice as long.
 
 Writes `results/batch_norm-<device>.json`.
 """
@@ -83,13 +77,14 @@ _LARGE = _Work(
 
 def main() -> None:
     """Times all libraries on all shapes, prints a table and writes the results."""
+    names = list(jax_layers())
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument(
         "--libraries",
         nargs="+",
-        choices=list(jax_layers()),
-        default=list(jax_layers()),
+        choices=names,
+        default=names,
         help="libraries to time; PyTorch, bn_jax and flax are always included",
     )
     options = parser.parse_args()

@@ -65,8 +65,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=500, help="steps per block")
     parser.add_argument("--library", choices=["jax", "torch"], help=argparse.SUPPRESS)
-    parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
+    for name in ("--threads", "--core"):
+        parser.add_argument(name, type=int, help=argparse.SUPPRESS)
     parser.add_argument("--arm", choices=_ARMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.library:
@@ -84,8 +84,8 @@ def main() -> None:
         record["versions"] = versions
         record["arms"][arm] = _summarize(times)
         print(_table(arm, record["arms"][arm]))
-    path = Path(__file__).parents[1] / "results" / "mnist_step.json"
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    results = Path(__file__).parents[1] / "results"
+    (results / "mnist_step.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def _measure(
@@ -194,11 +194,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _jax_block(arm: str, steps: int) -> tuple[Callable[[], None], dict[str, str]]:
-    """Returns a function that trains a block of steps with bn_jax, and the versions.
-
-    The block is a compiled scan of the training loop's step, with the data on the
-    device.
-    """
+    """Returns a function that runs a compiled scan of training steps, and versions."""
     from functools import partial
 
     import jax

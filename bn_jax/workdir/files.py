@@ -1,9 +1,8 @@
 """Files of a workdir, the folder of one run.
 
-A workdir holds `config.json`, `metrics.jsonl` (one evaluation a line), `summary.json`
-(once the run is complete), `checkpoints/` and TensorBoard's event files. It may also
-hold `profile/` (a trace of steps) and `damaged/` (checkpoints that were moved aside).
-While a process uses the workdir, it also holds `lock`.
+A workdir holds `config.json`, `metrics.jsonl` (one line per evaluation), `summary.json`
+(once the run is complete), `checkpoints/`, TensorBoard's event files, and at times
+`profile/` (a trace), `damaged/` (checkpoints) and `lock` (while a process uses it).
 """
 
 import json
