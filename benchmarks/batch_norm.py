@@ -3,22 +3,21 @@
     make bench
 
 The benchmark times the forward pass alone, and forward with backward pass; both return
-new running statistics. The libraries take turns in one process. In each round, times are
-divided by that of `flax.linen.BatchNorm`; medians over the rounds are compared. Means of
-the features are 0, 0.5, 3, 100 and 10,000 standard deviations for bn_jax and Flax, and
-0.5 for the others, whose work does not depend on the mean.
+new running statistics. The libraries take turns in one process. In each round their
+times are divided by that of `flax.linen.BatchNorm`; the medians over all rounds are
+compared. The features' means are 0, 0.5, 3, 100 and 10,000 standard deviations for
+bn_jax and Flax, and 0.5 for the others, whose work does not depend on the mean.
 
 The record also holds two errors of each library in the first step: the relative error
 of the variance that it normalizes by, and the absolute error of the values that it
 returns. Both are the largest over all shapes. The input's mean is 1e4 standard
-deviations in float32, and 30 in bfloat16, whose precision allows no more. The rounding
-of the result to bfloat16 alone can change a value by 2^-9 of it.
+deviations in float32, and 30 in bfloat16, whose precision allows no more. Rounding to
+bfloat16 alone can change a result by 2^-9 of it.
 
 PyTorch gets its channels-last layout. On an accelerator the shapes are larger, to fill
 it. The process keeps freed memory: glibc may otherwise return large arrays to the
-kernel, and a call of any one library then takes twice as long.
-
-Writes `results/batch_norm-<device>.json`.
+kernel, and a call of any one library then takes twice as long. The
+results are written to `results/batch_norm-<device>.json`.
 """
 
 import argparse
@@ -89,7 +88,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     chosen = {*_COMPARED, *options.libraries}
-    layers = {name: layer for name, layer in jax_layers().items() if name in chosen}
+    layers = {name: of for name, of in jax_layers().items() if name in chosen}
     _keep_memory()
     device = jax.devices()[0]
     work = _SMALL if device.platform == "cpu" else _LARGE
