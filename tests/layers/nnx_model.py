@@ -1,9 +1,13 @@
-"""An NNX model with two layers of normalization, ours or another's."""
+"""NNX layers and a model with two of them, of bn_jax or of another library."""
 
 import jax.numpy as jnp
 from flax import nnx
 
 import bn_jax
+
+
+def make(num_features=3, *, layer=bn_jax.nnx.BatchNorm, **settings):
+    return layer(num_features, rngs=nnx.Rngs(0), **({"momentum": 0.5} | settings))
 
 
 class Model(nnx.Module):

@@ -3,38 +3,23 @@ from functools import partial
 import chex
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
 from arrays import normal
+from stats.precise_models import (
+    KEY,
+    OneLayer,
+    TwoLayers,
+    assert_statistics,
+    in_training,
+    init,
+)
 
 import bn_jax
 from bn_jax.core.collectives import Devices
 from bn_jax.core.moments import batch_moments
 from bn_jax.stats.precise import average_moments
-
-KEY = jax.random.key(0)
-
-
-class TwoLayers(nn.Module):
-    norm: type[nn.Module] = bn_jax.BatchNorm
-
-    @nn.compact
-    def __call__(self, x, *, train):
-        x = nn.Dense(5, use_bias=False, name="first")(x)
-        x = self.norm(use_running_average=not train, name="norm0")(x)
-        x = nn.Dense(4, use_bias=False, name="second")(jnp.tanh(x))
-        return self.norm(use_running_average=not train, name="norm1")(x)
-
-
-def in_training(model, **keywords):
-    mutable = ["batch_stats", "batch_moments"]
-    return jax.jit(partial(model.apply, train=True, mutable=mutable, **keywords))
-
-
-def init(model, x):
-    return jax.jit(partial(model.init, train=True))(KEY, x)
 
 
 def two_layers_by_hand(params, batches):
@@ -45,12 +30,6 @@ def two_layers_by_hand(params, batches):
     inputs0 = [np.asarray(x, np.float64) @ first for x in batches]
     inputs1 = [np.tanh(oracles.batch_norm(h)) @ second for h in inputs0]
     return inputs0, inputs1
-
-
-def assert_statistics(batch_stats, inputs, **keywords):
-    mean, var = oracles.population_statistics(inputs, **keywords)
-    np.testing.assert_allclose(batch_stats["mean"], mean, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(batch_stats["var"], var, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -107,18 +86,12 @@ def test_the_variables_are_not_changed(two_layers):
     chex.assert_trees_all_equal(variables, before)
 
 
-class Convolutional(nn.Module):
-    @nn.compact
-    def __call__(self, x, *, train):
-        return bn_jax.BatchNorm(use_running_average=not train)(x)
-
-
 def test_a_convolution_is_corrected_by_its_number_of_pixels():
     # Algorithm 2 with m' = m * p * q in place of m: 2 * 3 * 3 / (2 * 3 * 3 - 1).
-    model, batches = Convolutional(), normal(5, 2, 3, 3, 4)
+    model, batches = OneLayer(), normal(5, 2, 3, 3, 4)
     variables = init(model, batches[0])
     batch_stats = bn_jax.population_statistics(in_training(model), variables, batches)
-    assert_statistics(batch_stats["BatchNorm_0"], batches)
+    assert_statistics(batch_stats["norm"], batches)
 
 
 def test_one_layer_alone_is_a_model_too():
@@ -164,12 +137,12 @@ def test_a_layer_may_be_named_moments():
 
 
 def test_batches_may_come_from_a_generator():
-    model, batches = Convolutional(), normal(3, 6, 2)
+    model, batches = OneLayer(), normal(3, 6, 2)
     variables = init(model, batches[0])
     batch_stats = bn_jax.population_statistics(
         in_training(model), variables, (x for x in batches)
     )
-    assert_statistics(batch_stats["BatchNorm_0"], batches)
+    assert_statistics(batch_stats["norm"], batches)
 
 
 @pytest.mark.parametrize("size", [2, 4, 32])
@@ -185,53 +158,6 @@ def test_the_variance_is_unbiased(size):
     tolerance = 5 * np.sqrt(2 / (size - 1) / 32_000)
     np.testing.assert_allclose(np.mean(stats["var"]), 1, atol=tolerance)
     assert np.mean(moments.var) < 1 - 0.9 / size
-
-
-@pytest.mark.parametrize("used_up", [True, False])
-def test_no_batch_is_refused(used_up):
-    model, batches = Convolutional(), iter(normal(2, 6, 2))
-    variables = init(model, next(batches))
-    if used_up:
-        next(batches)
-    with pytest.raises(ValueError, match="at least one batch") as error:
-        bn_jax.population_statistics(
-            in_training(model), variables, batches if used_up else []
-        )
-    assert "used before" in str(error.value)
-
-
-class Plain(nn.Module):
-    @nn.compact
-    def __call__(self, x, *, train):
-        return nn.Dense(2)(x)
-
-
-@pytest.mark.parametrize(
-    "model", [TwoLayers(nn.BatchNorm), Plain()], ids=["flax", "plain"]
-)
-def test_a_model_that_sows_no_moments_is_refused(model):
-    batches = normal(2, 6, 3)
-    variables = init(model, batches[0])
-    with pytest.raises(ValueError, match=r"bn_jax\.BatchNorm for its layers"):
-        bn_jax.population_statistics(in_training(model), variables, batches)
-
-
-def test_a_model_in_inference_mode_is_refused(two_layers):
-    model, variables, batches, _ = two_layers
-    infer = partial(model.apply, train=False, mutable=["batch_stats", "batch_moments"])
-    with pytest.raises(ValueError, match="run the model in training mode"):
-        bn_jax.population_statistics(infer, variables, batches)
-
-
-def test_a_function_that_returns_no_collections_is_refused(two_layers):
-    model, variables, batches, _ = two_layers
-    for result in (batches[0], (batches[0], batches[0]), [batches[0]]):
-        with pytest.raises(ValueError, match="must return the model's output and the"):
-            bn_jax.population_statistics(lambda *_, r=result: r, variables, batches)
-    with pytest.raises(ValueError, match=r"collection 'batch_stats', .* \['params'\]"):
-        bn_jax.population_statistics(
-            in_training(model), {"params": variables["params"]}, batches
-        )
 
 
 def test_a_layer_that_sows_nothing_keeps_its_statistics():
@@ -251,85 +177,6 @@ def test_a_layer_that_sows_nothing_keeps_its_statistics():
     )
     # The frozen layer divides by the root of 1 + 1e-5.
     np.testing.assert_allclose(statistics["live"]["mean"], x.mean(0), rtol=1e-4)
-
-
-UNEQUAL = [jnp.array([[1.0], [3.0]]), jnp.array([[5.0], [9.0], [7.0], [7.0]])]
-
-
-class OneLayer(nn.Module):
-    debias: bool = False
-
-    @nn.compact
-    def __call__(self, x, mask=None, *, train):
-        norm = bn_jax.BatchNorm(debias=self.debias, name="norm")
-        return norm(x, use_running_average=not train, mask=mask)
-
-
-def statistics_of(batches, *, masks=None, **settings):
-    model = OneLayer()
-    variables = init(model, batches[0])
-    run = in_training(model)
-
-    def apply(variables, batch):
-        return run(variables, *batch)
-
-    pairs = zip(batches, masks or [None] * len(batches), strict=True)
-    return bn_jax.population_statistics(apply, variables, pairs, **settings)["norm"]
-
-
-def test_batches_that_differ_in_size_are_refused_with_the_way_out():
-    with pytest.raises(
-        ValueError, match=r"one size.* norm has 2 values .* first batch and 4 in ano"
-    ) as error:
-        statistics_of(UNEQUAL)
-    assert "pooled=True" in str(error.value)
-
-
-def test_pooled_statistics_are_those_of_all_values():
-    stats = statistics_of(UNEQUAL, pooled=True)
-    np.testing.assert_allclose(stats["mean"], [16 / 3], rtol=1e-6)
-    np.testing.assert_allclose(stats["var"], [65 / 9], rtol=1e-6)
-
-
-def test_batches_of_one_size_may_be_pooled_too():
-    batches = [UNEQUAL[0], UNEQUAL[1][:2]]
-    stats = statistics_of(batches, pooled=True)
-    np.testing.assert_allclose([stats["mean"][0], stats["var"][0]], [4.5, 8.75])
-    stats = statistics_of(batches)
-    np.testing.assert_allclose([stats["mean"][0], stats["var"][0]], [4.5, 5.0])
-
-
-def test_one_set_of_values_gives_the_same_pooled_statistics_however_it_is_cut():
-    x = normal(64, 3)
-    whole = statistics_of([x], pooled=True)
-    cut = statistics_of(jnp.split(x, [2, 32]), pooled=True)
-    chex.assert_trees_all_close(cut, whole, rtol=1e-5)
-
-
-@pytest.mark.parametrize("pooled", [True, False])
-def test_counts_under_a_mask_may_vary(pooled):
-    batches = normal(3, 8, 2)
-    masks = [jnp.arange(8)[:, None] < kept for kept in (8, 3, 0)]
-    stats = statistics_of(batches, masks=masks, pooled=pooled)
-    kept = [np.asarray(batches[0]), np.asarray(batches[1][:3])]
-    if pooled:
-        _, mean, var = oracles.moments(np.concatenate(kept))
-    else:
-        mean, var = oracles.population_statistics(kept)
-    np.testing.assert_allclose(stats["mean"], mean, rtol=1e-5)
-    np.testing.assert_allclose(stats["var"], var, rtol=1e-5)
-
-
-def test_sharded_batches_of_other_sizes_are_pooled(make_mesh):
-    sharding = jax.NamedSharding(make_mesh(devices=4), jax.P("devices"))
-    batches = [normal(8, 2), normal(16, 2, seed=1)]
-    sharded = jax.device_put(batches, sharding)
-    expected = statistics_of(batches, pooled=True)
-    chex.assert_trees_all_close(
-        statistics_of(sharded, pooled=True), expected, rtol=1e-5
-    )
-    with pytest.raises(ValueError, match=r"8 values per feature in .* batch and 16"):
-        statistics_of(sharded)
 
 
 @pytest.mark.parametrize("pooled", [True, False])
@@ -379,30 +226,3 @@ def test_a_stack_that_drops_its_moments_is_told_what_to_name():
     run, variables, batches = stack_of_layers("batch_stats")
     with pytest.raises(ValueError, match=r"nn\.vmap .* variable_axes names 'batch_mom"):
         bn_jax.population_statistics(run, variables, batches)
-
-
-class TwoSizes(nn.Module):
-    """One layer that sees whole batches and parts of them, named as its moments are."""
-
-    def setup(self):
-        self.moments = bn_jax.BatchNorm(use_running_average=False)
-
-    def __call__(self, x):
-        return self.moments(x), self.moments(x[:2])
-
-
-def test_a_shared_layer_may_see_several_sizes_in_each_batch():
-    model, batches = TwoSizes(), normal(3, 4, 2)
-    variables = jax.jit(model.init)(KEY, batches[0])
-    run = jax.jit(partial(model.apply, mutable=["batch_stats", "batch_moments"]))
-    stats = bn_jax.population_statistics(run, variables, batches)["moments"]
-    calls = [np.asarray(call) for x in batches for call in (x, x[:2])]
-    mean, var = oracles.population_statistics(calls)
-    np.testing.assert_allclose(stats["mean"], mean, rtol=1e-5)
-    np.testing.assert_allclose(stats["var"], var, rtol=1e-5)
-    unequal = [batches[0], batches[1][:3]]
-    with pytest.raises(ValueError, match=r"moments has 4, 2 values .* and 3, 2 in ano"):
-        bn_jax.population_statistics(run, variables, unequal)
-    pooled = bn_jax.population_statistics(run, variables, unequal, pooled=True)
-    values = np.concatenate([call for x in unequal for call in (x, x[:2])])
-    np.testing.assert_allclose(pooled["moments"]["mean"], values.mean(0), rtol=1e-5)
