@@ -65,7 +65,7 @@ def is_alive(pid: int) -> bool:
 
 
 def until(is_so: Callable[[], bool]) -> bool:
-    """Whether it becomes so within 20 seconds."""
+    """Waits up to 20 seconds for a condition and returns its last value."""
     deadline = time.monotonic() + 20
     while not is_so() and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -19,7 +19,7 @@ Calls = list[dict[str, Any]]
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """What figures are asked for; none is made."""
+    """The requests for figures; no figure is made."""
     calls: Calls = []
 
     def figure1(workdir: Path, *, seeds: int, overrides: Mapping[str, str]) -> str:

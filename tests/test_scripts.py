@@ -1,4 +1,4 @@
-"""What starts the training on clusters, as far as it runs without one."""
+"""Scripts that start training on clusters, as far as they run without one."""
 
 import os
 import re

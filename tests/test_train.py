@@ -41,7 +41,7 @@ for path, words in json.load(sys.stdin).items():
 
 
 class End(NamedTuple):
-    """How a command line ended."""
+    """Exit status and output of a command line."""
 
     status: int
     output: str
@@ -97,7 +97,7 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, End]:
-    """How each of the bad command lines ended."""
+    """Exit status and output of each bad command line."""
     folder = tmp_path_factory.mktemp("train")
     claim_workdir(folder / "other", {"num_steps": 7})
     lines = {}

@@ -1,4 +1,4 @@
-"""What the network of bn_jax is compared with differs from it in the norm alone."""
+"""The benchmark's Flax network, which differs from bn_jax's in the norm alone."""
 
 from functools import partial
 from typing import Any

@@ -103,7 +103,7 @@ def make_program(mode, num_devices, axis, masked):
 
 
 def expect(x, targets, mask, axis, dtype, y):
-    """The same by the oracle; y is what the loss saw, where it was rounded."""
+    """Returns the oracle's results and gradients; the loss received y, rounded."""
     x, targets, mask = (np.asarray(values) for values in (x, targets, mask))
     scale, bias = PARAMS["scale"], PARAMS["bias"]
     exact = oracles.batch_norm(x, scale, bias, axis=axis, mask=mask)

@@ -1,4 +1,4 @@
-"""Functions mapped over devices, and programs compiled as for users."""
+"""Fixtures: functions mapped over devices, and compilation as for users."""
 
 import jax
 import pytest
@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 def over_devices(make_mesh):
     """Maps a function of the slices of arrays along their first axis, "devices".
 
-    By shard_map: tests/conformance compares pmap, vmap and shard_map.
+    The map is shard_map; tests/conformance compares pmap, vmap and shard_map.
     """
 
     def over_devices(function):
@@ -32,7 +32,7 @@ def over_devices(make_mesh):
 
 @pytest.fixture
 def optimized():
-    """Compiles as for users: `make test` leaves most optimizations out."""
+    """Compiles with all optimizations, as for users; `make test` omits most of them."""
     name = "jax_disable_most_optimizations"
     before = jax.config.read(name)
     jax.config.update(name, False)

@@ -1,4 +1,4 @@
-"""The operator under `jax.jit`: an eager call compiles each operation by itself."""
+"""The operator under `jax.jit`; an eager call would compile each operation alone."""
 
 import jax
 

@@ -1,4 +1,4 @@
-"""The record of static settings as the tests need it: all defaults but a few."""
+"""Static settings for the tests, with the defaults except for a few changes."""
 
 from bn_jax.core.config import BatchNormConfig, make_config
 

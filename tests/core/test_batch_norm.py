@@ -1,3 +1,5 @@
+"""Results and running statistics of the operator in float32."""
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -169,7 +171,7 @@ def test_a_vector_gives_the_bias(initial_stats):
 def test_the_result_survives_a_large_mean(offset, initial_stats):
     x = normal(4096, 2, mean=offset)
     y, _ = compiled(x, None, None, initial_stats(2))
-    # The mean is a float32, and so one part in 2 ** 24 of the offset away.
+    # float32 rounds the mean by up to 2 ** -24 of the offset.
     rounding = offset * 2.0**-24
     np.testing.assert_allclose(y, oracles.batch_norm(x), rtol=1e-5, atol=rounding)
 

@@ -1,3 +1,5 @@
+"""Statistics that devices share through a named axis."""
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ def train(x, mask=None, **settings):
 
 
 def assert_like_one_device(results, x, mask=None):
-    """Compares with the oracle on what all devices hold together."""
+    """Compares with the oracle on the examples of all devices."""
     y, stats = results
     together = np.reshape(x, (-1, x.shape[-1]))
     mask = None if mask is None else np.reshape(mask, (-1, 1))

@@ -1,4 +1,4 @@
-"""Values of bfloat16 are those of memory, whatever XLA keeps on the way to it."""
+"""bfloat16 values, rounded as in memory even if XLA keeps them in float32."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def test_a_sum_made_in_the_same_program_is_normalized_as_it_is_stored(bias):
 
 
 @pytest.mark.usefixtures("standard_promotion")
-def test_its_gradient_is_that_of_what_is_stored():
+def test_the_gradient_of_a_sum_is_that_of_the_stored_values():
     x, bias = (
         normal(8, 16, 16, 3, dtype=jnp.bfloat16),
         jnp.full((1, 1, 1, 3), 300, jnp.bfloat16),
@@ -56,14 +56,14 @@ def test_its_gradient_is_that_of_what_is_stored():
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "complex64"])
-def test_what_is_stored_already_stays_as_it_is(dtype):
+def test_stored_values_do_not_change(dtype):
     real = jnp.real(jnp.zeros((), dtype)).dtype
     ends = jnp.finfo(real).max, jnp.finfo(real).tiny, jnp.inf, jnp.nan, -0.0
     x = jnp.asarray([*ends, 1.0, -3.0], dtype)
     assert np.asarray(as_stored(x)).tobytes() == np.asarray(x).tobytes()
 
 
-def test_a_change_of_it_is_not_rounded():
+def test_tangents_are_not_rounded():
     x, change = (
         normal(4, dtype=jnp.bfloat16),
         normal(4, dtype=jnp.bfloat16) * jnp.bfloat16(1e-3),

@@ -1,4 +1,4 @@
-"""Arrays whose sharding is part of their type."""
+"""Arrays on a mesh of explicit axes, whose types include the sharding."""
 
 from functools import partial
 
@@ -28,7 +28,7 @@ def put(mesh):
 
 
 def state(put, *spec):
-    """Scale, bias and running statistics of four features."""
+    """Returns scale, bias and running statistics of four features."""
     one, zero = put(jnp.ones(4), *spec), put(jnp.zeros(4), *spec)
     return one, zero, {"mean": zero, "var": one}
 
@@ -48,9 +48,7 @@ step = partial(batch_norm, momentum=0.0)
         ((), (), False),
     ],
 )
-def test_features_that_are_spread_are_like_one_device(
-    mesh, put, spec, features, masked
-):
+def test_sharded_features_are_like_one_device(mesh, put, spec, features, masked):
     x, of_features = put(X, *spec), state(put, *features)
     mask = put(jnp.arange(8)[:, None] < 5, "examples") if masked else None
     with jax.set_mesh(mesh):
@@ -60,14 +58,14 @@ def test_features_that_are_spread_are_like_one_device(
     np.testing.assert_allclose(y, oracles.batch_norm(X, mask=kept), atol=1e-5)
     np.testing.assert_allclose(stats["mean"], mean, rtol=1e-5)
     np.testing.assert_allclose(stats["var"], var, rtol=1e-5)
-    # The types stay what they were, so that a loop can carry them.
+    # The types do not change, so a loop can carry the statistics.
     assert y.sharding.is_equivalent_to(x.sharding, ndim=2)
     for name, value in of_features[2].items():
         assert stats[name].sharding.is_equivalent_to(value.sharding, ndim=1)
 
 
 @pytest.mark.parametrize("features", [(), ("features",)])
-def test_gradients_of_features_that_are_spread_are_like_one_device(mesh, put, features):
+def test_gradients_of_sharded_features_are_like_one_device(mesh, put, features):
     scale, bias, stats = state(put, *features)
 
     def pull_back(x, dy, scale, bias):
@@ -81,9 +79,7 @@ def test_gradients_of_features_that_are_spread_are_like_one_device(mesh, put, fe
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_a_loop_carries_statistics_that_are_spread_otherwise_than_the_features(
-    mesh, put
-):
+def test_a_loop_carries_replicated_statistics_of_sharded_features(mesh, put):
     scale, bias, stats = state(put)
     x = put(X, "examples", "features")
 

@@ -24,13 +24,13 @@ def step(x, scale=None, bias=None, **settings):
 
 
 def chunks(group_size, *arrays):
-    """The arrays, cut into groups of consecutive examples."""
+    """Cuts the arrays into groups of consecutive examples."""
     num_groups = len(arrays[0]) // group_size
     return zip(*(np.split(np.asarray(a), num_groups) for a in arrays), strict=True)
 
 
 def assert_grouped(results, x, group_size, mask=None):
-    """Compares with the oracle, applied to every group apart from the others."""
+    """Compares with the oracle, applied to each group separately."""
     y, stats = results
     if mask is None:
         mask = np.ones((len(x), *[1] * (x.ndim - 1)), bool)
@@ -63,7 +63,7 @@ def test_gradients_are_those_of_each_group(shape):
     dx, dscale, dbias = zip(*groups, strict=True)
     expected = np.concatenate(dx), np.sum(dscale, axis=0), np.sum(dbias, axis=0)
     for got, want in zip(pull_back(dy), expected, strict=True):
-        # Sums of some hundred terms that cancel in part.
+        # The sums have some hundred terms, which partly cancel.
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
@@ -126,12 +126,12 @@ def test_groups_are_the_same_on_eight_devices(over_devices, group_size, masked):
         assert_grouped((y.reshape(x.shape), of_device), x, group_size, mask)
 
 
-def test_devices_go_on_together_when_one_group_is_far_from_the_shift(over_devices):
+def test_devices_agree_when_one_group_is_far_from_the_shift(over_devices):
     x = without_trend(16, 3).at[4:8].add(1e3)
     mapped = over_devices(lambda x: step(x, axis_name="devices", group_size=4))
     y, stats = mapped(x.reshape(8, 2, 3))
     of_device = {name: value[-1] for name, value in stats.items()}
-    # float32 holds a value near 1000 to 3e-5 of a standard deviation.
+    # float32 rounds a value near 1000 by 3e-5 of a standard deviation.
     expected = [oracles.batch_norm(group) for (group,) in chunks(4, x)]
     np.testing.assert_allclose(y.reshape(16, 3), np.concatenate(expected), atol=1e-4)
     var = np.mean([oracles.moments(group)[2] for (group,) in chunks(4, x)], axis=0)
@@ -147,7 +147,7 @@ def test_gradients_are_the_same_on_eight_devices(over_devices):
         return jnp.vdot(forward(x.reshape(8, 2, 5, 3)), dy)
 
     expected = [oracles.batch_norm_gradients(*pair)[0] for pair in chunks(8, x, dy)]
-    # dy is as large as 15, and its mean is taken out.
+    # dy is as large as 15, and the gradient subtracts its mean.
     np.testing.assert_allclose(
         jax.jit(jax.grad(loss))(x), np.concatenate(expected), rtol=1e-4, atol=5e-5
     )
@@ -185,7 +185,7 @@ def test_gradients_of_groups_of_sharded_arrays_are_those_of_each(make_mesh, axis
 
     actual = jax.jit(pull_back)(*jax.device_put((x, dy), sharding))
     expected = [oracles.batch_norm_gradients(*pair)[0] for pair in chunks(8, x, dy)]
-    # dy is as large as 15, and its mean is taken out.
+    # dy is as large as 15, and the gradient subtracts its mean.
     np.testing.assert_allclose(actual, np.concatenate(expected), rtol=1e-4, atol=5e-5)
 
 

@@ -10,7 +10,7 @@ from bn_jax.core.batch_norm import batch_norm
 
 INPUTS, WEIGHTS = normal(32, 20), normal(20, 5, seed=1)
 PROBE = normal(32, 5, seed=2)
-# Scales far from one, but such that no square leaves the range of float32.
+# Scales far from one, whose squares stay in the range of float32.
 FACTORS = st.floats(0.001, 1000)
 
 
@@ -60,7 +60,7 @@ def test_gradients_of_the_weights_are_orthogonal_to_them():
 @given(biases=st.lists(st.floats(-100, 100, width=32), min_size=5, max_size=5))
 def test_a_bias_in_front_is_inert(biases):
     shifted = layer(WEIGHTS, jnp.asarray(biases, jnp.float32), 1.0)
-    # Adding 100 rounds the activations to 4e-6, and these are divided by 2 or more.
+    # A bias of 100 rounds the activations to 4e-6; the norm divides them by 2 or more.
     np.testing.assert_allclose(shifted, layer(WEIGHTS, jnp.zeros(5), 1.0), atol=1e-5)
 
 

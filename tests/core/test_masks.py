@@ -96,8 +96,8 @@ def test_what_is_masked_reaches_no_gradient(hidden):
     x = jnp.array([[1.0], [3.0], [hidden]])
     mask = jnp.array([[True], [True], [False]])
     dx, dscale, dbias = pull_back(x, mask, jnp.array([[1.0], [2.0], [0.0]]))
-    # dx is what is left of a difference of about 1, in float32, whose steps are 1.2e-7
-    # there; which of them are rounded depends on the processor.
+    # dx is a difference of float32 values near 1, which are 1.2e-7 apart. Their
+    # rounding depends on the processor.
     np.testing.assert_allclose(dx, [[-5e-6], [5e-6], [0.0]], rtol=0, atol=3e-7)
     np.testing.assert_allclose(dscale, [0.999995], rtol=1e-6)
     np.testing.assert_allclose(dbias, [3.0], rtol=1e-6)

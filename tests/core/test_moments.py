@@ -59,7 +59,7 @@ def test_complex_values_have_a_real_variance():
     _, mean, var = oracles.moments(x)
     chex.assert_type(list(moments), [jnp.float32, jnp.complex64, jnp.float32])
     np.testing.assert_allclose(moments.mean, mean, rtol=1e-6)
-    # The mean is 2 standard deviations from the shift, 0.
+    # The shift is 0, and so 2 standard deviations from the mean.
     np.testing.assert_allclose(moments.var, var, rtol=5e-6)
 
 
@@ -103,7 +103,7 @@ def test_one_value_has_variance_zero():
 @pytest.mark.parametrize("num_samples", [60, 61])
 def test_a_constant_feature_has_variance_zero(num_samples):
     moments = compiled_moments(jnp.full((num_samples, 1), 1234.567))
-    # A sum of 61 values rounds: the deviation is far below that of the last bit.
+    # A rounded sum of 61 values leaves a deviation far below the mean's last bit.
     np.testing.assert_allclose(moments.mean, [1234.567], rtol=1e-7)
     np.testing.assert_allclose(moments.var, [0.0], atol=1e-14)
 
@@ -117,7 +117,7 @@ def test_the_order_of_the_examples_does_not_matter(order):
 
 @given(shift=st.integers(-1000, 1000), power=st.integers(-10, 10))
 def test_a_shift_moves_the_mean_and_a_factor_scales_the_variance(shift, power):
-    # Powers of two and multiples of 2 ** -10 leave float32 exact.
+    # Powers of two and multiples of 2 ** -10 are exact in float32.
     x = np.round(np.float64(normal(16, 2)) * 2**10) / 2**10
     factor = 2.0**power
     before = compiled_moments(jnp.asarray(x, jnp.float32))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bn_jax.core.batch_norm import batch_norm
 
 
-# Two values only: all errors of a sum go one way.
+# With two values only, all rounding errors of a sum have one sign.
 @pytest.mark.parametrize("offset", [0.0, 1.99, 4.01, 10.0])
 def test_variance_survives_a_shift_of_some_deviations_over_a_million_values(offset):
     values = np.random.default_rng(0).choice([-1.0, 1.0], (2**20, 2))
@@ -63,9 +63,9 @@ def test_the_mean_of_two_numbers_has_more_digits_than_one():
     ("shape", "tolerance"), [((4096, 2), 3e-6), ((8, 32, 4, 2), 2e-4)]
 )
 def test_a_sixteenth_far_from_all_others_costs_few_digits(shape, tolerance):
-    # The sample is a sixteenth exactly, and as far from the mean as one can be. The
-    # variance has 16 times the error of the sum of squares, and XLA adds up the 1,024
-    # values of an image's feature one after the other.
+    # The values that the shift is estimated from are the sixteenth far from all others,
+    # the worst case. The variance has 16 times the error of the sum of squares, and XLA
+    # adds the 1,024 values of an image's feature one after the other.
     sample = np.s_[::16] if len(shape) == 2 else np.s_[:, :2]
     for outlier in (1.0, 1e3, 1e6):
         x = np.array(normal(*shape, std=1e-3))
@@ -84,7 +84,7 @@ def test_a_sixteenth_far_from_all_others_costs_few_digits(shape, tolerance):
 )
 def test_the_shift_lies_within_the_root_of_15_deviations(size, offset, power, seed):
     random = np.random.default_rng(seed)
-    # Heavy tails: single values far from all others.
+    # The distribution has heavy tails: single values lie far from all others.
     x = random.standard_cauchy((size, 1)).clip(-1e4, 1e4) * 2.0**power + offset
     x = x.astype(np.float32)
     moments = shifted_moments(
@@ -100,7 +100,7 @@ def test_the_shift_lies_within_the_root_of_15_deviations(size, offset, power, se
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.usefixtures("optimized")
 def test_the_mean_that_is_subtracted_is_the_one_that_was_summed_around(masked):
-    # Compilers fuse the multiplication that makes a mean with the subtraction of it.
+    # XLA may fuse the multiplication that gives the mean with its subtraction.
     mask = np.random.default_rng(1).random((43, 1)) < (0.6 if masked else 2)
     given = jnp.asarray(mask) if masked else None
 

@@ -14,7 +14,7 @@ merged = jax.jit(merge_moments)
 
 
 def parts_of(*arrays):
-    """Moments of each array by the oracle, stacked."""
+    """Returns the oracle's moments of each array, stacked."""
     leaves = zip(*(oracles.moments(x) for x in arrays), strict=True)
     return Moments(*(jnp.asarray(np.stack(leaf), jnp.float32) for leaf in leaves))
 
@@ -28,7 +28,7 @@ def assert_close(moments, x, rtol=1e-5):
 @pytest.mark.parametrize("cuts", [[30], [1, 2, 50]])
 def test_moments_of_parts_merge_into_those_of_the_whole(cuts, mean):
     x = np.random.default_rng(0).normal(mean, 1, (60, 4))
-    # A part's mean of 1e4 is known to 5e-4 in float32, and so is its distance.
+    # float32 rounds a part's mean of 1e4, and so its distance from others, by 5e-4.
     rtol = 2e-4 if mean == 1e4 else 1e-5
     assert_close(merged(parts_of(*np.split(x, cuts))), x, rtol)
 

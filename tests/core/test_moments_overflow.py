@@ -33,7 +33,7 @@ def test_constants_with_squares_beyond_the_range_have_no_nan(size):
     for value in (1e20, 1e37, -1e37):
         moments = compiled_moments(jnp.full((size, 2), value, jnp.float32))
         np.testing.assert_allclose(moments.mean, value, rtol=1e-6)
-        # Zero, or what the rounding of the mean leaves, which overflows.
+        # The variance is 0, or the square of the mean's rounding error, or infinite.
         assert np.all(moments.var >= 0)
 
 

@@ -94,7 +94,7 @@ def test_half_precision_is_rounded_once_at_the_end(dtype):
     )
     exact = oracles.inference(x.astype(jnp.float32), scale, mean, mean, var)
     chex.assert_type(y, dtype)
-    # Half a unit in the last place, and what float32 adds at the end of a half.
+    # Half a unit in the last place, and the rounding of float32 before it.
     half_unit = 0.501 * float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(np.float64(y), exact, rtol=half_unit)
 

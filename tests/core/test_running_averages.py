@@ -50,7 +50,7 @@ def test_a_count_of_infinity_is_a_moving_average_without_correction():
 def test_a_count_of_infinity_is_kept_as_a_finite_one(use, settings):
     _, stats = step(normal(6, 2), running(jnp.inf), use_running_average=use, **settings)
     assert stats["count"] == 2**24
-    # Optax averages parameters in this way.
+    # The call is Optax's way to average parameters.
     averaged = optax.incremental_update(stats, stats, 1.0)
     chex.assert_trees_all_equal(averaged, stats)
     chex.assert_tree_all_finite(stats)

@@ -18,7 +18,7 @@ pytestmark = [
 
 SHAPES = [(7,), (7, 3), (7, 5, 3), (7, 5, 4, 3), (7, 5, 4, 2, 3)]
 DTYPES = [jnp.float32, jnp.float16, jnp.bfloat16, jnp.complex64]
-# All shapes in one dtype, and all dtypes in one shape.
+# Covers all shapes in one dtype, and all dtypes in one shape.
 SHAPES_AND_DTYPES = [
     *((shape, jnp.float32) for shape in SHAPES),
     *(((7, 5, 3), dtype) for dtype in DTYPES[1:]),
@@ -31,7 +31,7 @@ def features_of(shape, axis):
 
 
 def shapes_of(shape, dtype=jnp.float32, *, axis=-1, mask=None, training=True):
-    """What `batch_norm` returns for x, with scale, bias and statistics in float32."""
+    """Returns the shapes of y and statistics; parameters and statistics are float32."""
     features = jax.ShapeDtypeStruct(features_of(shape, axis), jnp.float32)
 
     def operator(x, scale, bias, mean, var, mask):
@@ -90,7 +90,7 @@ def test_several_axes_stand_in_the_order_of_the_array(axis):
 @pytest.mark.parametrize("batch", [0, 1, 61])
 @pytest.mark.parametrize("rest", [(1,), (4, 4, 3)])
 def test_any_batch_size_will_do(batch, rest):
-    # A single value a feature can be normalized by the running statistics alone.
+    # A single value a feature needs the running statistics.
     training = (batch, len(rest)) != (1, 1)
     y, stats = shapes_of((batch, *rest), training=training)
     chex.assert_shape(y, (batch, *rest))

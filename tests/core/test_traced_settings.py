@@ -1,4 +1,4 @@
-"""Flags of every kind, and what a traced one keeps apart."""
+"""Settings that are not Python values: traced flags and momentum."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ STATS = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
 
 
 def gradients(x, stats, flag, epsilon=1e-5):
-    """Of a sum of cubes, for x, scale, and the running variance."""
+    """Returns the gradients of a sum of cubes for x, scale and running variance."""
 
     def loss(x, scale, var):
         y, _ = batch_norm(

@@ -12,7 +12,7 @@ from bn_jax.core.batch_norm import batch_norm
 
 @pytest.fixture
 def compilations():
-    """Seconds of each compilation since the test began."""
+    """Seconds that each compilation took since the test began."""
     seconds = []
 
     def listen(event, duration, **_):
@@ -41,7 +41,7 @@ def test_new_values_do_not_compile_again(initial_stats):
         _, stats = train(normal(8, 3, seed=seed), stats)
 
 
-# Of sizes that no other test has compiled.
+# No other test compiles these numbers of features.
 @pytest.mark.parametrize(
     ("transformed", "features"),
     [
@@ -152,7 +152,7 @@ def test_statistics_may_be_donated(initial_stats):
 
 
 def exported(function, *sizes):
-    """The function, exported for arrays of floats of these symbolic sizes."""
+    """Exports the function for float32 arrays of these symbolic sizes."""
     shapes = [
         jax.ShapeDtypeStruct(jax.export.symbolic_shape(size), jnp.float32)
         for size in sizes

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def idx_bytes(array: np.ndarray, *, magic: bytes = b"\0\0\x08") -> bytes:
-    """What an IDX file of these unsigned bytes holds."""
+    """Returns the content of an IDX file with these unsigned bytes."""
     shape = struct.pack(f">{array.ndim}I", *array.shape)
     return magic + bytes([array.ndim]) + shape + array.astype(np.uint8).tobytes()
 

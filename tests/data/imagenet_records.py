@@ -1,4 +1,4 @@
-"""What prepared ImageNet holds, as tensorflow-datasets reads it."""
+"""The records of a prepared ImageNet, as tensorflow-datasets reads them."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ Records = dict[str, dict[str, Any]]
 
 
 def in_order(data_dir: Path, split: str) -> list[tuple[Any, ...]]:
-    """What the records hold, in their order; the order in a record is any."""
+    """Returns name, label and image of each record, in the order of the records."""
     encoded = {"image": tfds.decode.SkipDecoding()}
     found = tfds.data_source(
         "imagenet2012", data_dir=str(data_dir), split=split, decoders=encoded

@@ -1,4 +1,4 @@
-"""What is checked of every data set, wherever it came from."""
+"""Checks of a data set, for all sources."""
 
 import numpy as np
 import pytest

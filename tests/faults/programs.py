@@ -66,7 +66,7 @@ class Program:
 
     @property
     def output(self) -> str:
-        """What it has written so far."""
+        """The text that the program has written so far."""
         return self._output.read_text(errors="replace")
 
     def send(self, number: int) -> None:
@@ -106,7 +106,7 @@ class Starter:
         self._process.communicate()
 
     def ask(self, request: dict[str, Any]) -> Any:
-        """What the starter answers."""
+        """Sends a request to the starter and returns its answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -158,7 +158,7 @@ def process_flags(num_processes: int) -> list[list[str]]:
 
 
 def until(is_so: Callable[[], Any], seconds: float = SECONDS_TO_END) -> bool:
-    """Whether something comes true in time."""
+    """Waits for a condition; returns False if it is still false at the deadline."""
     deadline = time.monotonic() + seconds
     while not is_so():
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""The same run on other devices: the same metrics, and never a process that waits."""
+"""Agreement of runs on different devices: equal metrics, and no deadlock."""
 
 import json
 import shutil

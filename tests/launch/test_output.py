@@ -1,4 +1,4 @@
-"""What local processes write: whole lines, each behind a number, each on its stream."""
+"""Output of local processes: whole, numbered lines, each on its own stream."""
 
 import sys
 from pathlib import Path

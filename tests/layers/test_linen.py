@@ -1,3 +1,5 @@
+"""The Linen layer in initialization, training and inference."""
+
 import dataclasses
 from functools import partial
 from typing import Any

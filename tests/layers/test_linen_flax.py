@@ -1,4 +1,4 @@
-"""Where Flax is right, `bn_jax.BatchNorm` does the same, under the same names."""
+"""Agreement with Flax's layer, in names and, where Flax is right, in results."""
 
 import dataclasses
 import inspect
@@ -21,7 +21,7 @@ HALVES = (jnp.float16, jnp.bfloat16)
 
 
 def perturbed(variables):
-    """Variables in which no value is that of the initialization."""
+    """Returns variables that all differ from their initial values."""
     leaves, structure = jax.tree.flatten(variables)
     noise = np.random.default_rng(1)
     return structure.unflatten(
@@ -39,7 +39,7 @@ def test_fields_are_those_of_flax_in_the_same_order(attribute):
         ]
         for layer in (bn_jax.BatchNorm, nn.BatchNorm)
     )
-    # What Flax does not have comes behind.
+    # The fields that Flax lacks come last.
     assert ours[: len(theirs)] == theirs
 
 
@@ -55,7 +55,7 @@ def test_the_call_has_the_parameters_of_flax():
 
 
 def test_the_class_has_the_name_of_flax():
-    # Automatic names of submodules, and so the paths in a checkpoint, come from it.
+    # Flax derives the names of submodules, and so checkpoint paths, from it.
     assert bn_jax.BatchNorm.__name__ == nn.BatchNorm.__name__
 
 
@@ -101,7 +101,7 @@ def test_results_without_scale_or_bias_are_those_of_flax(use_scale, use_bias):
     ],
 )
 def test_results_of_any_dtype_are_those_of_flax(dtype, param_dtype):
-    # Both round once, but from float32 numbers that may differ in their last bit.
+    # Both layers round once, from float32 values that may differ in the last bit.
     rtol = 1e-5 if dtype not in HALVES else float(jnp.finfo(dtype).eps)
     assert_like_flax(normal(8, 3), rtol, dtype=dtype, param_dtype=param_dtype)
 
@@ -154,7 +154,7 @@ class Network(nn.Module):
         return nn.Dense(2)(x)
 
 
-# Flax restores NumPy arrays, which the annotations of the core leave out.
+# Flax restores NumPy arrays, which the annotations of the core do not allow.
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("writer", "reader"),

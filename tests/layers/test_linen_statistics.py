@@ -1,4 +1,4 @@
-"""The statistics' options in the Linen layer, and what it says when it cannot."""
+"""Options for the running statistics in the Linen layer, and their errors."""
 
 from functools import partial
 

@@ -26,7 +26,7 @@ def one_step(layer, variables, *inputs):
 
 
 def stats_after(old, *batches, momentum=0.5):
-    """Running statistics after one step on each batch, by the oracle."""
+    """Returns the oracle's running statistics after one step on each batch."""
     for x in batches:
         _, mean, var = oracles.moments(x)
         old = {

@@ -1,4 +1,4 @@
-"""States without counts, as Flax has them, in layers that need one."""
+"""States of Flax, which have no counts, loaded into layers that need one."""
 
 import chex
 import numpy as np

@@ -27,7 +27,7 @@ OPTIONS = [
 
 
 class Linen(nn.Module):
-    """The same model in the other interface."""
+    """The Linen counterpart of the NNX model."""
 
     settings: dict
 
@@ -58,13 +58,13 @@ def linen_twin(model, x, **settings):
 
 
 def inputs_of_norms(model, batches):
-    """What each normalization receives from every batch, in float64."""
+    """Returns the inputs of each norm, one array a batch, in float64."""
     kernel = np.float64(model.linear.kernel[...])
     return batches, [np.tanh(oracles.batch_norm(x) @ kernel) for x in batches]
 
 
 def assert_close(state, expected):
-    """Compares a state's norms with statistics in a list, to 1e-6."""
+    """Compares the norms of a state with a list of statistics, to 1e-6."""
     pure = nnx.to_pure_dict(state)["norms"]
     for i, stats in enumerate(expected):
         for name, value in stats.items():
@@ -148,7 +148,7 @@ def test_population_statistics_of_nothing_are_refused(model, batches, message):
 
 @nnx.jit
 def capture_microbatches(model, x):
-    """Moments of every microbatch, and what a captured scan leaves of the model."""
+    """Returns the moments that a scan over microbatches captures."""
     frozen = nnx.view(model, update_running_average=False)
     forward = nnx.capture(run, BatchMoments)
     return nnx.scan(forward, in_axes=(None, 0), out_axes=0)(frozen, x)[1]

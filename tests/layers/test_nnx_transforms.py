@@ -1,4 +1,4 @@
-"""One statistics update each, and those of the whole batch, in every transformation."""
+"""Transformations of the NNX layer: one update each, by the whole batch."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def run(layer, x):
 
 
 def scanned(layer, x):
-    """The layer as the only step of a scan."""
+    """Applies the layer as the only step of a scan."""
     scan = nnx.scan(run, in_axes=(nnx.StateAxes({...: nnx.Carry}), 0), out_axes=0)
     return scan(layer, x[None])[0]
 
@@ -50,7 +50,7 @@ def assert_normalized(y, x):
 
 
 def assert_synchronized(mode, transform, x):
-    """One step on the whole batch, on every device, and y normalized by it."""
+    """Checks one step by the whole batch on every device, and y normalized by it."""
 
     def body(axis, state, x):
         layer = nnx.merge(nnx.graphdef(make(axis_name=axis)), state)

@@ -15,7 +15,7 @@ DTYPES = [jnp.float32, jnp.float16, jnp.bfloat16]
 
 
 def shapes_of(x, **fields):
-    """Shapes of the initial variables, the result and the updated statistics."""
+    """Returns the shapes of initial variables, result and updated statistics."""
     layer = bn_jax.BatchNorm(**({"use_running_average": False} | fields))
     variables = jax.eval_shape(layer.init, KEY, x)
 

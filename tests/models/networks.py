@@ -1,4 +1,4 @@
-"""What tests of networks begin with: images, variables and their number."""
+"""Images and variables for the tests of networks."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""What the fully connected and the convolutional network have in common."""
+"""Common properties of the fully connected and the convolutional network."""
 
 from functools import cache, partial
 

@@ -1,4 +1,4 @@
-"""What other libraries compute, in a few lines each: faults to test against.
+"""Formulas of other libraries, in a few lines each: faults to test against.
 
 Each function is the recipe of the library that its docstring names, for features on
 the last axis, and is wrong on the inputs of the tests beside it.

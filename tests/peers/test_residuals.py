@@ -1,4 +1,4 @@
-"""What is kept of a batch for the backward pass."""
+"""Arrays that the forward pass saves for the backward pass."""
 
 import flax.linen as nn
 import jax

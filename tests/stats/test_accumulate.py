@@ -33,7 +33,7 @@ def init(model, x):
 
 
 def accumulated(model, variables, x, mask=None, **settings):
-    """Running statistics after one step over all microbatches, in a scan."""
+    """Scans over the microbatches and returns the running statistics after one step."""
 
     @jax.jit
     def step(variables, x, mask):
@@ -124,7 +124,7 @@ MEAN, VAR, COUNT = np.array([[0.5], [-1]]), np.array([[2.0], [3]]), np.array([0.
 
 
 def accumulated_stacked(x, mask=None, **settings):
-    """Statistics of the two layers after microbatches `(k, 2, batch, 4)`."""
+    """Returns the statistics of both layers after microbatches `(k, 2, batch, 4)`."""
     stats = {
         "mean": jnp.asarray(np.tile(MEAN, 4), jnp.float32),
         "var": jnp.asarray(np.tile(VAR, 4), jnp.float32),
@@ -136,7 +136,7 @@ def accumulated_stacked(x, mask=None, **settings):
 
 
 def assert_stacked(stats, layer, values, weight, mask=None):
-    """Compares with `1 - weight` of the old statistics and `weight` of the values'."""
+    """Compares with the old statistics by `1 - weight` and the values' by `weight`."""
     _, mean, var = oracles.moments(values, mask=mask)
     kept = 1 - weight
     expected = kept * MEAN[layer] + weight * mean, kept * VAR[layer] + weight * var
@@ -237,7 +237,7 @@ def test_moments_of_other_layers_are_refused():
     variables = init(model, x[0])
     _, updates = model.apply(variables, x[0], mutable=MUTABLE)
     stacked = jax.tree.map(lambda leaf: leaf[None], updates["batch_moments"])
-    # The collections' own names on one side alone, and a layer of another name.
+    # Moments inside their collection's name, and moments of another layer.
     for moments in ({"batch_moments": stacked}, {"other": stacked["norm"]}):
         with pytest.raises(ValueError, match=r"batch_stats has no .* \['norm'\]"):
             bn_jax.accumulate_batch_stats(variables["batch_stats"], moments)

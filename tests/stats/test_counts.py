@@ -1,4 +1,4 @@
-"""Collections without counts, as Flax has them, for layers that need one."""
+"""Collections of Flax, which have no counts, for layers that need one."""
 
 import chex
 import flax.linen as nn
@@ -12,7 +12,7 @@ import bn_jax
 
 
 class Model(nn.Module):
-    """Two layers of which only the second needs a count."""
+    """Two layers, of which only the second needs a count."""
 
     debias: bool = True
     momentum: float | None = 0.9
@@ -49,7 +49,7 @@ def test_a_collection_without_counts_is_carried_by_a_scan():
     stats = variables["batch_stats"]
     for batch in x:
         stats, _ = step(stats, batch)
-    # The means of what a layer has standardized are 0 but for rounding.
+    # The second layer receives standardized values, whose means are 0 but for rounding.
     chex.assert_trees_all_close(scanned, stats, rtol=1e-6, atol=1e-6)
 
 
@@ -62,7 +62,7 @@ def test_a_cumulative_average_starts_anew():
     )
     last = updates["batch_stats"]["BatchNorm_1"]
     assert last["count"] == 1
-    # The first batch replaces what was there: the layer below has standardized it.
+    # The first batch replaces the old mean, and its values are standardized.
     np.testing.assert_allclose(last["mean"], 0, atol=1e-5)
 
 

@@ -15,7 +15,7 @@ merge = jax.jit(bn_jax.merge_batch_stats)
 
 
 def kept_apart(mean=0.0):
-    """Eight devices' batches, and the statistics that each of them kept."""
+    """Returns the examples of eight devices, and the statistics that each kept."""
     x = (
         np.random.default_rng(0).normal(mean, 1, (8, 6, 3))
         + np.arange(8)[:, None, None]
@@ -39,7 +39,7 @@ def test_pooled_statistics_are_those_of_all_examples(mean):
     pooled = merge(kept)["block"]["norm"]
     _, mean, var = oracles.moments(x)
     np.testing.assert_allclose(pooled["mean"], mean, rtol=1e-5)
-    # The kept means are rounded to 1e-3 where they are as large as 1e4.
+    # float32 rounds means of 1e4 to 1e-3.
     np.testing.assert_allclose(pooled["var"], var, rtol=1e-5 if mean[0] < 100 else 1e-3)
 
 
@@ -74,7 +74,7 @@ def test_pooled_statistics_leave_shard_map_as_the_same_on_all_devices(check_vma)
 
 
 def test_a_mean_of_a_million_costs_no_digit_of_the_pooled_variance():
-    # Eighths, which float32 still tells apart beside it; their mean it does not.
+    # Near a million, float32 holds eighths exactly, but not their mean.
     stats = {"mean": 1e6 + jnp.arange(8.0)[:, None] / 8, "var": jnp.zeros((8, 1))}
     expected = np.var(np.arange(8) / 8)
     pool = partial(bn_jax.merge_batch_stats, axis_name="i")

@@ -85,7 +85,7 @@ def test_sharded_batches_of_other_sizes_are_pooled(make_mesh):
 
 
 class TwoSizes(nn.Module):
-    """One layer that sees whole batches and parts of them, named as its moments are."""
+    """One layer, named like its moments, called on a batch and on a part of it."""
 
     def setup(self):
         self.moments = bn_jax.BatchNorm(use_running_average=False)

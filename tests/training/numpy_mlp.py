@@ -14,7 +14,7 @@ Tree = Mapping[str, Mapping[str, np.ndarray]]
 
 
 class Forward(NamedTuple):
-    """What a batch makes of the network; lists have one entry a hidden layer."""
+    """Results of the forward pass; lists have one entry a hidden layer."""
 
     activations: list[np.ndarray]
     products: list[np.ndarray]
@@ -23,7 +23,7 @@ class Forward(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What the last hidden nonlinearity receives, and the scores."""
+    """Input of the last hidden nonlinearity, and the scores."""
 
     last_hidden_input: np.ndarray
     logits: np.ndarray

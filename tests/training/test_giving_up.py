@@ -60,7 +60,7 @@ def learned(state: TrainState) -> Any:
 
 
 def state_after(idx_dir: Path, tmp_path: Path, num_steps: int) -> TrainState:
-    """What an undisturbed run has come to."""
+    """Returns the final state of an undisturbed run."""
     config = tiny_config(idx_dir, num_steps=num_steps)
     workdir = tmp_path / "undisturbed"
     complete_run(config, workdir)

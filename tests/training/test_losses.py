@@ -1,4 +1,4 @@
-"""What training minimizes, against float64 NumPy."""
+"""The training loss, compared with float64 NumPy."""
 
 import jax
 import jax.numpy as jnp

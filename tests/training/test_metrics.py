@@ -29,7 +29,7 @@ def sums(
 
 
 def in_top5(scores: list[float], label: int) -> int:
-    """Whether one example counts among the five highest."""
+    """Returns 1 if the label of an example is among its five highest scores, or 0."""
     one = jnp.ones(1, bool)
     found = prediction_sums(jnp.array([scores]), jnp.array([label]), one)
     assert found.num_in_top5 is not None

@@ -1,4 +1,4 @@
-"""What a run compiles."""
+"""Compiled programs of a run."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from bn_jax.errors import UserError
 
 @pytest.fixture
 def compiled() -> Iterator[Counter[str]]:
-    """How often a program of each name was compiled since the test began."""
+    """Number of compilations since the test began, by the name of the program."""
     names: Counter[str] = Counter()
 
     def listen(event: str, _: float, **about: Any) -> None:
@@ -30,7 +30,7 @@ def compiled() -> Iterator[Counter[str]]:
 
 
 def evaluated_run(idx_dir: Path, **settings: Any) -> Any:
-    """What an evaluation after two stretches of two steps measures."""
+    """Returns the metrics of an evaluation after two stretches of two steps."""
     features = {"model__hidden_features": (4,)}
     config = tiny_config(idx_dir, batch_size=24, **features, **settings)
     run = compile_tiny_run(config)

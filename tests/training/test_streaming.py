@@ -30,7 +30,7 @@ from bn_jax.training.metrics import mean_metrics
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many test images each call to read them asks for."""
+    """Number of test images in each read."""
     sizes: list[int] = []
     read = RecordSplit.read
 

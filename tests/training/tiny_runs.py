@@ -96,7 +96,7 @@ def saved_config(run: Complete) -> ConfigDict:
 
 
 def parts_of(config: ConfigDict) -> Parts:
-    """What the configuration describes, on its devices."""
+    """Returns the parts of a run, as its configuration describes them."""
     return build_parts(config, make_parallel(**config.parallel))
 
 
@@ -155,7 +155,7 @@ def interrupt(
 
 
 def assert_same_result(workdir: Path, expected: Complete) -> None:
-    """The same bits in the metrics and in the last checkpoint."""
+    """Checks that metrics and last checkpoint equal those of a run, bit for bit."""
     lines = (workdir / "metrics.jsonl").read_bytes()
     assert lines == (expected.workdir / "metrics.jsonl").read_bytes()
     chex.assert_trees_all_equal(

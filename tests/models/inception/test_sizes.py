@@ -113,7 +113,7 @@ def test_the_walk_knows_every_kernel_of_the_model(separable, stem):
 
 
 def multiply_adds_of_jaxpr(model, image_shape):
-    """What the convolutions and products of the traced program take."""
+    """Counts the multiply-adds of the traced program's convolutions and products."""
     variables = variables_of(model, image_shape)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     program = jax.make_jaxpr(partial(model.apply, train=False))(variables, images)

@@ -38,7 +38,7 @@ def variables_for(model, *, channels=3, seed=0):
 
 
 def state_dict_for(naming="pytorchcv", seed=0, **fields):
-    """What PyTorch would give: biases and numbers of batches are there."""
+    """Returns a state dict as from PyTorch, with biases and numbers of batches."""
     model = network(use_bias=True, **fields)
     variables = variables_for(model, seed=seed)
     return to_torch_state_dict(variables, model, naming=naming)

@@ -1,4 +1,4 @@
-"""What a training step asks the network between devices for."""
+"""Communication between devices in a training step."""
 
 import re
 from collections import Counter

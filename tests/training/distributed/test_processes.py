@@ -1,4 +1,4 @@
-"""How a process finds out that it is one of several."""
+"""Detection of the other processes of a run."""
 
 import os
 import socket

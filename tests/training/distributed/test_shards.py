@@ -1,4 +1,4 @@
-"""What a process reads of a step: its part; all parts together are everything."""
+"""Shards of a step's examples, disjoint and together complete."""
 
 from collections.abc import Callable
 from typing import Any

@@ -22,7 +22,7 @@ DEVICES = [(1, 40), (8, 40), (3, 42)]
 
 
 class OnDisk:
-    """The same images, as if they were on the disk, and how many are asked for."""
+    """A split that acts like one on disk and records the size of each read."""
 
     is_in_memory = False
 

@@ -1,4 +1,4 @@
-"""What the loop measures of a network besides loss and accuracy."""
+"""Probes: measurements of a network other than loss and accuracy."""
 
 from functools import partial
 from typing import Any
@@ -38,7 +38,7 @@ def last_hidden_inputs(model: nn.Module, variables: Any) -> np.ndarray:
 
 
 def scaled(variables: Any, unit: int, factor: float) -> Any:
-    """The same network, with the input to one unit of the last layer multiplied."""
+    """Returns variables with a multiplied input to one unit of the last layer."""
     scale = variables["params"]["norm1"]["scale"].at[unit].mul(factor)
     norm1 = {**variables["params"]["norm1"], "scale": scale}
     return {**variables, "params": {**variables["params"], "norm1": norm1}}

@@ -13,7 +13,7 @@ from bn_jax.training.loop import train
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What JAX's profiler was asked for."""
+    """The calls of JAX's profiler, which does not run."""
     calls: list[str] = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda _: calls.append("start"))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))

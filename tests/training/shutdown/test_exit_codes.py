@@ -1,4 +1,4 @@
-"""What a program says last, and with which code, for each kind of error."""
+"""Last message and exit code of a program, for each kind of error."""
 
 import os
 from collections.abc import Callable
@@ -19,7 +19,7 @@ class Ended(BaseException):
 
 
 class End(NamedTuple):
-    """How it would have ended; the code is None where the error was raised again."""
+    """Exit code and output of a program; None as code if it raised the error again."""
 
     code: int | None
     output: str
