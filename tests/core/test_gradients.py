@@ -12,7 +12,7 @@ from bn_jax.core.batch_norm import batch_norm
 
 
 def gradients(x, scale, bias, dy, **settings):
-    """Cotangents of x, scale and bias, jitted, in the precision of x."""
+    """Returns the cotangents of x, scale and bias, in the precision of x."""
     features = {"mean": jnp.zeros_like(scale), "var": jnp.ones_like(scale)}
 
     @jax.jit
@@ -58,7 +58,7 @@ def test_gradients_survive_a_large_mean(offset):
     x, dy = normal(256, 2, mean=offset), normal(256, 2, seed=1)
     actual = gradients(x, jnp.ones(2), jnp.zeros(2), dy)
     expected = oracles.batch_norm_gradients(x, dy)
-    # The mean is a float32, one part in 2 ** 24 of the offset away; dscale sums 256.
+    # float32 rounds the mean by up to 2 ** -24 of the offset; dscale sums 256 terms.
     rounding = offset * 2.0**-24
     np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5, atol=1e-5 + rounding)
     np.testing.assert_allclose(actual[1], expected[1], atol=1e-4 + 32 * rounding)
@@ -67,7 +67,7 @@ def test_gradients_survive_a_large_mean(offset):
 def test_gradients_of_the_activations_sum_to_zero():
     x, dy = normal(61, 5, mean=2), normal(61, 5, seed=1, mean=1)
     dx, _, _ = gradients(x, normal(5, seed=2), normal(5), dy)
-    # Each of them is rounded to one part in 2 ** 24, and so is what they sum to.
+    # float32 rounds each term and each partial sum to one part in 2 ** 24.
     assert np.all(np.abs(np.sum(dx, axis=0)) < 1e-6 * np.sum(np.abs(dx), axis=0))
 
 
@@ -120,7 +120,7 @@ def test_the_gradient_is_finite_where_the_input_is_constant():
     x, one = jnp.full((8, 2), 3.7), jnp.ones(2)
     dx, dscale, dbias = gradients(x, one, one, normal(8, 2))
     expected = oracles.batch_norm_gradients(x, normal(8, 2))
-    # Divided by sqrt(epsilon), the rounding of the sum is 300 times as large.
+    # The division by sqrt(epsilon) makes the sum's rounding error 300 times larger.
     np.testing.assert_allclose(dx, expected[0], rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(dscale, np.zeros(2), atol=1e-3)
     np.testing.assert_allclose(dbias, expected[2], rtol=1e-5)
@@ -137,7 +137,7 @@ def test_running_statistics_get_no_gradient_in_training():
         np.testing.assert_array_equal(gradient, np.zeros(3))
 
 
-# A mean of dy is taken out: parts of dx that cancel must not be rounded.
+# With a mean of dy, large terms of dx cancel; none may be rounded to bfloat16.
 @pytest.mark.parametrize("mean_of_dy", [0.0, 5.0])
 @pytest.mark.usefixtures("standard_promotion")
 def test_half_precision_gradients_are_rounded_once(mean_of_dy):
