@@ -1,5 +1,5 @@
 # make mnist   the paper's MNIST experiment: set-up, training, figure
-# make test    set-up and all tests but those that take long
+# make test    set-up and all tests except the slow ones
 # make shapes  set-up and the shape tests alone
 # make check   lint, types, imports, and the numbers of the documentation
 # make bench   timings against peers (see benchmarks/)

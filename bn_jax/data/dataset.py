@@ -20,6 +20,11 @@ class Split(Protocol):
         """True if all images are in memory, at the size that `read` returns."""
         ...
 
+    @property
+    def num_threads(self) -> int:
+        """Number of threads that read and decode images."""
+        ...
+
     def read(
         self, indices: np.ndarray, positions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -62,6 +67,7 @@ class ArraySplit:
     labels: np.ndarray
 
     is_in_memory = True
+    num_threads = 1
 
     def __len__(self) -> int:
         """Returns the number of examples."""

@@ -88,8 +88,6 @@ def build_parts_for_data(data: Dataset, config: Settings, parallel: Parallel) ->
             population_batches=settings.population_batches,
             probe_examples=settings.probe_examples,
             probes=tuple(config.probes),
-            # Only data sets that are read from disk have this setting.
-            read_threads=config.dataset.get("read_threads"),
         ),
     )
 

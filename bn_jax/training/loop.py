@@ -1,7 +1,6 @@
 """Training from a configuration into a workdir: the file to read first.
 
-The functions follow the order of a run. Two experiments differ only in their
-configurations.
+The functions follow the order of a run. Experiments differ in their configurations.
 """
 
 import json
@@ -179,6 +178,7 @@ def _run_steps(
             evaluated=evaluated,
             signals=signals,
             checkpoints=checkpoints,
+            profile=profile,
             reports=Reports(writer, pace, profile),
         )
     return pace.steps_per_second
@@ -228,6 +228,7 @@ def _take_steps(
     evaluated: Steps,
     signals: StopSignals,
     checkpoints: Checkpoints,
+    profile: Profile,
     reports: Reports,
 ) -> None:
     """Takes the remaining steps, one stretch after the other.
@@ -236,12 +237,11 @@ def _take_steps(
     the device does not wait for Python, except for a checkpoint and if
     `run.must_wait` is set.
     """
-    saved = checkpoint_steps(
-        config.num_steps, every_steps=config.checkpoint.every_steps
-    )
+    num_steps, every_steps = config.num_steps, config.checkpoint.every_steps
+    saved = checkpoint_steps(num_steps, every_steps=every_steps)
     remaining = stretches(
         start.step,
-        config.num_steps,
+        num_steps,
         stops=saved | evaluated,
         max_steps=config.max_steps_per_dispatch,
     )
@@ -253,7 +253,7 @@ def _take_steps(
 
     try:
         for first, end in chain(due, remaining):
-            reports.begin(first, end)
+            profile.advance(first, end)
             tally = state.tally
             if first < end:
                 state, tally = run.train_steps(state, first, end)

@@ -1,4 +1,4 @@
-"""Parts of a run, and functions that make its initial state and its batches of them."""
+"""Typed parts of a run; its initial state and its training batches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,14 +40,12 @@ class EvaluationSettings(NamedTuple):
         population_batches: Training batches behind the population statistics.
         probe_examples: Test examples that the probes may look at.
         probes: Names of the probes.
-        read_threads: Threads that read images from disk; None for one a core.
     """
 
     batch_size: int
     population_batches: int
     probe_examples: int
     probes: Sequence[str]
-    read_threads: int | None
 
 
 class Parts(NamedTuple):

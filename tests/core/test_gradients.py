@@ -64,15 +64,16 @@ def test_gradients_survive_a_large_mean(offset):
     np.testing.assert_allclose(actual[1], expected[1], atol=1e-4 + 32 * rounding)
 
 
-def test_gradients_of_the_activations_sum_to_zero():
+def test_the_gradient_flows_through_the_mean_so_that_it_sums_to_zero():
     x, dy = normal(61, 5, mean=2), normal(61, 5, seed=1, mean=1)
     dx, _, _ = gradients(x, normal(5, seed=2), normal(5), dy)
     # float32 rounds each term and each partial sum to one part in 2 ** 24.
     assert np.all(np.abs(np.sum(dx, axis=0)) < 1e-6 * np.sum(np.abs(dx), axis=0))
 
 
-def test_gradients_are_orthogonal_to_the_result_but_for_epsilon():
+def test_the_gradient_flows_through_the_variance_so_that_it_is_orthogonal():
     x, dy, one = normal(60, 3), normal(60, 3, seed=1), jnp.ones(3)
+    # Orthogonal to the result, except for the part of epsilon in the variance.
     dx, dscale, _ = gradients(x, one, 0 * one, dy, epsilon=0.1)
     _, _, var = oracles.moments(x)
     x_hat = oracles.batch_norm(x, epsilon=0.1)

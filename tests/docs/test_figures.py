@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from bn_jax.models import make_model, make_norm
-from bn_jax.models.inception.network import multiply_adds
+from bn_jax.models.inception import multiply_adds
 
 pytestmark = pytest.mark.docs
 

@@ -100,7 +100,7 @@ class RecordSplit:
 
         self._size = _checked_size(builder.info.name, settings.image_size)
         _check_settings(settings)
-        self._num_threads = settings.num_threads or number_of_cores()
+        self.num_threads = settings.num_threads or number_of_cores()
         opencv()
         features = builder.info.features
         if features["image"].shape[-1] != 3:
@@ -152,7 +152,7 @@ class RecordSplit:
                 labels[place] = self._read_example(*example, out=images[place])
 
         # One task for each thread, not for each image, because submitting takes time.
-        tasks = [self._pool.submit(read_until_empty) for _ in range(self._num_threads)]
+        tasks = [self._pool.submit(read_until_empty) for _ in range(self.num_threads)]
         for task in tasks:
             task.result()
         if labels.size and not 0 <= labels.min() <= labels.max() < self._num_classes:
@@ -175,7 +175,7 @@ class RecordSplit:
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         # Threads help, because decoding releases Python's global interpreter lock.
-        return ThreadPoolExecutor(self._num_threads)
+        return ThreadPoolExecutor(self.num_threads)
 
     def _read_example(self, index: int, position: int, *, out: np.ndarray) -> int:
         """Writes the image of an example into `out`, and returns its label."""

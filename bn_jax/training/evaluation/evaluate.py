@@ -9,7 +9,6 @@ from jaxtyping import PyTree
 
 from bn_jax.data.imagenet.crops import NUM_CROPS
 from bn_jax.errors import UserError
-from bn_jax.machine import number_of_cores
 from bn_jax.progress import progress_bar
 from bn_jax.results import Evaluation
 from bn_jax.training.build import Settings
@@ -121,7 +120,7 @@ def read_test_set(
     if crops > 1:
         split, batch_size = split.all_crops(), max(1, batch_size // crops)
         # One thread reads all crops of an image, so that each thread gets a batch.
-        batches_at_once = parts.evaluation.read_threads or number_of_cores()
+        batches_at_once = split.num_threads
     read_test = make_test_reader(
         parts.parallel,
         split,

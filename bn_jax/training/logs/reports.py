@@ -87,15 +87,6 @@ class Reports:
         self._profile = profile
         self._waiting: deque[_Report] = deque()
 
-    def begin(self, first_step: int, end: int) -> None:
-        """Starts the trace if the next stretch holds one of its steps.
-
-        Args:
-            first_step: Steps dispatched before the stretch.
-            end: Steps dispatched after the stretch.
-        """
-        self._profile.advance(first_step, end)
-
     def add(
         self,
         step: int,
