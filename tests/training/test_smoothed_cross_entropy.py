@@ -1,4 +1,4 @@
-"""The training loss, compared with float64 NumPy."""
+"""The cross-entropy against smoothed labels, compared with float64 NumPy."""
 
 import jax
 import jax.numpy as jnp
