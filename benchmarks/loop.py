@@ -4,7 +4,7 @@
 
 The convolutional MNIST network is trained in two ways. `bn_jax.training.loop.train`
 reads batches, dispatches stretches of steps, fetches metrics, logs progress and checks
-for signals. The bare step calls the same compiled function on batches that are already
+for signals. The bare step calls the same compiled program on batches that are already
 on the device. The two take turns, and their times per step in the same round are
 compared: by the clock, and by the CPU time of all threads, which depends less on other
 work of the machine. Compilation, evaluations and checkpoints are not timed, because
@@ -108,7 +108,7 @@ class Seconds(NamedTuple):
 
 
 class _Bare:
-    """Calls of the compiled function without the training loop."""
+    """Calls of the compiled program without the training loop."""
 
     def __init__(self, config: Any) -> None:
         parts = build_parts(config, make_parallel("jit", num_devices=1))

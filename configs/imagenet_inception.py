@@ -247,6 +247,6 @@ def _inception(*, decays_faster: int) -> Settings:
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 50_000
     config.checkpoint.keep = 2
-    # Largest number of steps in one compiled call.
+    # Largest number of steps in one call of a compiled program.
     config.max_steps_per_dispatch = 20
     return config

@@ -192,8 +192,8 @@ def _inception(*, halvings: int) -> Settings:
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 160
     config.checkpoint.keep = 3
-    # Largest number of steps in one compiled call. XLA compiles a program for each
-    # number of steps, so the steps between evaluations and checkpoints are multiples
-    # of this setting.
+    # Largest number of steps in one call of a compiled program. XLA compiles a
+    # program for each number of steps, so the steps between evaluations and checkpoints
+    # are multiples of this setting.
     config.max_steps_per_dispatch = 20
     return config.lock()

@@ -75,7 +75,7 @@ def get_config(arm: str = "bn") -> ConfigDict:
 
     # Fraction of each label that is divided among all classes.
     config.label_smoothing = 0.0
-    # Chosen on the last 5,000 training images, which were held out for this choice.
+    # Chosen on the last 5,000 training images, a validation split.
     # Scales and biases do not decay.
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"
@@ -130,6 +130,6 @@ def get_config(arm: str = "bn") -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 469
     config.checkpoint.keep = 2
-    # Largest number of steps in one compiled call.
+    # Largest number of steps in one call of a compiled program.
     config.max_steps_per_dispatch = 20
     return config.lock()

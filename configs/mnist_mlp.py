@@ -134,6 +134,6 @@ def get_config(arm: str = "bn") -> ConfigDict:
     config.checkpoint.keep = 3
     # Steps between log lines, which are written when there is no progress bar.
     config.log_every = 1_000
-    # Largest number of steps in one compiled call.
+    # Largest number of steps in one call of a compiled program.
     config.max_steps_per_dispatch = 50
     return config.lock()

@@ -1,4 +1,4 @@
-"""Demonstration of a run in two processes that continues after one is killed.
+"""Demonstration of a run in two processes that resumes after one is killed.
 
     python scripts/demo_multi.py --workdir=runs/demo_multi
 
@@ -55,7 +55,7 @@ def main() -> None:
         code = launcher.wait()
     seconds = time.monotonic() - killed
     _say(f"all processes ended after {seconds:.1f} s with exit code {code}")
-    _say("run the command again, which continues from the last checkpoint")
+    _say("run the command again, which resumes from the last checkpoint")
     code = subprocess.run(command, check=False).returncode
     if code:
         sys.exit(f"demo_multi: the second command failed with exit code {code}.")

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Trains on the nodes of a SLURM allocation, and continues after its time limit.
+# Trains on the nodes of a SLURM allocation, and resumes after its time limit.
 #
 #   sbatch scripts/slurm.sh --config=configs/mnist_cnn.py:bn --workdir=/shared/runs/cnn
 #

@@ -13,8 +13,9 @@ import pytest
 from conformance.modes import first_devices
 from jax.sharding import AxisType
 
-# Devices are made at first use, and modules are checked when they are imported: both
-# come before any test module. The conformance tests may run on an accelerator.
+# JAX creates devices at their first use, and the hook checks only modules that are
+# imported after it. Both settings must therefore precede the imports of the test
+# modules. The conformance tests may run on an accelerator.
 jax.config.update("jax_platforms", os.environ.get("TEST_PLATFORM", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
 jaxtyping.install_import_hook("bn_jax.core", "beartype.beartype")
@@ -24,8 +25,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("bn_jax")
 
-# Tracing makes objects by the million, of which few are garbage: looking for it a
-# hundred times as seldom takes a tenth off.
+# JAX's tracing creates millions of objects, and few of them are garbage. With a hundred
+# times fewer collections the tests take a tenth less time.
 gc.set_threshold(200_000, 20, 20)
 
 _CORE = Path(__file__).parent / "core"
@@ -33,7 +34,7 @@ _CORE = Path(__file__).parent / "core"
 
 @pytest.fixture(autouse=True)
 def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Lets no rank and no dtype be promoted silently while the core is tested."""
+    """Raises errors for implicit promotion of ranks and dtypes in tests of the core."""
     if _CORE not in request.path.parents:
         yield
         return
@@ -43,14 +44,14 @@ def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def standard_promotion(strict_promotion: None) -> Iterator[None]:
-    """Lets dtypes be promoted again, for inputs that are not float32."""
+    """Allows promotion of dtypes, for inputs that are not float32."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 
 
 @pytest.fixture
 def unchecked_types() -> Iterator[None]:
-    """Lets arguments through that contradict the annotations, to see what follows."""
+    """Disables the checks of annotations, for tests with arguments of wrong types."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -58,7 +59,7 @@ def unchecked_types() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def initial_stats() -> Callable[..., dict[str, jax.Array]]:
-    """Running statistics as a layer starts with them, of the given feature shape."""
+    """Initial running statistics of a layer, with the given feature shape."""
 
     def initial_stats(*features: int) -> dict[str, jax.Array]:
         return {"mean": jnp.zeros(features), "var": jnp.ones(features)}

@@ -117,8 +117,8 @@ def average_groups(moments: Moments, devices: Devices) -> Moments:
     """Returns the average of the groups' moments, for the running statistics.
 
     In inference, the running statistics stand for the statistics of groups of this
-    size. The groups' variances are therefore averaged, like the minibatches' variances
-    in Algorithm 2; the variance of the groups' means is not added.
+    size. The groups' variances are therefore averaged, like the batches' variances in
+    Algorithm 2; the variance of the groups' means is not added.
 
     Args:
         moments: Moments with a leading axis of this device's groups.

@@ -76,7 +76,7 @@ class ArraySplit:
     def read(
         self, indices: np.ndarray, positions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the images and labels of some examples; see `Split.read`."""
+        """Returns the images and labels of some examples, unchanged."""
         return self.images[indices], self.labels[indices]
 
     def all_crops(self) -> Split:

@@ -24,8 +24,8 @@ def choose_splits(
 
     >>> images, labels = np.zeros((5, 28, 28, 1), np.uint8), np.arange(5)
     >>> data = ArrayDataset("five", images, labels, images[:1], labels[:1], 10)
-    >>> held_out = dict(train_split="train[:-2]", test_split="train[-2:]")
-    >>> choose_splits(data, **held_out).test_labels
+    >>> validation = dict(train_split="train[:-2]", test_split="train[-2:]")
+    >>> choose_splits(data, **validation).test_labels
     array([3, 4])
     """
     if (train_split, test_split) == ("train", "test"):

@@ -123,7 +123,7 @@ def _start_worker(free_cores: Any) -> None:
 def _exit_with_parent() -> None:
     """Exits this process when its parent process has ended for any reason.
 
-    The next command continues the runs from their checkpoints.
+    The next command resumes the runs from their checkpoints.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -230,10 +230,7 @@ class BatchNorm(nn.Module):
 
 
 def _accept_single_value(_: str) -> None:
-    """Handler for `on_single_value` that accepts the batch.
-
-    Initialization with a single example needs it.
-    """
+    """Accepts a batch with one value per feature, as initialization needs."""
 
 
 def _layer_name(layer: nn.Module) -> str:

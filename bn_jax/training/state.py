@@ -22,8 +22,9 @@ class Tally(NamedTuple):
         num_steps: Steps since the last evaluation, skipped ones included.
         num_skipped: Steps skipped since the start of the run.
         skipped_in_a_row: Steps skipped since the last finite one.
-        bad_value: Result of `first_nonfinite` for the latest step before the run was
-            over; -1 if that step was finite.
+        bad_value: Value that was not finite in the latest step: 0 for the loss, i for
+            the i-th leaf that `first_nonfinite` lists, -1 if all are finite. It stays as
+            it is once the run is over.
         is_over: 1 if too many steps in a row were not finite, otherwise 0. With 1,
             further steps change nothing.
     """
@@ -138,7 +139,7 @@ def clear_losses(tally: Tally) -> Tally:
 
 
 def resume_tally(tally: Tally) -> Tally:
-    """Returns the tally with which a run that was over can go on.
+    """Returns the tally with which a run that was over can resume.
 
     Args:
         tally: Tally of the last good state.

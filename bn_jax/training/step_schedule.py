@@ -93,7 +93,7 @@ def stretches(
 ) -> Iterator[tuple[int, int]]:
     """Yields a run's stretches, as pairs of the steps taken before and after each.
 
-    A stretch is a sequence of training steps that one compiled call runs.
+    A stretch is a sequence of training steps that one call of a compiled program runs.
 
     Args:
         first_step: Steps taken before the first stretch.

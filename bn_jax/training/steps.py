@@ -60,8 +60,7 @@ def make_train_step(
             stacked `batch_moments` of its microbatches; None if each step is one
             microbatch.
         axis_name: Mapped axis over which the examples are sharded; None for no axis.
-        label_smoothing: Probability that is divided among all classes, in [0, 1); see
-            `smoothed_cross_entropy`.
+        label_smoothing: Probability that is divided among all classes, in [0, 1).
         ema_decay: Fraction of the averaged parameters that a step keeps; None for no
             averaged parameters.
         max_nonfinite_steps: Number of non-finite steps in a row after which the run is

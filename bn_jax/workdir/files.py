@@ -24,7 +24,7 @@ def check_workdir(
     Args:
         workdir: Path of the workdir, which need not exist.
         config: The configuration, JSON-ready.
-        may_differ: Settings, or groups of settings, that a continued run may change,
+        may_differ: Settings, or groups of settings, that a resumed run may change,
             such as "log_every" and "parallel".
 
     Raises:
@@ -133,7 +133,7 @@ def read_summary(workdir: Path) -> dict[str, Any] | None:
         return None
     return _read_object(
         path,
-        advice="Remove the file and repeat the training command: the run continues "
+        advice="Remove the file and repeat the training command: the run resumes "
         "from its last checkpoint and writes a new summary",
     )
 
@@ -277,7 +277,7 @@ def _check_same_config(
         advice = ""
         if any("'missing'" in difference for difference in differing):
             advice = (
-                " A missing setting may be newer than the run; in that case continue "
+                " A missing setting may be newer than the run; in that case resume "
                 "the run with the version of bn_jax that started it."
             )
         raise UserError(

@@ -1,8 +1,8 @@
-"""The ways to spread one batch over devices, behind one call, for the tests.
+"""Functions that run a test's function in each mode that shards a batch over devices.
 
-A body sees the examples of its device and runs under the axis name that it is given,
-`AXIS` where the mode maps, None under jit on sharded arrays. What it returns comes
-back with a leading axis of devices.
+The function receives the examples of its device and an axis name: `AXIS` in the modes
+that map over devices, None under jit on sharded arrays. Its results have a leading axis
+of devices.
 """
 
 from collections.abc import Callable
@@ -21,15 +21,15 @@ MODES = ("jit", *MAPPED)
 
 
 def first_devices(num_devices: int) -> list[jax.Device]:
-    """The first of the devices; a machine without so many skips the test."""
+    """Returns the first devices; skips the test if there are fewer."""
     devices = jax.devices()[:num_devices]
     if len(devices) < num_devices:
         pytest.skip(f"needs {num_devices} devices")
     return devices
 
 
-def at_hand(mode: str, num_devices: int) -> int:
-    """So many devices, or as many as there are; `vmap` has any number."""
+def available_devices(mode: str, num_devices: int) -> int:
+    """Returns the number, limited to the devices that exist except for `vmap`."""
     return num_devices if mode == "vmap" else min(num_devices, jax.device_count())
 
 
@@ -45,7 +45,7 @@ def make_mesh(num_devices: int) -> Mesh:
 def over_devices(
     mode: str, num_devices: int, body: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """Maps `body(axis_name, params, *arrays)` over slices of the arrays."""
+    """Returns a function that maps `body(axis_name, params, *arrays)` over devices."""
 
     def mapped(params: Any, *arrays: Any) -> Any:
         def of_device(params: Any, *local: Any) -> Any:
@@ -92,7 +92,7 @@ def join_devices(array: jax.Array) -> np.ndarray:
 
 
 def place(mode: str, num_devices: int, params: Any, *arrays: Any) -> tuple[Any, ...]:
-    """The arguments, where the mode wants them to be."""
+    """Returns the arguments, on the devices on which the mode needs them."""
     if mode == "vmap":
         return params, *arrays
     mesh = make_mesh(num_devices)

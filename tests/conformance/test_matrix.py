@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from conformance.modes import MAPPED, MODES, at_hand, join_devices, over_devices, place
+from conformance.modes import (
+    MAPPED,
+    MODES,
+    available_devices,
+    join_devices,
+    over_devices,
+    place,
+)
 
 import bn_jax
 
@@ -26,11 +33,12 @@ PARAMS = {
     "scale": np.array([0.5, 1.5, -1.0], np.float32),
     "bias": np.array([0.25, -0.5, 1.0], np.float32),
 }
-# Relative to the largest value of what is compared.
+# Relative to the largest expected value.
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 MOMENTUM = 0.5
-# One program a case is compiled and runs once; its meaning is the same. What is rounded
-# to half precision stays so: the oracle takes the rounded cotangent.
+# Each case compiles one program and runs it once, so optimization would cost more time
+# than it saves. XLA must round to half precision where the program does, because the
+# oracle takes the rounded cotangent.
 COMPILER_OPTIONS = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
@@ -43,10 +51,10 @@ def x64_if(dtype):
 
 
 def make_batch(layout, masked, num_devices, dtype):
-    """X, targets and a mask; the last of several devices has nothing valid."""
+    """Returns x, targets and a mask; the last of several devices has no valid values."""
     shape, axis = LAYOUTS[layout]
     generator = np.random.default_rng(0)
-    # Means and spreads differ between features, and means between devices.
+    # The sample means differ between features and between devices.
     index = np.arange(BATCH).reshape(-1, *[1] * (len(shape) - 1)) / BATCH
     x = generator.normal(size=shape) * 2 + 1 + index
     targets = generator.normal(size=shape)
@@ -60,7 +68,7 @@ def make_batch(layout, masked, num_devices, dtype):
 
 
 def make_program(mode, num_devices, axis, masked):
-    """Results, statistics and gradients, computed in one function."""
+    """Returns a function that computes results, statistics and gradients."""
 
     def operator(axis_name, params, x, mask):
         stats = {"mean": jnp.zeros(FEATURES), "var": jnp.ones(FEATURES)}
@@ -103,7 +111,7 @@ def make_program(mode, num_devices, axis, masked):
 
 
 def expect(x, targets, mask, axis, dtype, y):
-    """Returns the oracle's results and gradients; the loss received y, rounded."""
+    """Returns the oracle's results, statistics and gradients of the loss at y."""
     x, targets, mask = (np.asarray(values) for values in (x, targets, mask))
     scale, bias = PARAMS["scale"], PARAMS["bias"]
     exact = oracles.batch_norm(x, scale, bias, axis=axis, mask=mask)
@@ -134,7 +142,7 @@ def assert_close(actual, expected, tolerance):
 def test_every_mode_is_the_oracle_on_the_whole_batch(
     mode, masked, dtype, layout, num_devices
 ):
-    axis, num_devices = LAYOUTS[layout][1], at_hand(mode, num_devices)
+    axis, num_devices = LAYOUTS[layout][1], available_devices(mode, num_devices)
     with x64_if(dtype):
         x, targets, mask = make_batch(layout, masked, num_devices, dtype)
         wide = "float64" if dtype == "float64" else "float32"
@@ -148,7 +156,7 @@ def test_every_mode_is_the_oracle_on_the_whole_batch(
         x, targets, mask, axis, dtype, y
     )
     is_half = dtype in HALF
-    # Half the distance of neighbours, relative to the value.
+    # Half the distance between neighbouring numbers, relative to the value.
     rounding = float(jnp.finfo(dtype).eps) / 2
     if is_half:
         np.testing.assert_allclose(y.astype(float), expected, rtol=rounding, atol=1e-6)
@@ -179,7 +187,7 @@ def test_a_large_mean_of_eight_devices_does_not_cancel_in_the_first_step(mode, m
         settings = {"momentum": 0.0, "axis_name": axis_name}
         return bn_jax.batch_norm(x, None, None, stats, mask=mask, **settings)
 
-    num_devices = at_hand(mode, 8)
+    num_devices = available_devices(mode, 8)
     program = jax.jit(over_devices(mode, num_devices, train))
     y, stats = jax.device_get(program(*place(mode, num_devices, {}, x, mask)))
     _, mean, var = oracles.moments(x, mask=mask)
@@ -187,6 +195,6 @@ def test_a_large_mean_of_eight_devices_does_not_cancel_in_the_first_step(mode, m
         np.testing.assert_allclose(of_device, mean, rtol=1e-6)
     for of_device in stats["var"]:
         np.testing.assert_allclose(of_device, var, rtol=1e-5)
-    # Where the mean is rounded to one float32, these are off by 5e-4.
+    # If the mean were rounded to one float32, the error would be 5e-4.
     expected = oracles.batch_norm(x, mask=mask)
     np.testing.assert_allclose(y.reshape(x.shape), expected, atol=2e-6)

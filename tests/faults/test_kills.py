@@ -1,4 +1,4 @@
-"""Processes that are killed: the others end, nothing saved is lost, the run goes on."""
+"""Processes that are killed: the others end, nothing saved is lost, the run resumes."""
 
 import signal
 import time

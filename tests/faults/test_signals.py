@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: all processes save the same step and end, and the run goes on."""
+"""SIGTERM and SIGINT: all processes save the same step and end; the run resumes."""
 
 import signal
 import time

@@ -1,4 +1,4 @@
-"""The convolutional network against its docstring, written out in NumPy."""
+"""The convolutional network, compared with its docstring's network in NumPy."""
 
 from functools import cache, partial
 
@@ -17,7 +17,7 @@ from bn_jax.models.cnn import CNN
     ("norm", "num_params"),
     [
         (None, 9 * 16 + 16 + 9 * 16 * 32 + 32 + 9 * 32 * 64 + 64 + 9 * 64 * 10 + 10),
-        # Two parameters a channel, and no bias in front of them.
+        # A scale and a bias for each channel; the layer before has no bias.
         (NORM, 9 * (16 + 16 * 32 + 32 * 64) + 2 * (16 + 32 + 64) + 9 * 64 * 10 + 10),
     ],
 )
@@ -32,16 +32,16 @@ def test_the_network_has_its_number_of_parameters(norm, num_params):
 
 @cache
 def small(norm):
-    """A network of two layers, variables that are no zeros and ones, and images."""
+    """Returns a network of two layers, variables away from 0 and 1, and images."""
     model = CNN(num_classes=3, channels=(4, 5), norm=norm)
-    # The second block leaves a row of its input's out.
+    # The pooling of the second block drops the last row of its input.
     images = images_of(8, 10, 8, 2)
     variables = init(model, images, train=True)
     return model, jax.tree.map(lambda v: v + 0.1, variables), images
 
 
 def by_hand(variables, images, *, train):
-    """The inputs of the nonlinearities and the scores, in float64."""
+    """Returns the inputs of the nonlinearities and the scores, in float64."""
     params = jax.tree.map(np.float64, variables["params"])
     stats = variables.get("batch_stats", {})
     h, inputs = np.float64(images), []

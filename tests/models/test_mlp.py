@@ -1,4 +1,4 @@
-"""The fully connected network against the paper's, written out in NumPy."""
+"""The fully connected network, compared with the paper's network in NumPy."""
 
 from functools import cache, partial
 
@@ -17,7 +17,7 @@ from bn_jax.models.mlp import MLP
     ("norm", "num_params"),
     [
         (None, 784 * 100 + 100 + 2 * (100 * 100 + 100) + 100 * 10 + 10),
-        # Two parameters an activation, and no bias in front of them.
+        # A scale and a bias for each activation; the layer before has no bias.
         (NORM, 784 * 100 + 2 * 100 * 100 + 3 * 2 * 100 + 100 * 10 + 10),
     ],
 )
@@ -44,7 +44,7 @@ def test_only_layers_without_a_norm_have_a_bias(norm):
 
 @cache
 def small(norm):
-    """A network of two layers, variables that are no zeros and ones, and images."""
+    """Returns a network of two layers, variables away from 0 and 1, and images."""
     model = MLP(num_classes=3, hidden_features=(7, 5), nonlinearity=jnp.tanh, norm=norm)
     images = images_of(8, 4, 3, 1)
     variables = init(model, images, train=True)
@@ -52,7 +52,7 @@ def small(norm):
 
 
 def by_hand(variables, images, *, train):
-    """The inputs of the nonlinearities and the scores, in float64."""
+    """Returns the inputs of the nonlinearities and the scores, in float64."""
     params = jax.tree.map(np.float64, variables["params"])
     stats = variables.get("batch_stats", {})
     h, inputs = np.float64(images).reshape(len(images), -1), []

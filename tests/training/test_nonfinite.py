@@ -1,4 +1,4 @@
-"""Steps that are not finite: undone as a whole, counted, and named."""
+"""Non-finite steps: undone completely and counted, with the value that was found."""
 
 from functools import cache, partial
 from typing import Any
@@ -22,7 +22,7 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 255, (1, 12, 6, 5, 1), dtype=np.uint8)
 LABELS = RNG.integers(0, 4, (1, 12)).astype(np.int32)
 GOOD = Examples(IMAGES, LABELS)
-# One pixel of one image is no number.
+# `preprocess` turns the value 255 of one pixel into NaN.
 BAD = Examples(np.where(np.arange(360).reshape(IMAGES.shape) == 7, 255, IMAGES), LABELS)
 
 
@@ -32,7 +32,7 @@ def preprocess(images: jax.Array) -> jax.Array:
 
 @cache
 def model_and_state(tx: optax.GradientTransformation) -> tuple[nn.Module, TrainState]:
-    """A network with everything that a step changes, and its first state."""
+    """Returns a network that has all kinds of state, and its initial state."""
     norm = make_norm("batch_norm", momentum=0.9)
     model = make_model("mlp", num_classes=4, norm=norm, hidden_features=(5,))
     example = preprocess(IMAGES[0, :1])
@@ -44,7 +44,7 @@ ADAM = optax.adam(0.1)
 
 
 class Trainer:
-    """A step of a network with everything that a step changes."""
+    """A training step of a network that has all kinds of state."""
 
     def __init__(
         self, *, limit: int = 3, tx: optax.GradientTransformation = ADAM
@@ -100,7 +100,7 @@ def test_its_loss_is_not_in_the_mean(trainer: Trainer) -> None:
 def test_training_goes_on_after_it(trainer: Trainer) -> None:
     after = trainer.after(BAD, GOOD)
     expected = trainer.after(GOOD)
-    # The step's number is not part of what these depend on.
+    # The values that a step changes do not depend on its number.
     chex.assert_trees_all_equal(changed_by_a_step(after), changed_by_a_step(expected))
     assert int(after.tally.skipped_in_a_row) == 0
     assert int(after.tally.bad_value) == -1
@@ -160,9 +160,9 @@ def test_a_gradient_that_is_not_finite_is_named_by_its_path() -> None:
 @pytest.mark.parametrize(
     "tx",
     [
-        # Finite gradients, and weights that overflow.
+        # The gradients are finite, but the weights overflow.
         optax.chain(optax.scale(3e38), optax.scale(-3e38)),
-        # A quotient of 0 and 0 where a gradient is 0.
+        # Adam divides 0 by 0 where a gradient is 0.
         optax.adam(0.1, eps=0.0),
     ],
 )

@@ -1,4 +1,4 @@
-"""Runs that end before time, and go on to the same bits."""
+"""Runs that end early, and that resume with the same bits."""
 
 import logging
 import os

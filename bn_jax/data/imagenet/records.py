@@ -30,7 +30,7 @@ _OTHER_FILES = 200
 
 
 class ImageSettings(NamedTuple):
-    """Settings for images of varying size; see `load_dataset`.
+    """Settings for images of varying size.
 
     Attributes:
         image_size: Height and width of the crops, in pixels; None if not set.
@@ -132,7 +132,7 @@ class RecordSplit:
     def read(
         self, indices: np.ndarray, positions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the images and labels of some examples; see `Split.read`.
+        """Returns the images and labels of some examples.
 
         Raises:
             UserError: If a record or an image cannot be read.

@@ -40,7 +40,8 @@ class Inception(nn.Module):
 
     Attributes:
         num_classes: Number of class scores.
-        variant: "paper_rows" or "slim"; see `inception.table.stages`.
+        variant: "paper_rows" uses the rows of Figure 5, "slim" the output sizes that
+            Figure 5 prints beside these rows.
         stem: "imagenet" for images of about 224 pixels, "small" for 28 to 64.
         separable: True makes the first convolution separable, as in the paper; False
             makes it dense, as in most networks whose trained weights are published.

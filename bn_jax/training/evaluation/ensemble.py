@@ -84,9 +84,9 @@ def ensemble(
     _check_same_classes(networks, workdirs)
     step = jax.jit(make_ensemble_step([network.predict for network in networks]))
 
-    def sums_of(batches: PaddedBatches) -> EnsembleSums:
+    def sums_of(piece: PaddedBatches) -> EnsembleSums:
         with errors_naming_config():
-            return step([network.variables for network in networks], batches)
+            return step([network.variables for network in networks], piece)
 
     sums = add_up(sums_of, read_test())
     return EnsembleEvaluation(

@@ -18,20 +18,20 @@ from bn_jax.training.steps import Examples
 def make_test_reader(
     parallel: Parallel, split: Split, *, batch_size: int, batches_at_once: int = 1
 ) -> Callable[[], Iterable[PaddedBatches]]:
-    """Returns a function that returns every example of a split, in one or more parts.
+    """Returns a reader of a split; each call yields all examples, in pieces.
 
-    A split in memory is one part, which is put on the devices now and stays there. A
-    split on the disk has parts of one or a few batches, which are read one after the
-    other, because it may be too large for the memory: the validation images of ImageNet
-    are 7.5 GB.
+    A split in memory is one piece, which is put on the devices now and stays there. A
+    split on disk may be too large for the memory: the validation images of ImageNet are
+    7.5 GB. Its pieces are one or a few batches each, which are read one after another.
 
     Args:
         parallel: The devices, over which each batch is sharded.
         split: The examples.
         batch_size: Examples of a batch, on all devices together; rounded up to a
             multiple of the number of devices.
-        batches_at_once: Batches of a part, for a split on the disk. One call reads all
-            examples of a part for one device, so that more batches occupy more threads.
+        batches_at_once: Batches of a piece, for a split on the disk. One call reads all
+            examples of a piece for one device, so that more batches occupy more
+            threads.
     """
     indices, is_example = padded_batches(
         len(split), batch_size, multiple_of=parallel.num_devices
@@ -55,31 +55,31 @@ def make_test_reader(
 
 def add_up(
     sums: Callable[[PaddedBatches], PyTree],
-    parts: Iterable[PaddedBatches],
+    pieces: Iterable[PaddedBatches],
     *,
     should_stop: Callable[[], ArrayLike] | None = None,
 ) -> Any:
-    """Returns the sums over all parts of a test set.
+    """Returns the sums over all pieces of a test set.
 
-    The next part is read while the devices work on the current one, but not before
-    they have completed the previous one. At most two parts are in their memory.
+    The next piece is read while the devices work on the current one, but not before
+    they have completed the previous one. At most two pieces are in their memory.
 
     Args:
-        sums: Dispatches the computation of a part's sums.
-        parts: At least one part.
-        should_stop: Dispatches the question whether to stop early, once for each part;
-            `add_up` waits for the answer before the next part.
+        sums: Dispatches the computation of a piece's sums.
+        pieces: At least one piece.
+        should_stop: Dispatches the question whether to stop early, once for each piece;
+            `add_up` waits for the answer before the next piece.
 
     Returns:
         A tree like those that `sums` returns, still on the devices; None if the answer
         was to stop.
     """
     total, stop = None, None
-    for part in parts:
+    for piece in pieces:
         if stop is not None and bool(stop):
             return None
         stop = None if should_stop is None else should_stop()
-        of_part = sums(part)
+        of_piece = sums(piece)
         jax.block_until_ready(total)
-        total = of_part if total is None else jax.tree.map(jnp.add, total, of_part)
+        total = of_piece if total is None else jax.tree.map(jnp.add, total, of_piece)
     return total

@@ -57,10 +57,10 @@ def evaluate(
     predict = choose_predict(parts, statistics=statistics, crops=crops)
     eval_step = jax.jit(make_eval_step(predict))
 
-    def sums_of(batches: PaddedBatches) -> Mapping[str, PredictionSums]:
+    def sums_of(piece: PaddedBatches) -> Mapping[str, PredictionSums]:
         with errors_naming_config():
             return {
-                prefix: eval_step(variables, batches)
+                prefix: eval_step(variables, piece)
                 for prefix, variables in networks.items()
             }
 
@@ -101,14 +101,14 @@ def check_choices(statistics: str, crops: int) -> None:
 def read_test_set(
     parts: Parts, *, statistics: str, crops: int
 ) -> Callable[[], Iterable[PaddedBatches]]:
-    """Returns a function that reads all test examples, piece by piece.
+    """Returns a reader of the test set; each call yields all examples, in pieces.
 
     Reading from disk may take hours and shows a progress bar.
 
     Args:
         parts: Parts of the run.
-        statistics: "batch" drops the padding of the last batch, which would become
-            part of the batch's moments.
+        statistics: "batch" drops the padding of the last batch, whose values would
+            count in the batch's moments.
         crops: Crops of each image. A batch holds as many images as give at most
             `config.evaluation.batch_size` crops, and at least one.
 
@@ -181,18 +181,18 @@ def _with_progress_bar(
     pieces: Iterable[PaddedBatches], num_examples: int
 ) -> Iterator[PaddedBatches]:
     with progress_bar(total=num_examples, unit="image", desc="evaluated") as bar:
-        for batches in pieces:
-            yield batches
-            bar.update(int(np.sum(batches.is_example)))
+        for piece in pieces:
+            yield piece
+            bar.update(int(np.sum(piece.is_example)))
 
 
 def _without_padding(pieces: Iterable[PaddedBatches]) -> Iterator[PaddedBatches]:
     """Yields the full batches, and the last batch without its padding."""
-    for batches in pieces:
-        rest = int(np.sum(batches.is_example[-1]))
-        if rest == batches.is_example.shape[1]:
-            yield batches
+    for piece in pieces:
+        rest = int(np.sum(piece.is_example[-1]))
+        if rest == piece.is_example.shape[1]:
+            yield piece
             continue
-        if len(batches.is_example) > 1:
-            yield jax.tree.map(lambda leaf: leaf[:-1], batches)
-        yield jax.tree.map(lambda leaf, rest=rest: leaf[-1:, :rest], batches)
+        if len(piece.is_example) > 1:
+            yield jax.tree.map(lambda leaf: leaf[:-1], piece)
+        yield jax.tree.map(lambda leaf, rest=rest: leaf[-1:, :rest], piece)

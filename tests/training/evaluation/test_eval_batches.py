@@ -1,4 +1,4 @@
-"""The test set in parts: each example once, read when it is its turn."""
+"""The test set in pieces: each example is read once, when it is needed."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (97, 4, 3, 1), dtype=np.uint8)
 LABELS = RNG.integers(0, 10, 97).astype(np.int32)
 IN_MEMORY = ArraySplit(IMAGES, LABELS)
-# Devices, and the batch of 40 that is divided among them.
+# Number of devices, and a batch of 40 rounded up to a multiple of it.
 DEVICES = [(1, 40), (8, 40), (3, 42)]
 
 
@@ -37,21 +37,21 @@ class OnDisk:
         return IN_MEMORY.read(indices, positions)
 
 
-def joined(parts: list[PaddedBatches]) -> tuple[np.ndarray, ...]:
-    """All that is no filling, in its order."""
+def joined(pieces: list[PaddedBatches]) -> tuple[np.ndarray, ...]:
+    """Returns the images and labels without padding, in their order."""
     found = []
-    for part in parts:
-        is_example = np.asarray(part.is_example)
-        found.append([np.asarray(leaf)[is_example] for leaf in part.examples])
+    for piece in pieces:
+        is_example = np.asarray(piece.is_example)
+        found.append([np.asarray(leaf)[is_example] for leaf in piece.examples])
     return tuple(np.concatenate(leaves) for leaves in zip(*found, strict=True))
 
 
-def sums(part: PaddedBatches) -> dict[str, jax.Array]:
-    is_example = part.is_example
-    values = jnp.mean(part.examples.images, axis=(2, 3, 4))
+def sums(piece: PaddedBatches) -> dict[str, jax.Array]:
+    is_example = piece.is_example
+    values = jnp.mean(piece.examples.images, axis=(2, 3, 4))
     return {
         "mean": jnp.sum(values, where=is_example),
-        "label": jnp.sum(part.examples.labels, where=is_example),
+        "label": jnp.sum(piece.examples.labels, where=is_example),
         "number": jnp.sum(is_example),
     }
 
@@ -60,10 +60,10 @@ def sums(part: PaddedBatches) -> dict[str, jax.Array]:
 @pytest.mark.parametrize(("num_devices", "batch"), DEVICES)
 def test_the_test_set_is_there_once(split: Any, num_devices: int, batch: int) -> None:
     parallel = make_parallel("jit", num_devices=num_devices)
-    parts = list(make_test_reader(parallel, split, batch_size=40)())
-    assert sum(len(part.is_example) for part in parts) == 3
-    assert {part.is_example.shape[1] for part in parts} == {batch}
-    images, labels = joined(parts)
+    pieces = list(make_test_reader(parallel, split, batch_size=40)())
+    assert sum(len(piece.is_example) for piece in pieces) == 3
+    assert {piece.is_example.shape[1] for piece in pieces} == {batch}
+    images, labels = joined(pieces)
     np.testing.assert_array_equal(images, IMAGES)
     np.testing.assert_array_equal(labels, LABELS)
 
@@ -78,11 +78,11 @@ def test_what_is_in_memory_goes_to_the_devices_once() -> None:
 def test_a_batch_of_the_disk_is_read_when_it_is_its_turn() -> None:
     split = OnDisk()
     parallel = make_parallel("jit", num_devices=2)
-    parts = iter(make_test_reader(parallel, split, batch_size=40)())
+    pieces = iter(make_test_reader(parallel, split, batch_size=40)())
     assert split.asked == []
     for number in (1, 2, 3):
-        next(parts)
-        # Each device its half.
+        next(pieces)
+        # Each device reads half of the batch.
         assert split.asked == [20, 20] * number
 
 
@@ -91,11 +91,11 @@ def test_several_batches_of_the_disk_are_read_at_once_where_one_is_small() -> No
     read = make_test_reader(
         make_parallel("jit", num_devices=2), split, batch_size=20, batches_at_once=3
     )
-    parts = list(read())
-    assert [part.is_example.shape for part in parts] == [(3, 20), (2, 20)]
-    # Each device its half.
+    pieces = list(read())
+    assert [piece.is_example.shape for piece in pieces] == [(3, 20), (2, 20)]
+    # Each device reads half of the piece.
     assert split.asked == [30, 30, 20, 20]
-    images, labels = joined(parts)
+    images, labels = joined(pieces)
     np.testing.assert_array_equal(images, IMAGES)
     np.testing.assert_array_equal(labels, LABELS)
 
@@ -128,25 +128,25 @@ def test_sums_are_the_same_whatever_is_read_at_once(
             assert float(found[name]) == pytest.approx(value, rel=1e-5)
 
 
-def test_a_part_is_read_while_the_last_is_worked_on_and_the_one_before_is_done(
+def test_a_piece_is_read_while_the_last_is_worked_on_and_the_one_before_is_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     events: list[str] = []
 
-    def parts() -> Iterator[Any]:
+    def pieces() -> Iterator[Any]:
         for number in range(3):
             events.append(f"read {number}")
             yield number
 
-    def dispatch(part: Any) -> jax.Array:
-        events.append(f"dispatch {part}")
-        return jnp.asarray(part)
+    def dispatch(piece: Any) -> jax.Array:
+        events.append(f"dispatch {piece}")
+        return jnp.asarray(piece)
 
     def wait(total: jax.Array | None) -> None:
         events.append("wait" if total is None else f"wait for {int(total)}")
 
     monkeypatch.setattr(jax, "block_until_ready", wait)
-    assert int(add_up(dispatch, parts())) == 3
+    assert int(add_up(dispatch, pieces())) == 3
     assert events == [
         *("read 0", "dispatch 0", "wait"),
         *("read 1", "dispatch 1", "wait for 0"),
@@ -157,13 +157,13 @@ def test_a_part_is_read_while_the_last_is_worked_on_and_the_one_before_is_done(
 def test_nothing_more_is_read_once_somebody_asks_to_stop() -> None:
     answers, seen = iter([0, 15, 0]), []
 
-    def parts() -> Iterator[Any]:
+    def pieces() -> Iterator[Any]:
         for number in range(5):
             seen.append(number)
             yield number
 
-    found = add_up(jnp.asarray, parts(), should_stop=lambda: next(answers))
+    found = add_up(jnp.asarray, pieces(), should_stop=lambda: next(answers))
     assert found is None
-    # The answer to the second question is read before the third part is worked on.
+    # `add_up` waits for the second answer before it dispatches the third piece.
     assert seen == [0, 1, 2]
     assert next(answers) == 0

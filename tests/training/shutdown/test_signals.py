@@ -1,4 +1,4 @@
-"""A signal ends a run with its state saved, and the run goes on to the same bits."""
+"""A signal ends a run with its state saved; it resumes with the same bits."""
 
 import logging
 import os
