@@ -64,7 +64,7 @@ def batch_norm(
         group_size: Number of consecutive examples that share statistics; None for the
             whole batch. Examples are counted along axis 0 and over all devices, in the
             order of the mapped axis. A size below a device's batch (ghost batches)
-            must divide it; a larger size shares statistics between neighbouring devices.
+            must divide it; a larger one shares statistics between neighbouring devices.
             The result does not depend on the number of devices.
         variance_correction: 0 averages the biased variance (Flax). 1 averages the
             unbiased one, m / (m - 1) times the biased one of m values (Algorithm 2,

@@ -37,8 +37,8 @@ PARAMS = {
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 MOMENTUM = 0.5
 # Each case compiles one program and runs it once, so optimization would cost more time
-# than it saves. XLA must round to half precision where the program does, because the
-# oracle takes the rounded cotangent.
+# than it saves; it does not change what the program computes. XLA must round to half
+# precision where the program does, because the oracle takes the rounded cotangent.
 COMPILER_OPTIONS = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
@@ -51,10 +51,10 @@ def x64_if(dtype):
 
 
 def make_batch(layout, masked, num_devices, dtype):
-    """Returns x, targets and a mask; the last of several devices has no valid values."""
+    """Returns x, targets and a mask; the last of several devices has nothing valid."""
     shape, axis = LAYOUTS[layout]
     generator = np.random.default_rng(0)
-    # The sample means differ between features and between devices.
+    # Sample means and spreads differ between features; the means also between devices.
     index = np.arange(BATCH).reshape(-1, *[1] * (len(shape) - 1)) / BATCH
     x = generator.normal(size=shape) * 2 + 1 + index
     targets = generator.normal(size=shape)
@@ -111,7 +111,7 @@ def make_program(mode, num_devices, axis, masked):
 
 
 def expect(x, targets, mask, axis, dtype, y):
-    """Returns the oracle's results, statistics and gradients of the loss at y."""
+    """Returns exact results, statistics and gradients; the loss gets the rounded y."""
     x, targets, mask = (np.asarray(values) for values in (x, targets, mask))
     scale, bias = PARAMS["scale"], PARAMS["bias"]
     exact = oracles.batch_norm(x, scale, bias, axis=axis, mask=mask)

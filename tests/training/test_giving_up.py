@@ -121,7 +121,7 @@ def test_a_run_that_was_given_up_can_go_on(
     poison([33, 34, 35])
     config = tiny_config(idx_dir, on_nonfinite=on_nonfinite, max_nonfinite_steps=2)
     for _ in range(2):
-        # What was wrong is still wrong at the first attempt to go on.
+        # The loss is still not finite when the run resumes for the first time.
         with pytest.raises(UserError, match="the loss is not finite at step 3"):
             train(config, tmp_path, show_progress=False)
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""Non-finite steps: undone completely and counted, with the value that was found."""
+"""Non-finite steps: undone completely, counted, and reported with the bad value."""
 
 from functools import cache, partial
 from typing import Any

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ class Checkpoints(AbstractContextManager):
         """
         self._folder = folder.absolute()
         self._config = config
-        self._keep = keep
+        self._open = partial(
+            _open, self._folder, keep=keep, is_read_only=config is None
+        )
         self._manager = self._open()
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
@@ -129,7 +132,7 @@ class Checkpoints(AbstractContextManager):
             if not damage:
                 if damaged and self._config is not None:
                     self._move_aside(damaged)
-                return self._restore(step, like)
+                return _restore(self._manager, self._folder, step, like)
             damaged[step] = damage
             logging.warning(
                 "%s: checkpoint %d is damaged: %s.", self._folder, step, damage
@@ -142,65 +145,70 @@ class Checkpoints(AbstractContextManager):
             )
         return None
 
-    def _open(self) -> ocp.CheckpointManager:
-        # Orbax would report a file in this place only at the first checkpoint.
-        if self._folder.exists() and not self._folder.is_dir():
-            raise UserError(
-                f"{self._folder}: must be the folder of the checkpoints, but is a "
-                "file. Move it away, or choose another --workdir."
-            )
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep,
-            create=self._config is not None,
-            async_options=ocp.options.AsyncOptions(
-                timeout_secs=120,
-                # The primary process calls it when the files are complete and the
-                # folder still has its temporary name. Thus the manifest appears
-                # together with the files.
-                post_finalization_callback=self._write_manifest,
-            ),
-        )
-        return ocp.CheckpointManager(
-            self._folder,
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "run": ocp.JsonCheckpointHandler(),
-            },
-            options=options,
-        )
-
-    def _write_manifest(self) -> None:
-        for folder in self._folder.glob(_TEMPORARY):
-            write_manifest(folder)
-
     def _move_aside(self, damaged: Mapping[int, str]) -> None:
         # Orbax remembers the steps of a folder: it must open the folder again.
         self._manager.close()
         move_aside(self._folder, damaged)
         self._manager = self._open()
 
-    def _restore(self, step: int, like: TrainState) -> TrainState:
-        run_info: Any = self._manager.restore(
-            step, args=ocp.args.Composite(run=ocp.args.JsonRestore())
-        )["run"]
-        if run_info["format_version"] > FORMAT_VERSION:
-            raise UserError(
-                f"{self._folder}: checkpoint {step} has format "
-                f"{run_info['format_version']}, but this version of bn_jax reads at "
-                f"most format {FORMAT_VERSION}. Install a newer version of bn_jax."
-            )
-        target = jax.tree.map(
-            lambda shape, leaf: shape.update(sharding=leaf.sharding),
-            jax.eval_shape(_as_arrays, like),
-            like._asdict(),
+
+def _open(folder: Path, *, keep: int, is_read_only: bool) -> ocp.CheckpointManager:
+    # Orbax would report a file in this place only at the first checkpoint.
+    if folder.exists() and not folder.is_dir():
+        raise UserError(
+            f"{folder}: must be the folder of the checkpoints, but is a "
+            "file. Move it away, or choose another --workdir."
         )
-        saved = self._manager.item_metadata(step)["state"]
-        check_same_leaves(f"{self._folder}: checkpoint {step}", saved, target)
-        arrays: Any = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        )["state"]
-        key = jax.random.wrap_key_data(arrays.pop("key"))
-        return TrainState(**arrays, key=key)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        create=not is_read_only,
+        async_options=ocp.options.AsyncOptions(
+            timeout_secs=120,
+            # The primary process calls it when the files are complete and the
+            # folder still has its temporary name. Thus the manifest appears
+            # together with the files.
+            post_finalization_callback=partial(_write_manifest, folder),
+        ),
+    )
+    return ocp.CheckpointManager(
+        folder,
+        item_handlers={
+            "state": ocp.StandardCheckpointHandler(),
+            "run": ocp.JsonCheckpointHandler(),
+        },
+        options=options,
+    )
+
+
+def _write_manifest(folder: Path) -> None:
+    for checkpoint in folder.glob(_TEMPORARY):
+        write_manifest(checkpoint)
+
+
+def _restore(
+    manager: ocp.CheckpointManager, folder: Path, step: int, like: TrainState
+) -> TrainState:
+    run_info: Any = manager.restore(
+        step, args=ocp.args.Composite(run=ocp.args.JsonRestore())
+    )["run"]
+    if run_info["format_version"] > FORMAT_VERSION:
+        raise UserError(
+            f"{folder}: checkpoint {step} has format "
+            f"{run_info['format_version']}, but this version of bn_jax reads at "
+            f"most format {FORMAT_VERSION}. Install a newer version of bn_jax."
+        )
+    target = jax.tree.map(
+        lambda shape, leaf: shape.update(sharding=leaf.sharding),
+        jax.eval_shape(_as_arrays, like),
+        like._asdict(),
+    )
+    saved = manager.item_metadata(step)["state"]
+    check_same_leaves(f"{folder}: checkpoint {step}", saved, target)
+    arrays: Any = manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+    )["state"]
+    key = jax.random.wrap_key_data(arrays.pop("key"))
+    return TrainState(**arrays, key=key)
 
 
 def _as_arrays(state: TrainState) -> dict[str, Any]:
