@@ -7,7 +7,7 @@
 # make test-faults   runs of one to four processes, killed, damaged and continued
 # make test-peers    faults of other libraries, and weights exchanged with PyTorch's
 #                    networks, which are installed first
-# make demo-multi    two processes, of which one is killed, and the run goes on
+# make demo-multi    two processes, of which one is killed, and the run resumes
 
 PYTHON ?= python3
 VENV ?= .venv

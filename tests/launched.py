@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# What every child begins with: its number, and a way to wait for all others.
+# Start of every child's program: its index, and a way to wait for all others.
 _PRELUDE = """
 import os, signal, sys, time
 from pathlib import Path

@@ -54,7 +54,7 @@ def test_the_slurm_script_is_valid_bash() -> None:
 def test_slurm_reads_all_of_the_scripts_options() -> None:
     lines = (_SCRIPTS / "slurm.sh").read_text().splitlines()
     options = [i for i, line in enumerate(lines) if line.startswith("#SBATCH --")]
-    # It stops at the first line that is neither empty nor a comment.
+    # SLURM stops reading options at the first line that is a command.
     first_command = next(i for i, x in enumerate(lines) if x and not x.startswith("#"))
     assert len(options) > 5
     assert max(options) < first_command

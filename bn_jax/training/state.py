@@ -23,8 +23,8 @@ class Tally(NamedTuple):
         num_skipped: Steps skipped since the start of the run.
         skipped_in_a_row: Steps skipped since the last finite one.
         bad_value: Value that was not finite in the latest step: 0 for the loss, i for
-            the i-th leaf that `first_nonfinite` lists, -1 if all are finite. It stays
-            once the run is over.
+            the i-th leaf that `first_nonfinite` lists, -1 if all are finite. It no
+            longer changes once the run is over.
         is_over: 1 if too many steps in a row were not finite, otherwise 0. With 1,
             further steps change nothing.
     """

@@ -17,7 +17,7 @@ from benchmarks.hlo import count_collectives
 NUM_DEVICES = 8
 NAMED = ("pmap", "shard_map", "shard_map_unchecked")
 SYNCHRONIZED = (*NAMED, "jit")
-# Of the 32 examples each device has four.
+# The batch has 32 examples, four on each device.
 GHOST_SIZES, JOINING_SIZES = (2, 4), (8, 32)
 NONE, ONE, TWO, THREE, FOUR = (Counter(["all-reduce"] * number) for number in range(5))
 masked_or_not = pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])

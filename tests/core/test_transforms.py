@@ -41,7 +41,7 @@ def test_new_values_do_not_compile_again(initial_stats):
         _, stats = train(normal(8, 3, seed=seed), stats)
 
 
-# No other test compiles these numbers of features.
+# Sizes that no other test compiles, so that the first call here compiles.
 @pytest.mark.parametrize(
     ("transformed", "features"),
     [

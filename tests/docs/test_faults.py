@@ -38,5 +38,5 @@ def test_how_long_ends_take_is_what_the_committed_benchmark_has_measured() -> No
         name: sorted({f"{of(values.values()):.1f}" for of in (min, max)}, key=float)
         for name, values in seconds.items()
     }
-    # What the page promises for all of them.
+    # The page promises that all of them end within 30 seconds.
     assert max(max(values.values()) for values in seconds.values()) < 30

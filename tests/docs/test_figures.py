@@ -16,7 +16,7 @@ from bn_jax.models.inception import multiply_adds
 pytestmark = pytest.mark.docs
 
 _ROOT = Path(__file__).parents[2]
-# What the page calls the arms of the benchmark.
+# Names of the benchmark's arms on the page.
 _ARMS = {
     "crop": "crop, resize and flip; all return uint8",
     "crop and colours": "crop, resize, flip and change colours; all return uint8",
@@ -38,7 +38,7 @@ def test_the_speed_of_reading_is_that_of_the_committed_benchmark(arm: str) -> No
     record = json.loads((_ROOT / "results" / "input.json").read_text())
     values = record["arms"][arm]
     rates = values["images_per_second"]
-    # What reading must be faster by than PyTorch's to be worth its code.
+    # Below this ratio to PyTorch, our own reader would not be worth its code.
     assert values["bn_jax_over_torch"] >= 1.8
     assert _rows("data.md")[_ARMS[arm]] == [
         f"{rates['bn_jax']['median'] / record['cores']:.0f}",

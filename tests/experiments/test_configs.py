@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from bn_jax.errors import UserError
 from bn_jax.experiments.configs import load_config
 
-# Those with one arm that has normalization, and one that has none.
+# Configurations with one arm with normalization and one without.
 NAMES = ("mnist_cnn.py", "mnist_mlp.py")
 
 

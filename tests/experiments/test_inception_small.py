@@ -32,7 +32,7 @@ def test_the_committed_figure_is_of_these_settings() -> None:
     config = json.loads(load_config("inception_small.py", "inception").to_json())
     recorded, now = (flat_settings(ConfigDict(one)) for one in (record, config))
     differ = {key for key in recorded | now if recorded.get(key) != now.get(key)}
-    # How many images at once are evaluated has no influence.
+    # The batch size of an evaluation changes no result.
     assert differ <= {"format_version", "evaluation.batch_size"}
 
 

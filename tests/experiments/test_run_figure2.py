@@ -36,8 +36,8 @@ SHORT = {
     "evaluation.probe_examples": "50",
     "checkpoint.every_steps": "12",
 }
-# What Inception is said to reach with each rate, in the search by the first seed; the
-# others reach less, or more with the third rate alone. With the last one it diverges.
+# Accuracy that the stand-in of Inception reaches with each rate and the first seed. The
+# other seeds reach less, or more with the third rate alone. The last rate diverges.
 SEARCHED = {0.005: 0.5, 0.01: 0.6, 0.02: 0.8, 0.04: 0.85, 0.08: None}
 
 

@@ -37,7 +37,7 @@ def session_train(
     """Begins runs; see `train`."""
     compiled = tmp_path_factory.mktemp("compiled")
     outputs = tmp_path_factory.mktemp("outputs")
-    # What is compiled in less time than it is found in counts too, on a small network.
+    # The small network compiles quickly, so the cache must keep such programs too.
     environment = {
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -42,7 +42,7 @@ SETTINGS = {
     "max_steps_per_dispatch": 5,
 }
 
-# Of a start, of compiling and of training on a machine that has other work.
+# Limit for start, compilation and training on a machine that is busy otherwise.
 SECONDS_TO_END = 120.0
 # From the loss of a process to the end of the others.
 SECONDS_TO_NOTICE = 30.0

@@ -14,7 +14,7 @@ import runpy
 import signal
 import sys
 
-# What train.py imports: a process that is forked has it already.
+# Modules that train.py imports. A forked process has them already.
 _IMPORTED = ("absl.app", "bn_jax.training.loop", "ml_collections.config_flags")
 _PR_SET_PDEATHSIG = 1
 

@@ -14,7 +14,7 @@ import pytest
 from faults.conftest import Train
 from faults.programs import SCRIPT, flags, process_flags, steps, until
 
-# What two processes do in place of training.
+# Program that two processes run instead of training.
 FAIL = """
 import runpy, sys
 import jax

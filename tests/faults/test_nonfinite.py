@@ -22,7 +22,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_good_state_saved(
     assert "train.py: the loss" in said or "train.py: the gradient of " in said
     state = saved_state(workdir, last_good)
     assert all(np.isfinite(state[name]).all() for name in state)
-    # It can be gone on from; these settings lead to the same end.
+    # The run resumes from it, and these settings make it fail once more.
     (program,) = train(workdir, **HUGE)
     assert program.wait() == 1
     assert f"resumes after step {last_good}." in program.output

@@ -20,7 +20,7 @@ def _mounted(folder: Path, options: str) -> Iterator[Path]:
     folder.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
-        # It takes rights that few users have, and no other full disk is as safe to try.
+        # Mounting needs rights that few users have; filling a real disk is unsafe.
         pytest.skip("file systems cannot be mounted here")
     try:
         yield folder

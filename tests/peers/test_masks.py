@@ -103,7 +103,7 @@ def test_flax_gradients_are_nan_under_masked_nan_padding():
     y, back = jax.vjp(jax.jit(lambda *of: train(*of, mask=mask)[0]), x, one, zero)
     dx, dscale, dbias = back(dy)
     assert is_close(y, [[-1], [1], [0]], atol=1e-5)
-    # What cancels in dx is of order 1, of which float32 knows 1e-7.
+    # Terms of order 1 cancel in dx; float32 resolves 1e-7 of them.
     assert is_close(dx, [[-5.0e-6], [5.0e-6], [0]], atol=5e-7)
     assert is_close(dscale, [0.999995])
     assert is_close(dbias, [3.0])

@@ -112,7 +112,7 @@ def test_what_a_layer_refuses_is_an_error_of_the_configuration() -> None:
         refuse()
 
 
-# What is compiled in a hurry differs in the last bits.
+# Programs without XLA's optimizations differ in the last bits.
 @pytest.mark.slow
 def test_initial_weights_are_those_that_any_program_draws(idx_dir: Path) -> None:
     config = tiny_config(idx_dir)

@@ -38,7 +38,7 @@ TINY = {
     "dataset.image_size": 32,
     "parallel.num_devices": 1,
 }
-# What the paper says of some networks of its ensemble, and two steps of it.
+# Settings of some networks of the paper's ensemble, for two steps.
 ENSEMBLE_MEMBER = {
     "model.dropout_rate": 0.05,
     "model.per_activation_modules": ("5b",),

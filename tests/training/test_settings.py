@@ -37,7 +37,7 @@ def test_a_run_from_before_a_setting_is_refused_and_still_evaluated(
     )
     with pytest.raises(UserError, match=expected):
         train(config, tmp_path)
-    # What evaluation begins with.
+    # An evaluation starts with this call.
     assert parts_of(old).data.name == "digits"
 
 

@@ -43,7 +43,7 @@ TINY = {
 # There are checkpoints after steps 25, 50 and 60.
 EVALUATED = [10, 20, 30, 40, 60]
 
-# What is left of them when whole programs are started: 10 steps, all in one way.
+# Settings for tests that start whole programs: 10 steps in equal stretches.
 SHORT = {
     **TINY,
     "num_steps": 10,

@@ -63,6 +63,7 @@ class Checkpoints(AbstractContextManager):
         try:
             self._manager.close()
         except Exception as second:
+            # Orbax re-raises any error of its threads, of whatever class.
             logging.error("%s: the last checkpoint is lost: %s", self._folder, second)
 
     def save(self, state: TrainState, *, step: int) -> None:

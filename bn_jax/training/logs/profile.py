@@ -12,7 +12,8 @@ from bn_jax.errors import UserError
 class Profile(AbstractContextManager):
     """Context that writes a trace of the stretches that hold the requested steps.
 
-    The trace starts and ends between two compiled calls, so that it changes no result.
+    The trace starts and ends between two calls of compiled programs, so that it changes
+    no result.
     """
 
     def __init__(self, workdir: Path, steps: tuple[int, int] | None) -> None:

@@ -54,6 +54,8 @@ def exiting_with_message(program: str, *, workdir: str) -> Iterator[None]:
     except UserError as error:
         _exit(_FIX_FIRST, f"{program}: {error}")
     except Exception as error:
+        # JAX's runtime, Orbax and the file system raise errors of many classes. This
+        # function decides by their messages, and raises or prints all the others.
         # Out of memory is not retryable: the next run needs as much memory.
         if "RESOURCE_EXHAUSTED" in str(error):
             _exit(_FIX_FIRST, f"{program}: a device is out of memory: {error}")

@@ -149,7 +149,7 @@ def test_an_odd_image_is_read_in_colour(
     seed = {CMYK: 101, PNG: 102, GREY: 103}[name]
     original = picture(seed).convert("L" if name == GREY else "RGB").convert("RGB")
     expected = center_crop(np.asarray(original), SIZE).astype(int)
-    # What CMYK and JPEG take away.
+    # CMYK and JPEG lose some precision.
     assert abs(read(data.test, index)[0] - expected).mean() < 4
 
 

@@ -22,7 +22,7 @@ NORM = make_norm("batch_norm", momentum=0.9, variance_correction=1)
 def pytorchcv():
     models = pytest.importorskip("pytorchcv.models.bninception")
     network = models.bninception()
-    # It averages 7 x 7 positions, which small images do not leave.
+    # The original averages 7 x 7 positions, but small images leave fewer.
     network.features.final_pool = torch.nn.AdaptiveAvgPool2d(1)
     return network
 

@@ -141,7 +141,7 @@ def test_the_first_layer_is_what_pytorch_computes_written_out():
     variables = from_torch_state_dict(state_dict, model)
     images = np.random.default_rng(1).normal(size=(2, 3, 24, 26))
     apply = partial(model.apply, train=False, mutable=["intermediates"])
-    # Of the rest nothing is computed.
+    # XLA removes the rest of the network, because its results are not used.
     first = jax.jit(lambda *args: apply(*args)[1]["intermediates"]["conv1_input"][0])
     inputs = first(variables, jnp.asarray(images.transpose(0, 2, 3, 1), jnp.float32))
     padded = np.pad(images, ((0, 0), (0, 0), (3, 3), (3, 3)))

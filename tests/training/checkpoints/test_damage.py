@@ -270,7 +270,7 @@ def test_nothing_that_is_read_can_run_code() -> None:
 
 
 def test_numpy_reads_no_pickle_unless_it_is_asked_to(tmp_path: Path) -> None:
-    # What the test above relies on.
+    # The test above relies on this.
     path = tmp_path / "objects.npy"
     np.save(path, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="allow_pickle=False"):

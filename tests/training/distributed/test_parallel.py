@@ -120,7 +120,7 @@ def test_statistics_of_each_device_are_those_of_groups_on_one(
 
 
 def test_statistics_of_each_device_are_not_those_of_all(idx_dir: Path) -> None:
-    # What the test above compares would agree as well if `sync` did nothing.
+    # The results that the test above compares would also agree if `sync` did nothing.
     expected = train(idx_dir, "jit", 1, accumulation_steps=2)
     found = train(idx_dir, "shard_map", 4, norm__sync=False, accumulation_steps=2)
     assert np.abs(found.losses - expected.losses).max() > 1e-3

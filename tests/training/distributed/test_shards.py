@@ -59,7 +59,7 @@ def test_a_process_reads_only_for_its_own_devices(
     read: Callable[[np.ndarray], np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # What JAX says in a process that has the third of four devices.
+    # JAX returns this in a process that has the third of four devices.
     def only_the_third(sharding: NamedSharding, shape: tuple[int, ...]) -> Any:
         places = list(sharding.devices_indices_map(shape).items())
         return dict(places[2:3])

@@ -82,7 +82,7 @@ def test_networks_trained_on_other_data_are_refused_whatever_they_are_tested_on(
     datasets: tuple[dict[str, str], dict[str, str]],
 ) -> None:
     workdirs = trained_on(datasets, (bn, baseline), tmp_path)
-    # What would take long is not read first.
+    # The refusal comes before the checkpoints are read: without them it is unchanged.
     for workdir in workdirs:
         shutil.rmtree(workdir / "checkpoints")
     configs = [saved_config(run) for run in (bn, baseline)]

@@ -123,7 +123,7 @@ def test_scales_and_biases_decay_where_that_is_asked_for(
 ) -> None:
     tx = optimizer(name, weight_decay=0.1, decay_scale_and_bias=decay_scale_and_bias)
     update = updates(tx)
-    # None of these has a gradient: what moves, decays.
+    # The gradients are zero, so that a parameter changes only if it decays.
     assert np.all(update["logits"]["kernel"] != 0)
     assert np.all(update["norm0"]["scale"] != 0) == decay_scale_and_bias
     assert np.all(update["norm0"]["bias"] != 0) == decay_scale_and_bias
