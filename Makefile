@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 .PHONY: mnist test shapes test-slow test-faults test-peers demo-multi check bench clean
 
 mnist: $(VENV)/.installed
-	$(BIN)/bn-jax figure1 --workdir=$(WORKDIR)
+	$(BIN)/bn-jax figure1 $(WORKDIR)
 
 # XLA without most of its optimizations compiles a third faster; slow tests keep them.
 # One process runs all tests of a file, because they share fixtures.

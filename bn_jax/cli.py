@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bn_jax.cli_folders import FOLDERS, add_folders, choose_folders
 from bn_jax.errors import UserError
 
 # Verbs that accept settings, and the name of the setting's group on the command line.
@@ -34,8 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if command and options.verb != "launch":
         parser.error(f"{options.verb} takes no command after --")
     options.command = command
+    folders = []
+    if options.verb in FOLDERS:
+        folders = [word for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
     options.settings = _parse_settings(parser, options.verb, rest)
     try:
+        if options.verb in FOLDERS:
+            options.workdirs = choose_folders(options.verb, folders, options.workdir)
         options.run(options)
     except (UserError, OSError) as error:
         # Functions named after a verb start their messages with that name.
@@ -91,10 +98,8 @@ def _add_figures(verbs: Any) -> None:
         action="store_true",
         help="first search for the learning rate of Inception",
     )
-    for figure in (figure1, figure2):
-        figure.add_argument(
-            "--workdir", type=Path, required=True, help="folder for runs and results"
-        )
+    for name, figure in (("figure1", figure1), ("figure2", figure2)):
+        add_folders(figure, name, meaning="folder for runs and results")
         figure.add_argument(
             "--seeds", type=int, default=3, help="number of seeds per arm (default: 3)"
         )
@@ -135,9 +140,7 @@ def _add_evaluations(verbs: Any) -> None:
         epilog="--dataset.KEY=VALUE changes a setting of the run's data set.",
     )
     evaluate.set_defaults(run=_run_evaluate)
-    evaluate.add_argument(
-        "--workdir", type=Path, required=True, help="workdir of the run"
-    )
+    add_folders(evaluate, "evaluate", meaning="workdir of the run")
     ensemble = verbs.add_parser(
         "ensemble",
         help="evaluate the averaged predictions of several runs on their own or "
@@ -145,9 +148,7 @@ def _add_evaluations(verbs: Any) -> None:
         epilog="--dataset.KEY=VALUE changes a setting of the data set of all runs.",
     )
     ensemble.set_defaults(run=_run_ensemble)
-    ensemble.add_argument(
-        "workdirs", type=Path, nargs="+", metavar="workdir", help="workdir of a run"
-    )
+    add_folders(ensemble, "ensemble", meaning="workdir of a run")
     for verb in (evaluate, ensemble):
         verb.add_argument(
             "--statistics",
@@ -173,7 +174,7 @@ def _add_inspect(verbs: Any) -> None:
         "inspect", help="show the layers of the newest checkpoint of a run"
     )
     inspect.set_defaults(run=_run_inspect)
-    inspect.add_argument("workdir", type=Path, help="workdir of the run")
+    add_folders(inspect, "inspect", meaning="workdir of the run")
 
 
 def _add_launch(verbs: Any) -> None:
@@ -195,14 +196,16 @@ def _add_launch(verbs: Any) -> None:
 def _run_figure1(options: argparse.Namespace) -> None:
     from bn_jax.experiments.run_figure1 import figure1
 
-    print(figure1(options.workdir, seeds=options.seeds, overrides=options.settings))
+    (workdir,) = options.workdirs
+    print(figure1(workdir, seeds=options.seeds, overrides=options.settings))
 
 
 def _run_figure2(options: argparse.Namespace) -> None:
     from bn_jax.experiments.run_figure2 import figure2
 
+    (workdir,) = options.workdirs
     table = figure2(
-        options.workdir,
+        workdir,
         seeds=options.seeds,
         search=options.search,
         overrides=options.settings,
@@ -252,9 +255,10 @@ def _run_evaluate(options: argparse.Namespace) -> None:
     from bn_jax.reporting.tables import evaluation_table
     from bn_jax.training.evaluation.evaluate import evaluate
 
-    config = saved_config(options.workdir, options.settings)
+    (workdir,) = options.workdirs
+    config = saved_config(workdir, options.settings)
     method = {"statistics": options.statistics, "crops": options.crops}
-    print(evaluation_table(evaluate(config, options.workdir, **method), **method))
+    print(evaluation_table(evaluate(config, workdir, **method), **method))
 
 
 def _run_ensemble(options: argparse.Namespace) -> None:
@@ -273,7 +277,8 @@ def _run_inspect(options: argparse.Namespace) -> None:
     from bn_jax.reporting.tables import layer_table
     from bn_jax.training.evaluation.inspect import inspect
 
-    step, layers = inspect(saved_config(options.workdir), options.workdir)
+    (workdir,) = options.workdirs
+    step, layers = inspect(saved_config(workdir), workdir)
     print(layer_table(layers, step=step))
 
 

@@ -1,6 +1,6 @@
 """The five arms of Ioffe & Szegedy (2015), section 4.2, small enough for two cores.
 
-    bn-jax figure2 --workdir=DIR
+    bn-jax figure2 DIR
     python train.py --config=configs/inception_small.py:bn_x5 --workdir=DIR
 
 The network is BN-Inception with an eighth of the channels. It trains in minutes on

@@ -53,33 +53,56 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def test_figure1_is_made_with_three_seeds_unless_told_otherwise(
     figures: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["figure1", "--workdir=runs"])
+    main(["figure1", "runs"])
     assert figures == [{"workdir": Path("runs"), "seeds": 3, "overrides": {}}]
     assert capsys.readouterr().out == "the table\n"
 
 
 def test_settings_of_the_configuration_reach_figure1(figures: Calls) -> None:
     words = ["--config.seed=1", "--config.dataset.idx_dir=/a=b", "--seeds", "2"]
-    main(["figure1", "--workdir", "runs", *words])
+    main(["figure1", "runs", *words])
     assert figures[0]["overrides"] == {"seed": "1", "dataset.idx_dir": "/a=b"}
     assert figures[0]["seeds"] == 2
 
 
-@pytest.mark.parametrize("word", ["--config.seed", "--sedes=2", "more", "config.a=1"])
+@pytest.mark.parametrize("word", ["--config.seed", "--sedes=2"])
 def test_an_unknown_word_is_refused_by_name(
     figures: Calls, capsys: pytest.CaptureFixture[str], word: str
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        main(["figure1", "--workdir=runs", word])
+        main(["figure1", "runs", word])
     assert (end.value.code, figures) == (2, [])
     assert f"unknown argument {word}" in capsys.readouterr().err
 
 
-def test_figure1_needs_a_workdir(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["figure1"])
-    assert end.value.code == 2
-    assert "--workdir" in capsys.readouterr().err
+@pytest.mark.parametrize("verb", ["figure1", "figure2", "evaluate", "inspect"])
+def test_a_missing_workdir_is_asked_for(verb: str) -> None:
+    expected = f"bn-jax {verb}: a workdir is missing: bn-jax {verb} DIR"
+    with pytest.raises(SystemExit, match=expected):
+        main([verb])
+
+
+@pytest.mark.parametrize("words", [["more"], ["--workdir=more"]])
+def test_a_second_workdir_is_refused(figures: Calls, words: list[str]) -> None:
+    with pytest.raises(SystemExit, match="takes one workdir, but got runs and more"):
+        main(["figure1", "runs", *words])
+    assert figures == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["runs"],
+        ["--seeds=2", "runs"],
+        ["--workdir", "runs"],
+        ["runs", "--workdir=runs"],
+    ],
+)
+def test_a_workdir_is_a_plain_word_or_an_option(
+    figures: Calls, words: list[str]
+) -> None:
+    main(["figure1", *words])
+    assert figures[0]["workdir"] == Path("runs")
 
 
 def test_a_users_mistake_ends_the_program_with_its_message(
@@ -90,20 +113,20 @@ def test_a_users_mistake_ends_the_program_with_its_message(
 
     monkeypatch.setattr(bn_jax.experiments.run_figure1, "figure1", refuse)
     with pytest.raises(SystemExit) as end:
-        main(["figure1", "--workdir=runs"])
+        main(["figure1", "runs"])
     # A string is printed to stderr, and the exit status is 1.
     assert end.value.code == "bn-jax figure1: this cannot be."
 
 
 def test_a_figure_without_seeds_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"bn-jax figure1: .*--seeds must be at least"):
-        main(["figure1", f"--workdir={tmp_path}", "--seeds=0"])
+        main(["figure1", str(tmp_path), "--seeds=0"])
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
     expected = 'bn-jax figure1: --config.num_stps: .* Did you mean "num_steps"'
     with pytest.raises(SystemExit, match=expected):
-        main(["figure1", f"--workdir={tmp_path}", "--config.num_stps=1"])
+        main(["figure1", str(tmp_path), "--config.num_stps=1"])
 
 
 def test_prepare_refuses_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
@@ -207,7 +230,7 @@ def test_without_a_known_verb_the_usage_is_shown(
 def test_words_are_those_of_the_process_by_default(
     figures: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["bn-jax", "figure1", "--workdir=runs"])
+    monkeypatch.setattr(sys, "argv", ["bn-jax", "figure1", "runs"])
     main()
     assert figures[0]["workdir"] == Path("runs")
 

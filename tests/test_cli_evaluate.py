@@ -24,15 +24,13 @@ def runs(tmp_path: Path) -> list[Path]:
     return workdirs
 
 
-@pytest.mark.parametrize("verb", [["evaluate", "--workdir"], ["inspect"], ["ensemble"]])
-def test_a_folder_without_a_run_is_refused(tmp_path: Path, verb: list[str]) -> None:
-    *words, last = verb
-    words = [*words, f"{last}={tmp_path}"] if words else [last, str(tmp_path)]
+@pytest.mark.parametrize("verb", ["evaluate", "inspect", "ensemble"])
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, verb: str) -> None:
     with pytest.raises(SystemExit, match=r"holds no run \(config.json is missing"):
-        main(words)
+        main([verb, str(tmp_path)])
 
 
-@pytest.mark.parametrize("words", [["evaluate", "--workdir=run"], ["ensemble", "run"]])
+@pytest.mark.parametrize("words", [["evaluate", "run"], ["ensemble", "run"]])
 def test_evaluations_take_settings_of_the_data_alone(
     capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
@@ -41,7 +39,7 @@ def test_evaluations_take_settings_of_the_data_alone(
     assert "unknown argument --config.seed=1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["evaluate", "--workdir=run"], ["ensemble", "run"]])
+@pytest.mark.parametrize("words", [["evaluate", "run"], ["ensemble", "run"]])
 def test_other_numbers_of_crops_are_refused(
     capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
@@ -60,8 +58,8 @@ def test_evaluate_has_one_crop_of_each_image_unless_told_otherwise(
         return Evaluation(5, "digits", 9, {"test_loss": 0.5})
 
     monkeypatch.setattr(bn_jax.training.evaluation.evaluate, "evaluate", evaluate)
-    main(["evaluate", f"--workdir={runs[0]}"])
-    main(["evaluate", f"--workdir={runs[1]}", "--crops=144", "--statistics=moving"])
+    main(["evaluate", str(runs[0])])
+    main(["evaluate", "--crops=144", "--statistics=moving", f"--workdir={runs[1]}"])
     assert ways == [
         (runs[0], {"statistics": "population", "crops": 1}),
         (runs[1], {"statistics": "moving", "crops": 144}),
@@ -97,7 +95,7 @@ def test_a_folder_of_the_run_can_be_left_out_for_another(
 
     monkeypatch.setattr(bn_jax.training.evaluation.evaluate, "evaluate", evaluate)
     change = ["--dataset.idx_dir=None", "--dataset.data_dir=prepared"]
-    main(["evaluate", f"--workdir={runs[0]}", *change])
+    main(["evaluate", str(runs[0]), *change])
     assert given == [{"name": "mnist", "idx_dir": None, "data_dir": "prepared"}]
 
 
@@ -106,7 +104,7 @@ def test_a_change_that_cannot_be_made_is_called_as_it_was_written(
     runs: list[Path], change: str
 ) -> None:
     with pytest.raises(SystemExit, match=f"bn-jax evaluate: {change.split('=')[0]}"):
-        main(["evaluate", f"--workdir={runs[0]}", change])
+        main(["evaluate", str(runs[0]), change])
 
 
 def test_an_ensemble_of_one_run_is_refused(runs: list[Path]) -> None:

@@ -134,7 +134,7 @@ def _check_folders(workdirs: Sequence[Path]) -> None:
     if len(workdirs) < 2:
         raise UserError(
             f"an ensemble needs two runs or more, but got {len(workdirs)}; use "
-            "`bn-jax evaluate --workdir=DIR` for one run."
+            "`bn-jax evaluate DIR` for one run."
         )
     folders = [workdir.resolve() for workdir in workdirs]
     for place, folder in enumerate(folders):

@@ -160,7 +160,7 @@ def test_crops_are_averaged_over_crops_and_networks(
 
 
 def test_one_run_is_no_ensemble(bn: Complete) -> None:
-    expected = r"needs two runs or more, but got 1; use `bn-jax evaluate --workdir=DIR`"
+    expected = r"needs two runs or more, but got 1; use `bn-jax evaluate DIR`"
     with pytest.raises(UserError, match=expected):
         together(bn)
 
