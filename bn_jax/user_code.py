@@ -1,0 +1,95 @@
+"""Classes and functions of a user, by names such as `package.module:Class`.
+
+Such a name runs the code of its module, as `import` does.
+"""
+
+import importlib
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from bn_jax.errors import UserError
+
+_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def is_object_name(name: str) -> bool:
+    """Returns True if a name has the form `package.module:object`.
+
+    A version of tensorflow-datasets, which follows a colon too, starts with a digit.
+
+    >>> is_object_name("my.models:ResNet"), is_object_name("imagenet2012:5.1.0")
+    (True, False)
+    """
+    return _NAME.fullmatch(name) is not None
+
+
+def load_object(name: str, *, module_dir: str | None, setting: str) -> Any:
+    """Imports a module, and returns an object that it defines.
+
+    Python looks for the module in the current folder, then on `sys.path`, then in
+    `module_dir`.
+
+    Args:
+        name: `package.module:object`.
+        module_dir: Another folder to look in, such as that of the configuration file.
+        setting: Setting that holds the name, for errors.
+
+    Raises:
+        UserError: If the name has another form, or the module is not found, raises an
+            error when it is imported, or does not define the object.
+    """
+    if not is_object_name(name):
+        raise UserError(
+            f"{setting} must have the form 'package.module:name', but is {name!r}."
+        )
+    module_name, _, attribute = name.partition(":")
+    _search_in(module_dir)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):
+            folders = " nor in ".join(f for f in (os.getcwd(), module_dir) if f)
+            raise UserError(
+                f"{setting}={name}: there is no module {missing} in {folders} nor on "
+                "Python's path. Start in the folder of the module, or install it."
+            ) from error
+        raise UserError(
+            f"{setting}={name}: importing {module_name} failed; {describe_error(error)}"
+        ) from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError as error:
+        raise UserError(
+            f"{setting}={name}: {module.__file__} defines no {attribute}. Correct the "
+            "name behind the colon."
+        ) from error
+
+
+def describe_error(error: BaseException) -> str:
+    """Returns type, message, file and line of an error in a user's code, in one line.
+
+    Args:
+        error: The error, as it was caught.
+    """
+    message = " ".join(f"{type(error).__name__}: {error}".split())
+    # The message of a SyntaxError names its place; its traceback ends in the importer.
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError) or not frames:
+        return message
+    return f"{message} ({frames[-1].filename}, line {frames[-1].lineno})"
+
+
+def _search_in(module_dir: str | None) -> None:
+    # A module that was written since Python last looked into its folder is found too.
+    importlib.invalidate_caches()
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    if module_dir is not None:
+        folder = str(Path(module_dir).expanduser().resolve())
+        if folder not in sys.path:
+            sys.path.append(folder)
