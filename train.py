@@ -10,7 +10,12 @@ of several processes failed or ended; 143 and 130 stopped by SIGTERM and SIGINT,
 the state saved.
 """
 
-from bn_jax.training.main import main
+import sys
+
+try:
+    from bn_jax.training.main import main
+except ModuleNotFoundError as error:
+    sys.exit(f"train.py: {error}")
 
 if __name__ == "__main__":
     main()

@@ -13,4 +13,14 @@ from bn_jax.stats.counts import with_counts as with_counts
 from bn_jax.stats.merge import merge_batch_stats as merge_batch_stats
 from bn_jax.stats.precise import population_statistics as population_statistics
 
-__version__ = "0.1.0"
+__all__ = [
+    "BatchNorm",
+    "Moments",
+    "accumulate_batch_stats",
+    "batch_norm",
+    "merge_batch_stats",
+    "nnx",
+    "population_statistics",
+    "with_counts",
+]
+__version__ = "0.2.0"

@@ -4,6 +4,7 @@ import numpy as np
 
 from bn_jax.data.dataset import ArrayDataset, ArraySplit, check_dataset
 from bn_jax.errors import UserError
+from bn_jax.extras import require_train_extra
 
 
 def choose_splits(
@@ -43,6 +44,7 @@ def choose_splits(
 
 
 def _select(data: ArrayDataset, setting: str, name: str) -> ArraySplit:
+    require_train_extra(f"dataset.{setting}")
     # Imported here, because the import takes most of a second.
     import tensorflow_datasets as tfds
 

@@ -10,6 +10,7 @@ import numpy as np
 from bn_jax.data.dataset import ArrayDataset, Dataset, StreamedDataset, check_dataset
 from bn_jax.data.imagenet.records import ImageSettings, RecordSplit
 from bn_jax.errors import UserError
+from bn_jax.extras import require_train_extra
 
 # Limit of a data set in memory. Stacking the images needs twice this on the host, and
 # the device holds one more copy.
@@ -101,7 +102,9 @@ def prepared_builder(name: str, data_dir: str | None) -> Any:
     Raises:
         UserError: If the data set does not exist, is not prepared, is incomplete or
             damaged, or is prepared in another format.
+        MissingExtraError: If tensorflow-datasets is not installed.
     """
+    require_train_extra(f"dataset.name: {name!r}")
     # Imported here, because the import takes most of a second and the embedded MNIST
     # does not need it.
     import tensorflow_datasets as tfds

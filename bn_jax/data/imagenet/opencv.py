@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bn_jax.errors import UserError
+from bn_jax.extras import MissingExtraError
 
 
 @cache
@@ -15,12 +15,12 @@ def opencv() -> Any:
     One thread is enough, because callers process several images in parallel.
 
     Raises:
-        UserError: If OpenCV is not installed.
+        MissingExtraError: If OpenCV is not installed.
     """
     try:
         import cv2
     except ImportError as error:
-        raise UserError(
+        raise MissingExtraError(
             "Images of varying size need OpenCV, but it cannot be imported "
             f"({error}). Install it: pip install 'bn-jax[imagenet]'"
         ) from error
