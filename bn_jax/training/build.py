@@ -61,6 +61,7 @@ def build_parts_for_data(data: Dataset, config: Settings, parallel: Parallel) ->
         UserError: If a setting is out of its range.
     """
     _check_batch(config, data, parallel)
+    config = with_group_size(config, share_of_device(config, parallel.num_devices))
     fields = _model_fields(config, data)
     schedule = make_schedule(
         **config.schedule,
@@ -70,10 +71,8 @@ def build_parts_for_data(data: Dataset, config: Settings, parallel: Parallel) ->
     settings = config.evaluation
     return Parts(
         data=data,
-        model=make_model(norm=_norm(config, parallel, None), **fields),
-        mapped_model=make_model(
-            norm=_norm(config, parallel, parallel.axis_name), **fields
-        ),
+        model=make_model(norm=_norm(config, None), **fields),
+        mapped_model=make_model(norm=_norm(config, parallel.axis_name), **fields),
         tx=make_optimizer(**{**config.optimizer, "learning_rate": schedule}),
         preprocess=make_preprocess(**config.pixels),
         parallel=parallel,
@@ -99,19 +98,50 @@ def build_train_step(config: Settings, parts: Parts) -> TrainStep:
         config: Configuration, as the files in `configs/` make it.
         parts: Parts that it describes.
     """
+    config = with_group_size(
+        config, share_of_device(config, parts.parallel.num_devices)
+    )
     skips = config.on_nonfinite == "skip"
     return make_train_step(
         parts.mapped_model,
         parts.tx,
         preprocess=parts.preprocess,
-        accumulate=partial(
-            accumulate_batch_stats, **_accumulation_settings(config, parts.parallel)
-        ),
+        accumulate=partial(accumulate_batch_stats, **_accumulation_settings(config)),
         axis_name=parts.parallel.axis_name,
         label_smoothing=config.label_smoothing,
         ema_decay=config.ema_decay,
         max_nonfinite_steps=config.max_nonfinite_steps if skips else 1,
     )
+
+
+def with_group_size(config: Settings, group_size: int) -> Settings:
+    """Returns the configuration with the group size of a run without `norm.sync`.
+
+    A configuration with `norm.sync`, or with a group size, is returned unchanged. The
+    workdir keeps the group size that a run starts with: its statistics do not depend
+    on the devices that resume or evaluate it.
+
+    Args:
+        config: Configuration, as the files in `configs/` make it.
+        group_size: Examples that share their statistics.
+    """
+    norm = config.norm
+    if norm.name is None or norm.sync or norm.get("group_size") is not None:
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.norm.group_size = group_size
+    return config
+
+
+def share_of_device(config: Settings, num_devices: int) -> int:
+    """Returns the examples of a microbatch that one device gets.
+
+    Args:
+        config: Configuration, as the files in `configs/` make it.
+        num_devices: Number of devices.
+    """
+    return config.batch_size // config.accumulation_steps // num_devices
 
 
 def describe_normalization(config: Settings, parallel: Parallel) -> str:
@@ -123,12 +153,13 @@ def describe_normalization(config: Settings, parallel: Parallel) -> str:
     """
     if config.norm.name is None:
         return "no normalization"
-    size = _normalization_batch(config, parallel)
-    devices = f" on {parallel.num_devices} devices"
-    if parallel.num_devices == 1:
-        devices = ""
-    elif not config.norm.sync:
-        devices = f", separately on each of {parallel.num_devices} devices"
+    num_devices = parallel.num_devices
+    share = share_of_device(config, num_devices)
+    norm = with_group_size(config, share).norm
+    size = norm.get("group_size") or share_of_device(config, 1)
+    devices = f" on {num_devices} devices" if num_devices > 1 else ""
+    if devices and size == share:
+        devices = f", separately on each of {num_devices} devices"
     return f"normalization batch: {size} of {config.batch_size} examples{devices}"
 
 
@@ -159,28 +190,15 @@ def _model_fields(config: Settings, data: Dataset) -> Mapping[str, Any]:
     return fields
 
 
-def _norm(
-    config: Settings, parallel: Parallel, axis_name: str | None
-) -> Callable[..., nn.Module] | None:
+def _norm(config: Settings, axis_name: str | None) -> Callable[..., nn.Module] | None:
+    # Without sync, one device's share of a microbatch is a group. `group_size`, not the
+    # mapped axis, makes the groups, so that jit, shard_map and pmap agree.
     fields = {name: value for name, value in config.norm.items() if name != "sync"}
     if config.norm.name is None:
         return make_norm(**fields)
-    if not config.norm.sync:
-        fields["group_size"] = _normalization_batch(config, parallel)
     return make_norm(**fields, axis_name=axis_name)
 
 
-def _accumulation_settings(config: Settings, parallel: Parallel) -> dict[str, Any]:
+def _accumulation_settings(config: Settings) -> dict[str, Any]:
     norm = config.norm
-    settings = {name: norm[name] for name in _ACCUMULATION_SETTINGS if name in norm}
-    if not norm.sync:
-        settings["group_size"] = _normalization_batch(config, parallel)
-    return settings
-
-
-def _normalization_batch(config: Settings, parallel: Parallel) -> int:
-    """Returns how many examples share their statistics in training."""
-    microbatch = config.batch_size // config.accumulation_steps
-    # Without sync, one device's share of a microbatch is a group. `group_size`, not the
-    # mapped axis, makes the groups, so that jit, shard_map and pmap agree.
-    return microbatch if config.norm.sync else microbatch // parallel.num_devices
+    return {name: norm[name] for name in _ACCUMULATION_SETTINGS if name in norm}

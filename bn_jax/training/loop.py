@@ -23,6 +23,8 @@ from bn_jax.training.build import (
     build_parts,
     build_train_step,
     describe_normalization,
+    share_of_device,
+    with_group_size,
 )
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
 from bn_jax.training.config_checks import check_batch_size, check_config
@@ -51,12 +53,13 @@ from bn_jax.workdir.files import (
     check_metrics,
     check_workdir,
     claim_workdir,
+    read_config,
     read_summary,
 )
 from bn_jax.workdir.lock import locked
 
-# Settings that a resumed run may change. If all steps are finite and `config.norm.sync`
-# is True, they change results by rounding at most.
+# Settings that a resumed run may change. If all steps are finite, they change results by
+# rounding at most.
 _MAY_DIFFER = (
     "parallel",
     "log_every",
@@ -112,6 +115,8 @@ def train(
                 locks.enter_context(locked(workdir))
         check_same_settings(settings, workdir)
         with errors_in_all_processes():
+            config = _with_recorded_group_size(config, workdir)
+            settings = json.loads(config.to_json())
             check_workdir(workdir, settings, may_differ=_MAY_DIFFER)
             summary = read_summary(workdir)
         if summary is not None:
@@ -120,11 +125,14 @@ def train(
         with errors_in_all_processes():
             check_config(config)
             parallel = make_parallel(**settings["parallel"], devices=devices)
+            config = with_group_size(
+                config, share_of_device(config, parallel.num_devices)
+            )
             parts = build_parts(config, parallel)
         run = compile_run(parts, build_train_step(config, parts))
         with errors_in_all_processes():
             if is_primary():
-                claim_workdir(workdir, settings)
+                claim_workdir(workdir, json.loads(config.to_json()))
         logging.info("%s.", describe_normalization(config, parallel))
         steps_per_second = _run_steps(
             config,
@@ -139,6 +147,14 @@ def train(
             summarize(workdir, steps_per_second, time.monotonic() - started)
         wait_for_all("the run is complete")
     return read_summary(workdir) or {}
+
+
+def _with_recorded_group_size(config: Any, workdir: Path) -> Any:
+    """Returns the configuration with the group size that the run started with."""
+    if not (workdir / "config.json").exists():
+        return config
+    group_size = read_config(workdir)["norm"].get("group_size")
+    return with_group_size(config, group_size) if group_size else config
 
 
 def _run_steps(

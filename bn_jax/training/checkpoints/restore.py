@@ -1,36 +1,66 @@
 """The newest checkpoint of a run, restored from its workdir."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 
 from bn_jax.errors import UserError
-from bn_jax.training.build import Settings, build_parts
+from bn_jax.training.build import (
+    Settings,
+    build_parts,
+    share_of_device,
+    with_group_size,
+)
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
 from bn_jax.training.checkpoints.same_tree import CheckpointMismatchError
-from bn_jax.training.distributed.parallel import make_parallel
+from bn_jax.training.distributed.parallel import Parallel, make_local_parallel
 from bn_jax.training.parts import Parts, build_init
 from bn_jax.training.state import TrainState
 from bn_jax.workdir.files import read_config
 
 
-def restore(config: Settings, workdir: Path) -> tuple[Parts, TrainState]:
-    """Returns the parts of a run and its newest state, on one device.
+def local_devices(configs: Sequence[Settings], *, by_batch: bool = False) -> Parallel:
+    """Returns the devices of this process that evaluate some runs together.
 
-    One device is enough: if `config.norm.sync` is True, results do not depend on the
-    number of devices.
+    These are as many as the microbatches of each run can be divided among. The result
+    does not depend on them, except for rounding.
+
+    Args:
+        configs: Configurations of the runs; the first sets the evaluation batch.
+        by_batch: True if layers normalize by each evaluation batch, whose size must
+            not be rounded up to a multiple of the devices.
+    """
+    sizes = [share_of_device(config, 1) for config in configs]
+    if by_batch:
+        sizes.append(configs[0].evaluation.batch_size)
+    return make_local_parallel(*sizes)
+
+
+def restore(
+    config: Settings, workdir: Path, parallel: Parallel, *, by_batch: bool = False
+) -> tuple[Parts, TrainState]:
+    """Returns the parts of a run and its newest state.
 
     Args:
         config: Configuration of the run, perhaps with another `dataset`.
         workdir: Workdir of the run; nothing in it is changed.
+        parallel: Devices that hold the state.
+        by_batch: True for a network that normalizes by whole evaluation batches, not
+            by the groups of the run.
 
     Raises:
         UserError: If there is no checkpoint, or the data do not suit the model.
     """
-    parallel = make_parallel("jit", num_devices=1, devices=jax.local_devices())
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        if by_batch:
+            config.norm.update(sync=True, group_size=None)
+    # A run of version 0.1 without `norm.sync` does not record its group size.
+    trained_on = config.parallel.num_devices or jax.local_device_count()
+    config = with_group_size(config, share_of_device(config, trained_on))
     parts = build_parts(config, parallel)
     like = build_init(parts).shapes
     folder = workdir / "checkpoints"

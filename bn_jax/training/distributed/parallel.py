@@ -1,5 +1,6 @@
 """One training step on many devices: jit, shard_map or pmap over one mesh axis."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -107,6 +108,18 @@ def make_parallel(
     # In JAX's order the devices of one process are next to each other.
     mesh = Mesh(np.asarray(devices[:count]), (_AXIS,), axis_types=(AxisType.Auto,))
     return Parallel(mode, mesh)
+
+
+def make_local_parallel(*batch_sizes: int) -> Parallel:
+    """Returns as many of this process's devices as all batches can be divided among.
+
+    Args:
+        batch_sizes: Numbers of examples, at least one.
+    """
+    devices = jax.local_devices()
+    size = math.gcd(*batch_sizes)
+    number = max(n for n in range(1, len(devices) + 1) if size % n == 0)
+    return make_parallel("jit", num_devices=number, devices=devices)
 
 
 def compile_stretch(

@@ -13,7 +13,7 @@ from bn_jax.data.idx import load_idx_folder
 from bn_jax.errors import UserError
 from bn_jax.results import EnsembleEvaluation, Member
 from bn_jax.training.build import Settings
-from bn_jax.training.checkpoints.restore import restore
+from bn_jax.training.checkpoints.restore import local_devices, restore
 from bn_jax.training.evaluation.eval_batches import add_up
 from bn_jax.training.evaluation.evaluate import (
     check_choices,
@@ -70,8 +70,10 @@ def ensemble(
     _check_same_data(configs, workdirs)
     _check_same_label_spaces(workdirs)
     # A generator, so that memory holds the training images of one run at a time.
+    by_batch = statistics == "batch"
+    parallel = local_devices(configs, by_batch=by_batch)
     restored = (
-        restore(config, workdir)
+        restore(config, workdir, parallel, by_batch=by_batch)
         for config, workdir in zip(configs, workdirs, strict=True)
     )
     parts, state = next(restored)
@@ -82,11 +84,15 @@ def ensemble(
         for parts, state in chain([(parts, state)], restored)
     ]
     _check_same_classes(networks, workdirs)
-    step = jax.jit(make_ensemble_step([network.predict for network in networks]))
+    step = jax.jit(
+        make_ensemble_step([network.predict for network in networks]),
+        out_shardings=parallel.replicated,
+    )
 
     def sums_of(piece: PaddedBatches) -> EnsembleSums:
         with errors_naming_config():
-            return step([network.variables for network in networks], piece)
+            variables = [network.variables for network in networks]
+            return parallel.wait_if_needed(step(variables, piece))
 
     sums = add_up(sums_of, read_test())
     return EnsembleEvaluation(

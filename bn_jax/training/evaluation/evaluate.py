@@ -12,7 +12,7 @@ from bn_jax.errors import UserError
 from bn_jax.progress import progress_bar
 from bn_jax.results import Evaluation
 from bn_jax.training.build import Settings
-from bn_jax.training.checkpoints.restore import restore
+from bn_jax.training.checkpoints.restore import local_devices, restore
 from bn_jax.training.evaluation.eval_batches import add_up, make_test_reader
 from bn_jax.training.evaluation.predict import (
     PaddedBatches,
@@ -49,18 +49,20 @@ def evaluate(
             crops.
     """
     check_choices(statistics, crops)
-    parts, state = restore(config, workdir)
+    by_batch = statistics == "batch"
+    parallel = local_devices([config], by_batch=by_batch)
+    parts, state = restore(config, workdir, parallel, by_batch=by_batch)
     read_test = read_test_set(parts, statistics=statistics, crops=crops)
     networks = with_statistics(
         parts, state.networks, step=int(state.step), statistics=statistics
     )
     predict = choose_predict(parts, statistics=statistics, crops=crops)
-    eval_step = jax.jit(make_eval_step(predict))
+    eval_step = jax.jit(make_eval_step(predict), out_shardings=parallel.replicated)
 
     def sums_of(piece: PaddedBatches) -> Mapping[str, PredictionSums]:
         with errors_naming_config():
             return {
-                prefix: eval_step(variables, piece)
+                prefix: parallel.wait_if_needed(eval_step(variables, piece))
                 for prefix, variables in networks.items()
             }
 
@@ -156,10 +158,12 @@ def with_statistics(
         return networks
     ahead = read_batches(parts, step, parts.evaluation.population_batches)
     population_step = jax.jit(
-        make_population_step(parts.model, preprocess=parts.preprocess)
+        make_population_step(parts.model, preprocess=parts.preprocess),
+        out_shardings=parts.parallel.replicated,
     )
     return {
-        name: population_step(variables, ahead) for name, variables in networks.items()
+        name: parts.parallel.wait_if_needed(population_step(variables, ahead))
+        for name, variables in networks.items()
     }
 
 

@@ -12,7 +12,7 @@ from bn_jax.analysis.drift import statistics_drift
 from bn_jax.results import Layer
 from bn_jax.stats.collections import layers_with_statistics
 from bn_jax.training.build import Settings
-from bn_jax.training.checkpoints.restore import restore
+from bn_jax.training.checkpoints.restore import local_devices, restore
 from bn_jax.training.parts import read_batches
 from bn_jax.training.steps import make_population_step
 
@@ -27,12 +27,15 @@ def inspect(config: Settings, workdir: Path) -> tuple[int, list[Layer]]:
     Raises:
         UserError: If there is no checkpoint.
     """
-    parts, state = restore(config, workdir)
+    parts, state = restore(config, workdir, local_devices([config]))
     running = dict(layers_with_statistics(state.batch_stats))
     batch: Mapping[str, Any] = {}
     if running:
         one = read_batches(parts, int(state.step), 1)
-        step = jax.jit(make_population_step(parts.model, preprocess=parts.preprocess))
+        step = jax.jit(
+            make_population_step(parts.model, preprocess=parts.preprocess),
+            out_shardings=parts.parallel.replicated,
+        )
         batch = dict(layers_with_statistics(step(state.variables, one)["batch_stats"]))
     layers = [
         Layer(
