@@ -1,5 +1,9 @@
 """Batch Normalization as a Flax Linen module."""
 
+# Some fields accept more than Flax's: several axes, traced settings, momentum=None.
+# pyright: reportIncompatibleVariableOverride=false
+
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,12 +47,12 @@ class ImmutableBatchStatsError(flax.errors.ModifyScopeVariableError):
         )
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(nn.BatchNorm):
     """Drop-in replacement for `flax.linen.BatchNorm`, with accurate statistics.
 
-    Fields, call, variables and defaults are those of Flax's layer. Its checkpoints
-    load unchanged: `params` hold `scale` and `bias`, `batch_stats` hold `mean` and
-    `var`. The layer behaves differently where Flax's is wrong:
+    The layer is a subclass of Flax's, with its fields, call, variables and defaults.
+    Flax's checkpoints load unchanged: `params` hold `scale` and `bias`, `batch_stats`
+    hold `mean` and `var`. The layer behaves differently where Flax's is wrong:
 
     - The variance stays accurate when the mean is large.
     - With a mask, the number of valid values is exact, also across devices.
@@ -63,7 +67,23 @@ class BatchNorm(nn.Module):
 
     Source: Ioffe & Szegedy (2015), Algorithms 1 and 2.
 
+    The first five attributes are new; as arguments they come last.
+
     Attributes:
+        update_running_average: True updates the running statistics from the batch,
+            False does not. None updates them only if the batch is normalized by its
+            own statistics. Without an update, `batch_stats` need not be mutable.
+        group_size: Number of consecutive examples that share statistics, on any number
+            of devices; None for the whole batch.
+        variance_correction: 0 keeps running averages of the biased variance, 1 of the
+            unbiased variance, which is m / (m - 1) times as large for m values.
+        debias: True removes the initial values from the running statistics: the first
+            batch replaces them. Both `debias` and `momentum=None` add a leaf `count`,
+            the number of batches, to `batch_stats`. A checkpoint without `count` still
+            loads: with `debias` its statistics count as the average of many batches,
+            and with `momentum=None` a new average starts.
+        skip_nonfinite: True leaves all running statistics unchanged if the batch's
+            mean or variance of any feature is not finite.
         use_running_average: True normalizes by the running statistics (inference),
             False by the batch's statistics (training). Give it here or in the call.
         axis: Feature axis or axes; -1 for channels last.
@@ -83,20 +103,6 @@ class BatchNorm(nn.Module):
             variance is accurate either way.
         force_float32_reductions: Accepted for compatibility with Flax, and ignored:
             reductions are always in float32 or wider.
-        update_running_average: True updates the running statistics from the batch,
-            False does not. None updates them only if the batch is normalized by its
-            own statistics. Without an update, `batch_stats` need not be mutable.
-        group_size: Number of consecutive examples that share statistics, on any number
-            of devices; None for the whole batch.
-        variance_correction: 0 keeps running averages of the biased variance, 1 of the
-            unbiased variance, which is m / (m - 1) times as large for m values.
-        debias: True removes the initial values from the running statistics: the first
-            batch replaces them. Both `debias` and `momentum=None` add a leaf `count`,
-            the number of batches, to `batch_stats`. A checkpoint without `count` still
-            loads: with `debias` its statistics count as the average of many batches,
-            and with `momentum=None` a new average starts.
-        skip_nonfinite: True leaves all running statistics unchanged if the batch's
-            mean or variance of any feature is not finite.
     """
 
     use_running_average: bool | Bool[Array, ""] | None = None
@@ -227,6 +233,14 @@ class BatchNorm(nn.Module):
             raise ImmutableBatchStatsError(_layer_name(self))
         for name, value in batch_stats.items():
             self.put_variable("batch_stats", name, value)
+
+
+# `help` shows the signature before the docstring. Its types, which the fields have as
+# well, would fill half a screen.
+_signature = inspect.signature(BatchNorm.__init__)
+BatchNorm.__init__.__signature__ = _signature.replace(  # pyright: ignore[reportFunctionMemberAccess]
+    parameters=[p.replace(annotation=p.empty) for p in _signature.parameters.values()]
+)
 
 
 def _accept_single_value(_: str) -> None:

@@ -28,10 +28,12 @@ class BatchMoments(nnx.Intermediate):
     """Variable type of the moments that a layer sows: a tuple, one entry per call."""
 
 
-class BatchNorm(nnx.Module):
+class BatchNorm(nnx.BatchNorm):
     """Drop-in replacement for `flax.nnx.BatchNorm`, with accurate statistics.
 
-    Arguments, state and defaults are those of Flax's layer. Its states load unchanged.
+    The layer is a subclass of Flax's, with its arguments, state and defaults. Flax's
+    states load unchanged. Five arguments are new: `update_running_average`,
+    `group_size`, `variance_correction`, `debias` and `skip_nonfinite`.
     `bn_jax.BatchNorm` lists the differences from Flax. In NNX there are two more:
 
     - A batch with one value per feature gives a warning instead of an error.

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import itertools
+import pydoc
 from functools import partial
 
 import chex
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from arrays import normal
-from flax import serialization
+from flax import nnx, serialization
 
 import bn_jax
 
@@ -41,6 +42,24 @@ def test_fields_are_those_of_flax_in_the_same_order(attribute):
     )
     # The fields that Flax lacks come last.
     assert ours[: len(theirs)] == theirs
+
+
+def test_no_field_of_flax_is_inherited_and_ignored():
+    inherited = {field.name for field in dataclasses.fields(nn.BatchNorm)}
+    own = set(bn_jax.BatchNorm.__annotations__)
+    assert inherited <= own
+
+
+def test_help_says_what_is_ours_before_what_is_flax():
+    text = pydoc.plain(pydoc.render_doc(bn_jax.BatchNorm))
+    # Less than 8 lines of a terminal come before the docstring.
+    assert text.index("Drop-in replacement") < 640
+    assert text.index("group_size: Number") < text.index("epsilon: Added")
+
+
+def test_code_that_looks_for_layers_of_flax_finds_ours():
+    assert isinstance(bn_jax.BatchNorm(), nn.BatchNorm)
+    assert issubclass(bn_jax.nnx.BatchNorm, nnx.BatchNorm)
 
 
 def test_the_call_has_the_parameters_of_flax():
