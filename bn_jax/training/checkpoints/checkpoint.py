@@ -14,10 +14,15 @@ from bn_jax.errors import UserError
 from bn_jax.training.checkpoints.damage import describe_damage, move_aside
 from bn_jax.training.checkpoints.manifest import write_manifest
 from bn_jax.training.checkpoints.same_tree import check_same_leaves
+from bn_jax.training.checkpoints.saved import (
+    FORMAT_VERSION,
+    Saved,
+    read_run_info,
+    read_saved,
+)
 from bn_jax.training.distributed.processes import LostProcessError
 from bn_jax.training.state import TrainState
 
-FORMAT_VERSION = 1
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
 
 
@@ -30,7 +35,12 @@ class Checkpoints(AbstractContextManager):
     """
 
     def __init__(
-        self, folder: Path, *, keep: int, config: Mapping[str, Any] | None = None
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        config: Mapping[str, Any] | None = None,
+        num_classes: int | None = None,
     ) -> None:
         """Opens the folder, and creates it if it is missing.
 
@@ -39,12 +49,14 @@ class Checkpoints(AbstractContextManager):
             keep: Number of the newest checkpoints to keep.
             config: JSON-ready configuration that is saved with each checkpoint; None
                 to read only.
+            num_classes: Number of scores of the network, which is saved as well.
 
         Raises:
             UserError: If `folder` is a file.
         """
         self._folder = folder.absolute()
         self._config = config
+        self._num_classes = num_classes
         self._open = partial(
             _open, self._folder, keep=keep, is_read_only=config is None
         )
@@ -86,6 +98,7 @@ class Checkpoints(AbstractContextManager):
             "format_version": FORMAT_VERSION,
             "step": step,
             "config": self._config,
+            "num_classes": self._num_classes,
         }
         try:
             self._manager.save(
@@ -123,6 +136,36 @@ class Checkpoints(AbstractContextManager):
             UserError: If all checkpoints are damaged, or the newest intact one is of
                 another model or of a newer version of this library.
         """
+        step = self._newest_intact()
+        if step is None:
+            return None
+        return _restore(self._manager, self._folder, step, like)
+
+    def read(self, step: int | None = None) -> Saved | None:
+        """Returns what a checkpoint holds, or None if there is no checkpoint.
+
+        Args:
+            step: Name of the checkpoint; None for the newest intact one.
+
+        Raises:
+            UserError: If there is no such checkpoint, it is damaged, or it is of a
+                newer version of this library.
+        """
+        if step is None:
+            step = self._newest_intact()
+        elif step not in (steps := self._manager.all_steps()):
+            raise UserError(
+                f"{self._folder}: must hold a checkpoint of step {step}, but holds "
+                f"those of {', '.join(map(str, sorted(steps))) or 'no step'}."
+            )
+        elif damage := describe_damage(self._folder / str(step)):
+            raise UserError(
+                f"{self._folder}: checkpoint {step} is damaged ({damage}). Name "
+                "another step, or restore it from a backup."
+            )
+        return None if step is None else read_saved(self._manager, self._folder, step)
+
+    def _newest_intact(self) -> int | None:
         # `all_steps` also lists a checkpoint that Orbax still writes, which has no
         # manifest yet.
         self.wait()
@@ -133,7 +176,7 @@ class Checkpoints(AbstractContextManager):
             if not damage:
                 if damaged and self._config is not None:
                     self._move_aside(damaged)
-                return _restore(self._manager, self._folder, step, like)
+                return step
             damaged[step] = damage
             logging.warning(
                 "%s: checkpoint %d is damaged: %s.", self._folder, step, damage
@@ -189,15 +232,7 @@ def _write_manifest(folder: Path) -> None:
 def _restore(
     manager: ocp.CheckpointManager, folder: Path, step: int, like: TrainState
 ) -> TrainState:
-    run_info: Any = manager.restore(
-        step, args=ocp.args.Composite(run=ocp.args.JsonRestore())
-    )["run"]
-    if run_info["format_version"] > FORMAT_VERSION:
-        raise UserError(
-            f"{folder}: checkpoint {step} has format "
-            f"{run_info['format_version']}, but this version of bn_jax reads at "
-            f"most format {FORMAT_VERSION}. Install a newer version of bn_jax."
-        )
+    read_run_info(manager, folder, step)
     target = jax.tree.map(
         lambda shape, leaf: shape.update(sharding=leaf.sharding),
         jax.eval_shape(_as_arrays, like),

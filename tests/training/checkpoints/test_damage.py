@@ -20,8 +20,9 @@ import bn_jax
 from bn_jax.errors import UserError
 from bn_jax.models import make_model, make_norm
 from bn_jax.training.checkpoints import checkpoint
-from bn_jax.training.checkpoints.checkpoint import FORMAT_VERSION, Checkpoints
+from bn_jax.training.checkpoints.checkpoint import Checkpoints
 from bn_jax.training.checkpoints.manifest import damaged_files, write_manifest
+from bn_jax.training.checkpoints.saved import FORMAT_VERSION
 from bn_jax.training.state import TrainState, init_state
 
 CONFIG = {"seed": 3, "norm": {"name": "batch_norm", "momentum": 0.9}}
@@ -219,8 +220,12 @@ def test_a_newer_format_is_refused(folder: Path) -> None:
 
 def test_a_checkpoint_holds_the_step_and_the_configuration(three: Path) -> None:
     path = three / "2" / "run" / "metadata"
-    expected = {"format_version": FORMAT_VERSION, "step": 2, "config": CONFIG}
-    assert json.loads(path.read_text()) == expected
+    assert json.loads(path.read_text()) == {
+        "format_version": FORMAT_VERSION,
+        "step": 2,
+        "config": CONFIG,
+        "num_classes": None,
+    }
 
 
 def test_a_state_may_be_given_away_while_it_is_written(tmp_path: Path) -> None:
