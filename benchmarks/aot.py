@@ -40,8 +40,8 @@ from imagenet_networks import dataset_of, with_flax
 from jax.experimental import topologies
 
 import bn_jax
-from bn_jax.experiments.configs import load_config
 from bn_jax.training.build import build_parts_for_data, build_train_step
+from bn_jax.training.config_files import load_config
 from bn_jax.training.distributed.parallel import compile_stretch, make_parallel
 from bn_jax.training.parts import Parts, build_init
 from bn_jax.training.steps import Examples, make_train_stretch
@@ -136,7 +136,7 @@ def _header() -> dict[str, Any]:
 def _compile(setting: _Setting, norm: str) -> dict[str, Any]:
     """Compiles one program and returns its row."""
     commit = commit_of(_ROOT)
-    config: Any = load_config("imagenet_inception.py", setting.arm)
+    config: Any = load_config(f"imagenet_inception:{setting.arm}")
     config.dtype = setting.dtype
     parallel = make_parallel(
         config.parallel.mode, num_devices=setting.chips, devices=list(_devices())

@@ -114,8 +114,8 @@ def _prepare_jax(options: argparse.Namespace) -> _Prepared:
     from imagenet_networks import dataset_of, with_flax
 
     import bn_jax
-    from bn_jax.experiments.configs import load_config
     from bn_jax.training.build import build_parts_for_data, build_train_step
+    from bn_jax.training.config_files import load_config
     from bn_jax.training.distributed.parallel import compile_stretch, make_parallel
     from bn_jax.training.parts import build_initial_state, read_batches
     from bn_jax.training.steps import make_train_stretch
@@ -124,7 +124,7 @@ def _prepare_jax(options: argparse.Namespace) -> _Prepared:
         sys.exit("benchmarks/imagenet_step.py: needs a GPU, and JAX sees none.")
     # Later rounds reuse the programs that the first one compiles.
     jax.config.update("jax_compilation_cache_dir", options.cache)
-    config: Any = load_config("imagenet_inception.py", "modern")
+    config: Any = load_config("imagenet_inception:modern")
     config.batch_size = options.batch_size
     # As in PyTorch's network, the first convolution is dense.
     config.model.separable = False

@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 import jax
 
 import bn_jax
-from bn_jax.experiments.configs import load_config
 from bn_jax.machine import describe_machine
 from bn_jax.training import loop
 from bn_jax.training.build import build_parts, build_train_step
+from bn_jax.training.config_files import load_config
 from bn_jax.training.distributed.compilation import cache_compiled_programs
 from bn_jax.training.distributed.parallel import compile_stretch, make_parallel
 from bn_jax.training.logs.reports import Pace
@@ -47,7 +47,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     cache_compiled_programs()
-    config: Any = load_config("mnist_cnn.py", "bn")
+    config: Any = load_config("mnist_cnn:bn")
     with config.unlocked():
         config.num_steps = config.max_steps_per_dispatch * (options.stretches + 1)
         config.evaluation.schedule.early_until_step = 0

@@ -12,8 +12,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from bn_jax.experiments.configs import load_config
 from bn_jax.machine import describe_machine
+from bn_jax.training.config_files import load_config
 from bn_jax.training.distributed.compilation import cache_compiled_programs
 from bn_jax.training.loop import train
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _run(options: argparse.Namespace, name: str, arm: str, seed: int) -> dict[str, Any]:
-    config = load_config(options.config, arm, overrides={"seed": str(seed)})
+    config = load_config(f"{name}:{arm}", overrides={"seed": str(seed)})
     workdir = options.workdir / f"{name}-{arm}-{seed}"
     summary = train(config, workdir, show_progress=False)
     print(f"{arm} {seed}: {summary['final_test_accuracy']:.4f}", flush=True)

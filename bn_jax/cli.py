@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bn_jax.cli_folders import FOLDERS, add_folders, choose_folders
 from bn_jax.errors import UserError
@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = _make_parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["train"]:
+        _run_train(words[1:])
     # The words after -- are the command that `launch` starts.
     command: list[str] = []
     if "--" in words:
@@ -56,6 +58,8 @@ def _make_parser() -> argparse.ArgumentParser:
         "bn-jax", description="Tools for training with Batch Normalization in JAX."
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
+    # `train` has the flags of train.py, which absl parses.
+    verbs.add_parser("train", help="train from a configuration", add_help=False)
     _add_figures(verbs)
     _add_prepare(verbs)
     _add_evaluations(verbs)
@@ -193,6 +197,13 @@ def _add_launch(verbs: Any) -> None:
 # seconds to import.
 
 
+def _run_train(words: Sequence[str]) -> NoReturn:
+    from bn_jax.training.main import main as train
+
+    train(words, program="bn-jax train")
+    sys.exit()
+
+
 def _run_figure1(options: argparse.Namespace) -> None:
     from bn_jax.experiments.run_figure1 import figure1
 
@@ -251,8 +262,8 @@ def _prepare_imagenet(options: argparse.Namespace, data_dir: Path) -> Path:
 
 
 def _run_evaluate(options: argparse.Namespace) -> None:
-    from bn_jax.experiments.configs import saved_config
     from bn_jax.reporting.tables import evaluation_table
+    from bn_jax.training.config_files import saved_config
     from bn_jax.training.evaluation.evaluate import evaluate
 
     (workdir,) = options.workdirs
@@ -262,8 +273,8 @@ def _run_evaluate(options: argparse.Namespace) -> None:
 
 
 def _run_ensemble(options: argparse.Namespace) -> None:
-    from bn_jax.experiments.configs import saved_config
     from bn_jax.reporting.tables import ensemble_table
+    from bn_jax.training.config_files import saved_config
     from bn_jax.training.evaluation.ensemble import ensemble
 
     workdirs = options.workdirs
@@ -273,8 +284,8 @@ def _run_ensemble(options: argparse.Namespace) -> None:
 
 
 def _run_inspect(options: argparse.Namespace) -> None:
-    from bn_jax.experiments.configs import saved_config
     from bn_jax.reporting.tables import layer_table
+    from bn_jax.training.config_files import saved_config
     from bn_jax.training.evaluation.inspect import inspect
 
     (workdir,) = options.workdirs

@@ -47,7 +47,7 @@ def load_object(name: str, *, module_dir: str | None, setting: str) -> Any:
             f"{setting} must have the form 'package.module:name', but is {name!r}."
         )
     module_name, _, attribute = name.partition(":")
-    _search_in(module_dir)
+    search_in(module_dir)
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
@@ -84,7 +84,12 @@ def describe_error(error: BaseException) -> str:
     return f"{message} ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
-def _search_in(module_dir: str | None) -> None:
+def search_in(module_dir: str | None) -> None:
+    """Makes Python find the modules in the current folder, and in another one.
+
+    Args:
+        module_dir: The other folder, which is searched last; None for none.
+    """
     # A module that was written since Python last looked into its folder is found too.
     importlib.invalidate_caches()
     if os.getcwd() not in sys.path:

@@ -19,7 +19,9 @@ settings. docs/imagenet.md describes the preparation and estimates time and cost
 
 from typing import Any
 
-from ml_collections import ConfigDict, FieldReference, config_dict
+from ml_collections import ConfigDict, FieldReference
+
+from bn_jax.training import base_config
 
 ARMS = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid", "modern")
 _ACCELERATED = ("bn_x5", "bn_x30", "bn_x5_sigmoid")
@@ -40,10 +42,7 @@ def get_config(arm: str = "bn_x30") -> ConfigDict:
         ValueError: If there is no such arm.
     """
     if arm not in ARMS:
-        raise ValueError(
-            f"configs/imagenet_inception.py: the arm must be one of {', '.join(ARMS)}, "
-            f"but is {arm!r}."
-        )
+        raise ValueError(f"the arm must be one of {', '.join(ARMS)}, but is {arm!r}.")
     # Section 4.2.1: the learning rate decays six times faster.
     config = _inception(decays_faster=6 if arm in _ACCELERATED else 1)
     if arm != "inception":
@@ -54,7 +53,7 @@ def get_config(arm: str = "bn_x30") -> ConfigDict:
         config.model.nonlinearity = "sigmoid"
     if arm == "modern":
         _modernize(config)
-    return config.lock()
+    return config
 
 
 def _accelerate(config: Settings, *, learning_rate_factor: int) -> None:
@@ -109,42 +108,24 @@ def _modernize(config: Settings) -> None:
 
 def _inception(*, decays_faster: int) -> Settings:
     """Returns the configuration without normalization, which the arms then change."""
-    config = ConfigDict()
-    # Determines the initial weights and the order of the examples.
-    config.seed = 0
-    # Examples of a step. The paper: each replica takes steps of 32 examples, and
-    # updates the parameters when it is ready. A single replica takes the same steps,
-    # without gradients of outdated parameters.
-    num_replicas = 1
-    config.batch_size = 32 * num_replicas
+    config = base_config()
+    # The paper: each replica takes steps of 32 examples, and updates the parameters
+    # when it is ready. A single replica takes the same steps, without gradients of
+    # outdated parameters.
+    config.batch_size = 32
     # The paper: 72.2 % after so many steps. It does not state where training ended.
     config.num_steps = 31_000_000
-    # Microbatches of a step, computed one after the other.
-    config.accumulation_steps = 1
-    # Dtype of activations and gradients; parameters and statistics are always float32.
-    config.dtype = "float32"
-
     # `bn-jax prepare imagenet2012` writes the dataset into data_dir, a folder.
-    config.dataset = ConfigDict()
     config.dataset.name = "imagenet2012"
-    config.dataset.data_dir = config_dict.placeholder(str)
-    config.dataset.train_split = "train"
     config.dataset.test_split = "validation"
     # The paper: 224 pixels, and photometric distortion of a strength that it does not
     # state. A strength of 1.0 changes brightness by up to 32 of 255, contrast and
-    # saturation by up to 50 % and hue by up to a fifth of a turn; 0.0 changes nothing.
+    # saturation by up to 50 % and hue by up to a fifth of a turn.
     config.dataset.image_size = 224
     config.dataset.distortion = 1.0
-    # Determines crops, flips and distortion.
-    config.dataset.augmentation_seed = 0
-    # Threads that read and decode images; None takes one for each core.
-    config.dataset.read_threads = config_dict.placeholder(int)
-    # The paper does not state how pixels are scaled. Here they are scaled to [0, 1],
-    # then mean is subtracted and std divides, for red, green and blue. The values are
-    # those of torchvision's models, because a network without normalization needs
-    # inputs around 0. A binarize_threshold would make pixels 0 or 1 instead.
-    config.pixels = ConfigDict()
-    config.pixels.binarize_threshold = config_dict.placeholder(object)
+    # The paper does not state how pixels are scaled. These are the values of
+    # torchvision's models, for red, green and blue, because a network without
+    # normalization needs inputs around 0.
     config.pixels.mean = (0.485, 0.456, 0.406)
     config.pixels.std = (0.229, 0.224, 0.225)
 
@@ -152,7 +133,6 @@ def _inception(*, decays_faster: int) -> Settings:
     # dropout of 40 %. It does not state the initial weights; here they are those of
     # He et al. (2015), times kernel_gain. width is a factor of all channel numbers.
     # `Inception` in bn_jax/models/inception/network.py describes each setting.
-    config.model = ConfigDict()
     config.model.name = "inception"
     config.model.variant = "paper_rows"
     config.model.stem = "imagenet"
@@ -162,91 +142,41 @@ def _inception(*, decays_faster: int) -> Settings:
     config.model.dropout_rate = 0.4
     config.model.per_activation_modules = ()
     config.model.kernel_gain = 1.0
-
-    # The paper states neither momentum nor epsilon. momentum is the fraction of the
-    # running statistics that a step keeps; evaluation uses population statistics
-    # instead of them. The epsilon is TF-Slim's for this network.
-    config.norm = ConfigDict()
-    config.norm.name = config_dict.placeholder(str)
-    config.norm.momentum = 0.99
+    # The paper states no epsilon; this is TF-Slim's for this network. With norm.sync
+    # the examples of a step (32 in the paper) share one mean, so that a run does not
+    # depend on the number of devices. Goyal et al. normalize 32 examples together in
+    # their large batches, as `modern` does with sync=False on 32 devices.
+    config.norm.name = None
     config.norm.epsilon = 1e-3
-    # True normalizes by all examples of a step (32 in the paper), so a run does not
-    # depend on the number of devices. False normalizes the examples of each device
-    # separately. Goyal et al. normalize 32 examples together in their large batches,
-    # as `modern` does with sync=False on 32 devices.
-    config.norm.sync = True
 
-    # Fraction of each label that is divided among all classes; the paper has none.
-    config.label_smoothing = 0.0
     # The paper states the learning rate. It has momentum and L2 regularization, but
     # does not state their values. The momentum is GoogLeNet's (Szegedy et al., 2015).
     # The L2 factor (weight_decay) is five times TF-Slim's, because TF-Slim's network
-    # has Batch Normalization, for which the paper divides the factor by five. Scales
-    # and biases do not decay.
-    config.optimizer = ConfigDict()
+    # has Batch Normalization, for which the paper divides the factor by five.
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.0015
-    # Set None for an optimizer without momentum, such as adamw.
-    config.optimizer.momentum = config_dict.placeholder(object)
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = False
     config.optimizer.weight_decay = 5 * 4e-5
-    config.optimizer.decay_scale_and_bias = False
-    # Largest norm of the gradient; None does not clip it.
-    config.optimizer.clip_norm = config_dict.placeholder(float)
     # The paper: an exponential decay. The 4 % in 8 epochs are GoogLeNet's. At the end
     # of the run the rate has decayed by 98 %, or by 99 % with the decay that is six
     # times faster. There is no warm-up.
-    config.schedule = ConfigDict()
     config.schedule.name = "exponential"
-    config.schedule.warmup_steps = 0
-    # 8 epochs, divided by decays_faster.
     config.schedule.decay_every_steps = (
         FieldReference(8 * _TRAINING_IMAGES)
         // config.get_ref("batch_size")
         // decays_faster
     )
     config.schedule.decay_factor = 0.96
-    # Only used by the schedule "cosine".
-    config.schedule.final_fraction = 0.0
-    # Fraction of the averaged parameters that a step keeps; None keeps no average.
-    config.ema_decay = config_dict.placeholder(float)
 
-    # The mode is "jit", "shard_map" or "pmap". num_devices takes the first few
-    # devices; None takes all.
-    config.parallel = ConfigDict()
-    config.parallel.mode = "jit"
-    config.parallel.num_devices = config_dict.placeholder(int)
-    # When the loss or a gradient is not finite, "raise" ends the run. "skip" undoes the
-    # step, and ends the run after max_nonfinite_steps such steps in a row.
-    config.on_nonfinite = "raise"
-    config.max_nonfinite_steps = 10
-    # Steps between log lines, which are written when there is no progress bar.
-    config.log_every = 1_000
-
-    # Steps between evaluations: 2 % of the 2.1e6 steps that the paper's fastest arm
-    # takes to 72.2 %. Each evaluation has 50,000 images, 3 % of the images that are
-    # trained on in between. early_until_step=0 leaves out more frequent evaluations at
-    # the start.
-    config.evaluation = ConfigDict()
-    config.evaluation.schedule = ConfigDict()
+    # 2 % of the 2.1e6 steps that the paper's fastest arm takes to 72.2 %. Each
+    # evaluation has 50,000 images, 3 % of the images that are trained on in between.
     config.evaluation.schedule.early_every_steps = 50_000
-    config.evaluation.schedule.early_until_step = 0
     config.evaluation.schedule.every_steps = 50_000
-    # Images of an evaluation batch. The batch size changes the result only with
-    # `bn-jax evaluate --statistics=batch`, which uses the statistics of each batch.
     config.evaluation.batch_size = 256
-    # Training batches that the population statistics are averaged over. The paper says
-    # "multiple" (Algorithm 2).
+    # The paper averages population statistics over "multiple" batches (Algorithm 2).
     config.evaluation.population_batches = 100
-    # Test images that the probes use, and the names of the probes.
     config.evaluation.probe_examples = 32
-    config.probes = ()
-
-    # Steps between checkpoints, and the number of checkpoints that are kept.
-    config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 50_000
-    config.checkpoint.keep = 2
-    # Largest number of steps in one call of a compiled program.
-    config.max_steps_per_dispatch = 20
+    config.log_every = 1_000
     return config

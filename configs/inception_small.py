@@ -25,7 +25,9 @@ has further ones.
 
 from typing import Any
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
+
+from bn_jax.training import base_config
 
 ARMS = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid")
 # Arms that the paper describes only in its text.
@@ -51,8 +53,7 @@ def get_config(arm: str = "bn_x5") -> ConfigDict:
     """
     if arm not in ARMS + ARMS_TOLD:
         raise ValueError(
-            "configs/inception_small.py: the arm must be one of "
-            f"{', '.join(ARMS + ARMS_TOLD)}, but is {arm!r}."
+            f"the arm must be one of {', '.join(ARMS + ARMS_TOLD)}, but is {arm!r}."
         )
     # The learning rate halves once in a run. In the accelerated arms it decays six
     # times faster (section 4.2.1), so it halves six times.
@@ -67,7 +68,7 @@ def get_config(arm: str = "bn_x5") -> ConfigDict:
         config.optimizer.learning_rate *= 30
     if arm.endswith("sigmoid"):
         config.model.nonlinearity = "sigmoid"
-    return config.lock()
+    return config
 
 
 def _accelerate(config: Settings) -> None:
@@ -82,41 +83,19 @@ def _accelerate(config: Settings) -> None:
 
 def _inception(*, halvings: int) -> Settings:
     """Returns the configuration without normalization, which the arms then change."""
-    config = ConfigDict()
-    # Determines the initial weights and the order of the examples.
-    config.seed = 0
-    # Examples of a step. The paper: steps of 32 examples on each replica.
+    config = base_config()
+    # The paper: steps of 32 examples on each replica.
     config.batch_size = 32
     config.num_steps = 320
-    # Microbatches of a step, computed one after the other.
-    config.accumulation_steps = 1
-    # Dtype of activations and gradients; parameters and statistics are always float32.
-    config.dtype = "float32"
-
     # The last 2,000 training images are the validation split, which chooses settings
     # and compares arms. The test set is not used.
-    config.dataset = ConfigDict()
-    config.dataset.name = "mnist"
-    config.dataset.data_dir = config_dict.placeholder(str)
-    config.dataset.idx_dir = config_dict.placeholder(str)
     config.dataset.train_split = "train[:-2000]"
     config.dataset.test_split = "train[-2000:]"
-    # Height and width, in pixels, to which images of varying size are cropped; None
-    # for images that all have the same size.
-    config.dataset.image_size = config_dict.placeholder(int)
-    # Pixels up to binarize_threshold become 0 and all others 1; None scales pixels to
-    # [0, 1] instead. Then mean is subtracted and std divides: one value for all
-    # channels, or one for each.
-    config.pixels = ConfigDict()
-    config.pixels.binarize_threshold = config_dict.placeholder(object)
-    config.pixels.mean = (0.0,)
-    config.pixels.std = (1.0,)
 
     # The paper: Figure 5. With the small stem the modules get 28 x 28 pixels, as they
     # do with the stem "imagenet" from images of 224 x 224. width is a factor of all
     # channel numbers. `Inception` in bn_jax/models/inception/network.py describes each
     # setting.
-    config.model = ConfigDict()
     config.model.name = "inception"
     config.model.variant = "paper_rows"
     config.model.stem = "small"
@@ -124,76 +103,31 @@ def _inception(*, halvings: int) -> Settings:
     config.model.nonlinearity = "relu"
     # The paper: dropout of 40 %, which section 4.2.1 removes.
     config.model.dropout_rate = 0.4
+    # The paper states neither momentum nor epsilon.
+    config.norm.name = None
 
-    # momentum is the fraction of the running statistics that a step keeps; evaluation
-    # uses population statistics instead of them. The paper states neither momentum nor
-    # epsilon; these are Flax's.
-    config.norm = ConfigDict()
-    config.norm.name = config_dict.placeholder(str)
-    config.norm.momentum = 0.99
-    config.norm.epsilon = 1e-5
-    # True normalizes by the examples of all devices, False by those of each device.
-    config.norm.sync = True
-
-    # Fraction of each label that is divided among all classes; the paper has none.
-    config.label_smoothing = 0.0
     # The paper states neither the momentum nor the L2 factor (weight_decay). The
-    # momentum is GoogLeNet's, the factor TF-Slim's. Scales and biases do not decay.
-    config.optimizer = ConfigDict()
+    # momentum is GoogLeNet's, the factor TF-Slim's.
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = _LEARNING_RATE
-    # Set None for an optimizer without momentum, such as adamw.
-    config.optimizer.momentum = config_dict.placeholder(object)
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 4e-5
-    config.optimizer.decay_scale_and_bias = False
-    # Largest norm of the gradient; None does not clip it.
-    config.optimizer.clip_norm = config_dict.placeholder(float)
     # The paper: an exponential decay. It does not state how fast the rate decays.
-    config.schedule = ConfigDict()
     config.schedule.name = "exponential"
-    config.schedule.warmup_steps = 0
     config.schedule.decay_every_steps = config.get_ref("num_steps") // halvings
     config.schedule.decay_factor = 0.5
-    # Only used by the schedule "cosine".
-    config.schedule.final_fraction = 0.0
-    # Fraction of the averaged parameters that a step keeps; None keeps no average.
-    config.ema_decay = config_dict.placeholder(float)
 
-    # The mode is "jit", "shard_map" or "pmap". num_devices takes the first few
-    # devices; None takes all.
-    config.parallel = ConfigDict()
-    config.parallel.mode = "jit"
-    config.parallel.num_devices = config_dict.placeholder(int)
-    # When the loss or a gradient is not finite, "raise" ends the run. "skip" undoes the
-    # step, and ends the run after max_nonfinite_steps such steps in a row.
-    config.on_nonfinite = "raise"
-    config.max_nonfinite_steps = 10
-    # Steps between log lines, which are written when there is no progress bar.
-    config.log_every = 100
-
-    # Steps between evaluations: few until early_until_step, where the accuracy rises.
-    config.evaluation = ConfigDict()
-    config.evaluation.schedule = ConfigDict()
+    # Few steps between evaluations until step 120, where the accuracy rises.
     config.evaluation.schedule.early_every_steps = 20
     config.evaluation.schedule.early_until_step = 120
     config.evaluation.schedule.every_steps = 40
-    # Images of an evaluation batch. Larger batches are slower on a CPU. The batch size
-    # changes the result only with `bn-jax evaluate --statistics=batch`, which uses the
-    # statistics of each batch.
+    # Larger batches are slower on a CPU.
     config.evaluation.batch_size = 25
-    # Training batches that the population statistics are averaged over.
     config.evaluation.population_batches = 10
-    # Validation images that the probes use, and the names of the probes.
     config.evaluation.probe_examples = 100
-    config.probes = ()
-
-    # Steps between checkpoints, and the number of checkpoints that are kept.
-    config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 160
     config.checkpoint.keep = 3
-    # Largest number of steps in one call of a compiled program. XLA compiles a
-    # program for each number of steps, so the steps between evaluations and checkpoints
-    # are multiples of this setting.
+    # XLA compiles a program for each number of steps, so the steps between evaluations
+    # and checkpoints are multiples of this setting.
     config.max_steps_per_dispatch = 20
-    return config.lock()
+    return config

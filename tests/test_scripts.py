@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bn_jax.experiments.configs import load_config
+from bn_jax.training.config_files import load_config
 
 _SCRIPTS = Path(__file__).parents[1] / "scripts"
 _NEEDS_BASH = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
@@ -102,9 +102,9 @@ def test_the_runs_that_are_shown_can_share_their_batch_among_eight_devices(
     path: str,
 ) -> None:
     text = (_SCRIPTS.parent / path).read_text()
-    shown = set(re.findall(r"--config=configs/(\w+\.py):(\w+)", text))
+    shown = set(re.findall(r"--config=configs/(\w+)\.py:(\w+)", text))
     assert shown
-    assert [run for run in shown if load_config(*run).batch_size % 8] == []
+    assert [run for run in shown if load_config(":".join(run)).batch_size % 8] == []
 
 
 def test_the_jobset_has_as_many_pods_as_processes(jobset: Any) -> None:

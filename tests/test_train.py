@@ -82,7 +82,7 @@ EXPECTED = {
     "no_configuration": r"Flag --config must have a value",
     "an_empty_workdir": r"workdir",
     "a_missing_folder_of_data": r"train\.py: idx_dir: there is no folder nothing",
-    "another_runs_workdir": r"another configuration: .*seed is 'missing' in the work",
+    "another_runs_workdir": r"another configuration: .*seed is 0 in the work",
     "a_workdir_below_a_file": r"train\.py: workdir .*: cannot be used",
     "an_unknown_flag": r"Unknown command line flag 'wrokdir'. Did you mean: workdir",
     "a_word_too_many": r"config\.seed=3",

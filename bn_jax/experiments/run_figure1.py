@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bn_jax.errors import UserError
-from bn_jax.experiments.configs import load_config
 from bn_jax.experiments.runs import Job, run_jobs
 from bn_jax.machine import describe_machine
 from bn_jax.reporting.figure1 import draw_figure1, figure1_record, figure1_table
 from bn_jax.reporting.load import load_run
+from bn_jax.training.config_files import load_config
 from bn_jax.workdir.lock import locked
 
 _ARMS = ("baseline", "bn")
@@ -42,7 +42,7 @@ def figure1(
     jobs: dict[str, list[Job]] = {arm: [] for arm in _ARMS}
     for seed in range(seeds):
         for arm in _ARMS:
-            config = load_config("mnist_mlp.py", arm, overrides=overrides)
+            config = load_config(f"mnist_mlp:{arm}", overrides=overrides)
             config.seed = seed
             jobs[arm].append(Job(config, workdir / arm / f"seed{seed}"))
     with locked(workdir):

@@ -15,7 +15,6 @@ import numpy as np
 from bn_jax.data import load_dataset
 from bn_jax.data.dataset import Dataset
 from bn_jax.errors import UserError
-from bn_jax.experiments.configs import load_config
 from bn_jax.experiments.runs import Job, run_jobs
 from bn_jax.machine import describe_machine
 from bn_jax.reporting.figure2 import (
@@ -29,9 +28,9 @@ from bn_jax.reporting.load import Run, load_run
 from bn_jax.reporting.seed_statistics import seed_statistics
 from bn_jax.training.build import Settings
 from bn_jax.training.config_checks import check_config
+from bn_jax.training.config_files import load_config
 from bn_jax.workdir.lock import locked
 
-_CONFIG = "inception_small.py"
 # The arms in the paper's figure, then two arms that only its text describes.
 _ARMS = (*PUBLISHED["arms"], "inception_x5", "inception_sigmoid")
 _RATES = (0.005, 0.01, 0.02, 0.04, 0.08)
@@ -72,7 +71,9 @@ def figure2(
     if seeds < 1:
         raise UserError(f"figure2: --seeds must be at least 1, but is {seeds}.")
     # Find errors in all settings before hours of training.
-    configs = {arm: load_config(_CONFIG, arm, overrides=overrides) for arm in _ARMS}
+    configs = {
+        arm: load_config(f"inception_small:{arm}", overrides=overrides) for arm in _ARMS
+    }
     _check_overrides(overrides or {})
     for config in configs.values():
         check_config(config)
@@ -108,7 +109,7 @@ def _check_overrides(overrides: Mapping[str, str]) -> None:
 
     Such a setting defines an arm or a seed, whose name would then be wrong.
     """
-    arms = [load_config(_CONFIG, arm).to_dict() for arm in _ARMS]
+    arms = [load_config(f"inception_small:{arm}").to_dict() for arm in _ARMS]
     for name in overrides:
         values = [reduce(dict.__getitem__, name.split("."), arm) for arm in arms]
         if name == "seed" or any(value != values[0] for value in values):

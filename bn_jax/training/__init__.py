@@ -1,5 +1,7 @@
-"""Training from a configuration: `bn_jax.training.loop.train` is where to begin."""
+"""Training from a configuration: `bn_jax.training.loop` is the file to read first."""
 
 from bn_jax.extras import require_train_extra
 
 require_train_extra(__name__)
+
+from bn_jax.training.base_config import base_config as base_config  # noqa: E402

@@ -19,14 +19,19 @@ from bn_jax.stats.accumulate import accumulate_batch_stats
 from bn_jax.training.distributed.parallel import Parallel
 from bn_jax.training.optim.optimizers import make_optimizer
 from bn_jax.training.optim.schedules import make_schedule
-from bn_jax.training.parts import BatchSettings, EvaluationSettings, Parts
+from bn_jax.training.parts import (
+    BatchSettings,
+    EvaluationSettings,
+    Parts,
+    RunSettings,
+)
+from bn_jax.training.step_schedule import checkpoint_steps, evaluation_steps
 from bn_jax.training.steps import TrainStep, make_train_step
 
 # A ConfigDict: type checkers do not know its settings.
 Settings = Any
 
-# Settings of a BatchNorm layer that accumulation over microbatches needs. The layer's
-# own defaults hold where a configuration leaves one out.
+# Settings of a BatchNorm layer that accumulation over microbatches needs.
 _ACCUMULATION_SETTINGS = (
     "momentum",
     "group_size",
@@ -46,7 +51,8 @@ def build_parts(config: Settings, parallel: Parallel) -> Parts:
     Raises:
         UserError: If a setting is out of its range, or the data are missing.
     """
-    return build_parts_for_data(load_dataset(**config.dataset), config, parallel)
+    settings = {k: v for k, v in config.dataset.items() if k != "image_dir"}
+    return build_parts_for_data(load_dataset(**settings), config, parallel)
 
 
 def build_parts_for_data(data: Dataset, config: Settings, parallel: Parallel) -> Parts:
@@ -73,7 +79,12 @@ def build_parts_for_data(data: Dataset, config: Settings, parallel: Parallel) ->
         data=data,
         model=make_model(norm=_norm(config, None), **fields),
         mapped_model=make_model(norm=_norm(config, parallel.axis_name), **fields),
-        tx=make_optimizer(**{**config.optimizer, "learning_rate": schedule}),
+        tx=make_optimizer(
+            **{
+                **{k: v for k, v in config.optimizer.items() if k != "freeze"},
+                "learning_rate": schedule,
+            }
+        ),
         preprocess=make_preprocess(**config.pixels),
         parallel=parallel,
         keep_ema=config.ema_decay is not None,
@@ -88,6 +99,7 @@ def build_parts_for_data(data: Dataset, config: Settings, parallel: Parallel) ->
             probe_examples=settings.probe_examples,
             probes=tuple(config.probes),
         ),
+        run=_run_settings(config, data),
     )
 
 
@@ -101,7 +113,6 @@ def build_train_step(config: Settings, parts: Parts) -> TrainStep:
     config = with_group_size(
         config, share_of_device(config, parts.parallel.num_devices)
     )
-    skips = config.on_nonfinite == "skip"
     return make_train_step(
         parts.mapped_model,
         parts.tx,
@@ -110,7 +121,7 @@ def build_train_step(config: Settings, parts: Parts) -> TrainStep:
         axis_name=parts.parallel.axis_name,
         label_smoothing=config.label_smoothing,
         ema_decay=config.ema_decay,
-        max_nonfinite_steps=config.max_nonfinite_steps if skips else 1,
+        max_nonfinite_steps=parts.run.max_nonfinite_steps,
     )
 
 
@@ -126,7 +137,7 @@ def with_group_size(config: Settings, group_size: int) -> Settings:
         group_size: Examples that share their statistics.
     """
     norm = config.norm
-    if norm.name is None or norm.sync or norm.get("group_size") is not None:
+    if norm.name is None or norm.sync or norm.group_size is not None:
         return config
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -156,7 +167,7 @@ def describe_normalization(config: Settings, parallel: Parallel) -> str:
     num_devices = parallel.num_devices
     share = share_of_device(config, num_devices)
     norm = with_group_size(config, share).norm
-    size = norm.get("group_size") or share_of_device(config, 1)
+    size = norm.group_size or share_of_device(config, 1)
     devices = f" on {num_devices} devices" if num_devices > 1 else ""
     if devices and size == share:
         devices = f", separately on each of {num_devices} devices"
@@ -179,6 +190,25 @@ def _check_batch(config: Settings, data: Dataset, parallel: Parallel) -> None:
         )
 
 
+def _run_settings(config: Settings, data: Dataset) -> RunSettings:
+    epoch = -(-len(data.train) // config.batch_size)
+    schedule = dict(config.evaluation.schedule)
+    schedule["every_steps"] = schedule["every_steps"] or epoch
+    skips = config.on_nonfinite == "skip"
+    return RunSettings(
+        num_steps=config.num_steps,
+        evaluated=evaluation_steps(config.num_steps, **schedule),
+        saved=checkpoint_steps(
+            config.num_steps, every_steps=config.checkpoint.every_steps or epoch
+        ),
+        kept_checkpoints=config.checkpoint.keep,
+        log_every=config.log_every,
+        max_steps_per_dispatch=config.max_steps_per_dispatch,
+        skips_nonfinite=skips,
+        max_nonfinite_steps=config.max_nonfinite_steps if skips else 1,
+    )
+
+
 def _model_fields(config: Settings, data: Dataset) -> Mapping[str, Any]:
     fields = {"num_classes": data.num_classes, "dtype": config.dtype, **config.model}
     if fields["num_classes"] < data.num_classes:
@@ -193,7 +223,11 @@ def _model_fields(config: Settings, data: Dataset) -> Mapping[str, Any]:
 def _norm(config: Settings, axis_name: str | None) -> Callable[..., nn.Module] | None:
     # Without sync, one device's share of a microbatch is a group. `group_size`, not the
     # mapped axis, makes the groups, so that jit, shard_map and pmap agree.
-    fields = {name: value for name, value in config.norm.items() if name != "sync"}
+    fields = {
+        name: value
+        for name, value in config.norm.items()
+        if name not in ("sync", "frozen")
+    }
     if config.norm.name is None:
         return make_norm(**fields)
     return make_norm(**fields, axis_name=axis_name)
@@ -201,4 +235,4 @@ def _norm(config: Settings, axis_name: str | None) -> Callable[..., nn.Module] |
 
 def _accumulation_settings(config: Settings) -> dict[str, Any]:
     norm = config.norm
-    return {name: norm[name] for name in _ACCUMULATION_SETTINGS if name in norm}
+    return {name: norm[name] for name in _ACCUMULATION_SETTINGS}

@@ -29,12 +29,13 @@ def check_config(config: Any) -> None:
         "evaluation.population_batches": config.evaluation.population_batches,
         "evaluation.probe_examples": config.evaluation.probe_examples,
         "evaluation.schedule.early_every_steps": schedule.early_every_steps,
+        # None stands for an epoch.
         "evaluation.schedule.every_steps": schedule.every_steps,
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "checkpoint.keep": config.checkpoint.keep,
     }
     for name, value in at_least_one.items():
-        if value < 1:
+        if value is not None and value < 1:
             raise UserError(f"config.{name} must be at least 1, but is {value}.")
     check_decay(
         config.schedule.name,

@@ -5,7 +5,7 @@ The functions follow the order of a run. Experiments differ in their configurati
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -18,8 +18,8 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from bn_jax.errors import DivergedError
+from bn_jax.training.base_config import check_setting_names, complete
 from bn_jax.training.build import (
-    Settings,
     build_parts,
     build_train_step,
     describe_normalization,
@@ -40,15 +40,11 @@ from bn_jax.training.logs.reports import Pace, Reports, TooManyNonfiniteStepsErr
 from bn_jax.training.logs.summary import summarize
 from bn_jax.training.logs.writer import MetricsWriter
 from bn_jax.training.nonfinite import name_of_value
+from bn_jax.training.parts import RunSettings
 from bn_jax.training.run import Run, compile_run
 from bn_jax.training.shutdown.signals import StoppedBySignalError, StopSignals
 from bn_jax.training.state import TrainState, resume_tally
-from bn_jax.training.step_schedule import (
-    Steps,
-    checkpoint_steps,
-    evaluation_steps,
-    stretches,
-)
+from bn_jax.training.step_schedule import Steps, stretches
 from bn_jax.workdir.files import (
     check_metrics,
     check_workdir,
@@ -68,6 +64,8 @@ _MAY_DIFFER = (
     "max_nonfinite_steps",
     "dataset.data_dir",
     "dataset.read_threads",
+    "module_dir",
+    "report_steps_to",
 )
 
 
@@ -84,7 +82,7 @@ def train(
     Every process of a run calls `train` with equal arguments, and must see the workdir.
 
     Args:
-        config: Configuration, as the files in `configs/` make it.
+        config: Configuration: `base_config()` with changes.
         workdir: Folder of this run, and of no other.
         show_progress: True shows a progress bar on a terminal and log lines elsewhere;
             False shows neither.
@@ -106,6 +104,7 @@ def train(
     """
     started = time.monotonic()
     workdir = Path(workdir)
+    check_setting_names(config)
     check_batch_size(config)
     settings = json.loads(config.to_json())
     profile = Profile(workdir, profile_steps)
@@ -117,7 +116,7 @@ def train(
         with errors_in_all_processes():
             config = _with_recorded_group_size(config, workdir)
             settings = json.loads(config.to_json())
-            check_workdir(workdir, settings, may_differ=_MAY_DIFFER)
+            check_workdir(workdir, settings, may_differ=_MAY_DIFFER, complete=complete)
             summary = read_summary(workdir)
         if summary is not None:
             logging.info("%s: this run is already complete.", workdir)
@@ -128,16 +127,18 @@ def train(
             config = with_group_size(
                 config, share_of_device(config, parallel.num_devices)
             )
+            settings = json.loads(config.to_json())
             parts = build_parts(config, parallel)
         run = compile_run(parts, build_train_step(config, parts))
         with errors_in_all_processes():
             if is_primary():
-                claim_workdir(workdir, json.loads(config.to_json()))
+                claim_workdir(workdir, settings)
         logging.info("%s.", describe_normalization(config, parallel))
         steps_per_second = _run_steps(
-            config,
+            parts.run,
             run,
             workdir,
+            config=settings,
             signals=signals,
             profile=profile,
             started=started,
@@ -153,45 +154,42 @@ def _with_recorded_group_size(config: Any, workdir: Path) -> Any:
     """Returns the configuration with the group size that the run started with."""
     if not (workdir / "config.json").exists():
         return config
-    group_size = read_config(workdir)["norm"].get("group_size")
+    group_size = complete(read_config(workdir))["norm"]["group_size"]
     return with_group_size(config, group_size) if group_size else config
 
 
 def _run_steps(
-    config: Settings,
+    settings: RunSettings,
     run: Run,
     workdir: Path,
     *,
+    config: Mapping[str, Any],
     signals: StopSignals,
     profile: Profile,
     started: float,
     show_progress: bool,
 ) -> float:
     """Restores the newest state, takes the remaining steps, and returns their rate."""
-    evaluated = evaluation_steps(config.num_steps, **config.evaluation.schedule)
     with (
         Checkpoints(
-            workdir / "checkpoints",
-            keep=config.checkpoint.keep,
-            config=json.loads(config.to_json()),
+            workdir / "checkpoints", keep=settings.kept_checkpoints, config=config
         ) as checkpoints,
         MetricsWriter(
             workdir,
-            num_steps=config.num_steps,
-            log_every=config.log_every,
+            num_steps=settings.num_steps,
+            log_every=settings.log_every,
             show_progress=show_progress,
             is_silent=not is_primary(),
         ) as writer,
         profile,
     ):
-        start = _restore(run, checkpoints, evaluated, workdir)
+        start = _restore(run, checkpoints, settings.evaluated, workdir)
         writer.start(start.evaluated_until)
         pace = Pace(start.step, started=started)
         _take_steps(
-            config,
+            settings,
             run,
             start,
-            evaluated=evaluated,
             signals=signals,
             checkpoints=checkpoints,
             profile=profile,
@@ -237,11 +235,10 @@ def _restore(
 
 
 def _take_steps(
-    config: Settings,
+    settings: RunSettings,
     run: Run,
     start: _Start,
     *,
-    evaluated: Steps,
     signals: StopSignals,
     checkpoints: Checkpoints,
     profile: Profile,
@@ -253,13 +250,12 @@ def _take_steps(
     the device does not wait for Python, except for a checkpoint and if
     `run.must_wait` is set.
     """
-    num_steps, every_steps = config.num_steps, config.checkpoint.every_steps
-    saved = checkpoint_steps(num_steps, every_steps=every_steps)
+    evaluated, saved = settings.evaluated, settings.saved
     remaining = stretches(
         start.step,
-        num_steps,
+        settings.num_steps,
         stops=saved | evaluated,
-        max_steps=config.max_steps_per_dispatch,
+        max_steps=settings.max_steps_per_dispatch,
     )
     state = start.state
     due = [(start.step, start.step)] if start.is_evaluation_due else []
@@ -294,18 +290,20 @@ def _take_steps(
                 logging.info("Saved after step %d; stopped by a signal.", end)
                 raise StoppedBySignalError(signal_number)
     except TooManyNonfiniteStepsError:
-        _give_up(config, state, checkpoints)
+        _give_up(settings, state, checkpoints)
 
 
-def _give_up(config: Settings, state: TrainState, checkpoints: Checkpoints) -> None:
+def _give_up(
+    settings: RunSettings, state: TrainState, checkpoints: Checkpoints
+) -> None:
     """Saves the last good state, and raises an error that names the non-finite leaf."""
     tally = jax.tree.map(np.asarray, state.tally)
     step = int(state.step)
     leaf = name_of_value(int(tally.bad_value), state)
     checkpoints.save(state._replace(tally=resume_tally(state.tally)), step=step)
     checkpoints.wait()
-    skips = config.on_nonfinite == "skip"
-    times = f", {config.max_nonfinite_steps} steps in a row" if skips else ""
+    skips = settings.skips_nonfinite
+    times = f", {settings.max_nonfinite_steps} steps in a row" if skips else ""
     advice = " --config.on_nonfinite=skip resumes this run without such steps."
     raise DivergedError(
         f"{leaf} is not finite at step {step + 1}{times}. The state after step {step} "

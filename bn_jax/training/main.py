@@ -1,4 +1,4 @@
-"""The command line of train.py: flags, processes, and the exit code.
+"""The command line of train.py and of `bn-jax train`.
 
 Exit codes: 0 the run is complete; 1 an error that the user can fix, in one line; 3 one
 of several processes failed or ended; 143 and 130 stopped by SIGTERM and SIGINT, with
@@ -11,23 +11,31 @@ from collections.abc import Sequence
 from logging import INFO
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from bn_jax.errors import UserError
+from bn_jax.training.config_files import load_config
 from bn_jax.training.distributed.compilation import cache_compiled_programs
 from bn_jax.training.distributed.processes import join_processes
 from bn_jax.training.loop import train
 from bn_jax.training.shutdown.exit_codes import exiting_with_message
 
 
-def main() -> None:
-    """Parses the flags, trains, and ends the program."""
+def main(words: Sequence[str] | None = None, *, program: str = "train.py") -> None:
+    """Parses the flags, trains, and ends the program.
+
+    Args:
+        words: Words of the command line after the program's name; by default those of
+            the process.
+        program: Name of the program in messages.
+    """
     # `--help` shows the flags of the program, which is train.py and not this file.
     flags.disclaim_key_flags()
-    config = config_flags.DEFINE_config_file(
+    words, settings = _take_settings(sys.argv[1:] if words is None else words)
+    config = flags.DEFINE_string(
         "config",
         None,
-        "File that describes the run, `file.py` or `file.py:argument`.",
+        "Configuration of the run: FILE, or the NAME of one that bn_jax ships, perhaps "
+        "with :ARGUMENT. --config.NAME=VALUE changes a setting.",
     )
     workdir = flags.DEFINE_string(
         "workdir", None, "Folder of this run, and of no other.", required=True
@@ -63,35 +71,48 @@ def main() -> None:
         # Until there is something to save, Ctrl-C ends the process at once. Python's
         # own handler would wait for the other processes and print a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        with exiting_with_message("train.py", workdir=workdir.value):
+        with exiting_with_message(program, workdir=workdir.value):
+            loaded = load_config(str(config.value), overrides=settings)
             join_processes(coordinator.value, num_processes.value, process_id.value)
             cache_compiled_programs(cache.value)
             train(
-                config.value,
+                loaded,
                 workdir.value,
                 profile_steps=_parse_profile_steps(profile_steps.value),
             )
 
-    app.run(run, flags_parser=_parse_flags)
+    app.run(
+        run,
+        argv=[program, *words],
+        flags_parser=lambda arguments: _parse_flags(arguments, program=program),
+    )
 
 
-def _parse_flags(arguments: Sequence[str]) -> list[str]:
+def _take_settings(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Returns the words that are not settings, and the settings by their keys."""
+    others: list[str] = []
+    settings = {}
+    remaining = iter(words)
+    for word in remaining:
+        key, equals, value = word.partition("=")
+        if key.startswith("--config."):
+            settings[key.removeprefix("--config.")] = (
+                value if equals else next(remaining, "")
+            )
+        else:
+            others.append(word)
+    return others, settings
+
+
+def _parse_flags(arguments: Sequence[str], *, program: str) -> list[str]:
     """Parses the flags, and ends the program with one line for each mistake."""
     try:
         words = flags.FLAGS(list(arguments))
     except flags.Error as error:
-        # The message holds a traceback if the configuration file has an error.
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        sys.exit(f"train.py: {lines[-1].strip()}")
-    except (AttributeError, KeyError) as error:
-        cause: object = error
-        while isinstance(cause, BaseException):
-            cause = cause.args[0]
-        hint = str(cause).replace("\n", " ")
-        sys.exit(f"train.py: the configuration has no such setting ({hint})")
+        sys.exit(f"{program}: {str(error).splitlines()[-1].strip()}")
     if len(words) > 1:
         sys.exit(
-            f"train.py: {words[1]!r} is not a flag; write settings as "
+            f"{program}: {words[1]!r} is not a flag; write settings as "
             "--config.NAME=VALUE."
         )
     return words

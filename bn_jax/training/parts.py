@@ -15,6 +15,7 @@ from bn_jax.data.dataset import Dataset
 from bn_jax.errors import UserError
 from bn_jax.training.distributed.parallel import Parallel, put_sharded, result_shapes
 from bn_jax.training.state import TrainState, init_state
+from bn_jax.training.step_schedule import Steps
 from bn_jax.training.steps import Examples
 
 
@@ -48,6 +49,31 @@ class EvaluationSettings(NamedTuple):
     probes: Sequence[str]
 
 
+class RunSettings(NamedTuple):
+    """Settings of the loop.
+
+    Attributes:
+        num_steps: Steps of the whole run.
+        evaluated: Steps after which the model is evaluated.
+        saved: Steps after which a checkpoint is written.
+        kept_checkpoints: Number of checkpoints that are kept.
+        log_every: Steps between log lines.
+        max_steps_per_dispatch: Steps of the longest stretch.
+        skips_nonfinite: True undoes a non-finite step and continues; False ends the
+            run.
+        max_nonfinite_steps: Non-finite steps in a row that end the run.
+    """
+
+    num_steps: int
+    evaluated: Steps
+    saved: Steps
+    kept_checkpoints: int
+    log_every: int
+    max_steps_per_dispatch: int
+    skips_nonfinite: bool
+    max_nonfinite_steps: int
+
+
 class Parts(NamedTuple):
     """Typed parts that a configuration describes, ready to be compiled.
 
@@ -63,6 +89,7 @@ class Parts(NamedTuple):
         keep_ema: True if the run keeps averaged parameters.
         batches: Settings of training batches.
         evaluation: Settings of an evaluation.
+        run: Settings of the loop.
     """
 
     data: Dataset
@@ -74,6 +101,7 @@ class Parts(NamedTuple):
     keep_ema: bool
     batches: BatchSettings
     evaluation: EvaluationSettings
+    run: RunSettings
 
 
 class StateInit(NamedTuple):

@@ -6,7 +6,7 @@ A workdir holds `config.json`, `metrics.jsonl` (one line per evaluation), `summa
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,11 @@ FORMAT_VERSION = 2
 
 
 def check_workdir(
-    workdir: Path, config: Mapping[str, Any], *, may_differ: Sequence[str] = ()
+    workdir: Path,
+    config: Mapping[str, Any],
+    *,
+    may_differ: Sequence[str] = (),
+    complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
 ) -> None:
     """Checks that the workdir holds no run, or one with this configuration.
 
@@ -26,6 +30,7 @@ def check_workdir(
         config: The configuration, JSON-ready.
         may_differ: Settings, or groups of settings, that a resumed run may change,
             such as "log_every" and "parallel".
+        complete: Adds the settings that a run of an older version lacks.
 
     Raises:
         UserError: If the workdir holds a run with another configuration, or cannot be
@@ -33,7 +38,7 @@ def check_workdir(
     """
     path = workdir / "config.json"
     if _exists(path):
-        old, new = _read_object(path), _with_version(config)
+        old, new = complete(_read_object(path)), _with_version(config)
         _check_same_config(workdir, old, new, may_differ)
     elif _exists(workdir / "metrics.jsonl"):
         raise UserError(

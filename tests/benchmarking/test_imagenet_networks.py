@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks.imagenet_networks import dataset_of, with_flax
-from bn_jax.experiments.configs import load_config
 from bn_jax.training.build import build_parts_for_data
+from bn_jax.training.config_files import load_config
 from bn_jax.training.distributed.parallel import make_parallel
 from bn_jax.training.parts import Parts
 
@@ -20,7 +20,7 @@ from bn_jax.training.parts import Parts
 @pytest.fixture(scope="module")
 def both() -> tuple[Parts, Parts]:
     """A benchmark's parts with bn_jax's normalization, and with Flax's."""
-    config: Any = load_config("imagenet_inception.py", "modern")
+    config: Any = load_config("imagenet_inception:modern")
     images = np.broadcast_to(np.zeros((), np.uint8), (config.batch_size, 224, 224, 3))
     parallel = make_parallel("shard_map", num_devices=2)
     parts = build_parts_for_data(dataset_of(images), config, parallel)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bn_jax.experiments.configs import load_config
 from bn_jax.reporting.claims import ARM_NAMES
 from bn_jax.reporting.seed_statistics import mean_and_deviation
+from bn_jax.training.config_files import load_config
 
 _ROOT = Path(__file__).parents[2]
 _PAGE = _ROOT / "docs" / "figure2.md"
@@ -60,7 +60,7 @@ def test_the_rate_of_the_small_arms_is_the_one_that_the_search_found() -> None:
     tried = record["search"]["tried"]
     best = max(tried, key=lambda one: one["max_accuracy"]["mean"])
     assert record["search"]["learning_rate"] == best["learning_rate"]
-    config = load_config("inception_small.py", "inception")
+    config = load_config("inception_small:inception")
     assert config.optimizer.learning_rate == best["learning_rate"]
     accuracies = sorted(one["max_accuracy"]["mean"] for one in tried)
     assert f"({100 * accuracies[0]:.0f} to {100 * accuracies[-1]:.0f} %)" in (

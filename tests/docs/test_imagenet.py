@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bn_jax.data.imagenet.crops import NUM_CROPS
-from bn_jax.experiments.configs import load_config
+from bn_jax.training.config_files import load_config
 
 pytestmark = pytest.mark.docs
 
@@ -76,7 +76,7 @@ def test_the_page_has_no_program_beside_them() -> None:
 
 @pytest.mark.parametrize("arm", _ARMS)
 def test_hours_and_cost_follow_from_the_programs(arm: str) -> None:
-    config: Any = load_config("imagenet_inception.py", arm)
+    config: Any = load_config(f"imagenet_inception:{arm}")
     like = "modern" if arm == "modern" else "bn_x30"
     (program,) = [
         one

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from experiments.flat_settings import flat_settings
 
-from bn_jax.experiments.configs import load_config
 from bn_jax.training.config_checks import check_config
+from bn_jax.training.config_files import load_config
 
 PAPER_ARMS = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid")
 ARMS = (*PAPER_ARMS, "modern")
@@ -14,7 +14,7 @@ ACCELERATED = ("bn_x5", "bn_x30", "bn_x5_sigmoid")
 
 
 def config_of(arm: str) -> Any:
-    return load_config("imagenet_inception.py", arm)
+    return load_config(f"imagenet_inception:{arm}")
 
 
 def differences(arm: str, other: str) -> set[str]:

@@ -15,11 +15,11 @@ from reporting.small_arms import ACCURACIES, small_arms
 from bn_jax.data.dataset import ArrayDataset
 from bn_jax.errors import UserError
 from bn_jax.experiments import run_figure2 as module
-from bn_jax.experiments.configs import load_config
 from bn_jax.experiments.run_figure2 import figure2
 from bn_jax.experiments.runs import Job, run_on_devices
 from bn_jax.models.inception import table
 from bn_jax.reporting.load import load_run
+from bn_jax.training.config_files import load_config
 from bn_jax.workdir.lock import locked
 
 # Two evaluations of few images.
@@ -149,14 +149,14 @@ def test_the_record_has_all_that_was_searched(tmp_path: Path, jobs: list[Job]) -
 def test_a_search_that_finds_the_configured_rate_asks_for_the_configured_runs(
     tmp_path: Path, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config: Any = load_config("inception_small.py", "inception")
+    config: Any = load_config("inception_small:inception")
     own = config.optimizer.learning_rate
     monkeypatch.setattr(module, "_RATES", (own,))
     monkeypatch.setitem(SEARCHED, own, 0.9)
     figure2(tmp_path, seeds=1, search=True)
     for job in jobs[3:]:
         arm = job.workdir.parent.name
-        assert job.config.to_dict() == load_config("inception_small.py", arm).to_dict()
+        assert job.config.to_dict() == load_config(f"inception_small:{arm}").to_dict()
 
 
 def test_changed_settings_reach_the_search_and_all_arms(

@@ -6,8 +6,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from bn_jax.errors import UserError
-from bn_jax.experiments.configs import load_config
 from bn_jax.training.config_checks import check_config
+from bn_jax.training.config_files import load_config
 
 AT_LEAST_ONE = [
     "num_steps",
@@ -27,14 +27,14 @@ AT_LEAST_ONE = [
 
 
 def config_with(name: str, value: Any) -> ConfigDict:
-    config = load_config("mnist_mlp.py", "bn")
+    config = load_config("mnist_mlp:bn")
     config.update_from_flattened_dict({name: value})
     return config
 
 
 @pytest.mark.parametrize("arm", ["bn", "baseline"])
 def test_the_papers_settings_pass(arm: str) -> None:
-    check_config(load_config("mnist_mlp.py", arm))
+    check_config(load_config(f"mnist_mlp:{arm}"))
 
 
 @pytest.mark.parametrize("name", AT_LEAST_ONE)

@@ -13,10 +13,10 @@ from training.tiny_runs import interrupt
 
 from bn_jax.data.imagenet.crops import NUM_CROPS
 from bn_jax.data.preparation.imagenet import prepare_imagenet
-from bn_jax.experiments.configs import load_config
 from bn_jax.models.inception import table
 from bn_jax.training.build import build_parts, build_train_step
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
+from bn_jax.training.config_files import load_config
 from bn_jax.training.distributed.parallel import compile_stretch, make_parallel
 from bn_jax.training.evaluation.ensemble import ensemble
 from bn_jax.training.evaluation.evaluate import evaluate
@@ -60,7 +60,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def tiny(arm: str, data_dir: str) -> tuple[Any, Parts]:
-    config = load_config("imagenet_inception.py", arm)
+    config = load_config(f"imagenet_inception:{arm}")
     config.update_from_flattened_dict({"dataset.data_dir": data_dir, **TINY})
     return config, build_parts(config, make_parallel(**config.parallel))
 
@@ -112,7 +112,7 @@ def test_members_of_an_ensemble_are_trained_go_on_and_are_averaged_over_all_crop
     data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave_modules(monkeypatch, "4d", "5b")
-    config = load_config("imagenet_inception.py", "bn_x30")
+    config = load_config("imagenet_inception:bn_x30")
     config.update_from_flattened_dict(
         {"dataset.data_dir": data_dir, **TINY, **ENSEMBLE_MEMBER}
     )

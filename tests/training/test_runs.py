@@ -22,8 +22,8 @@ from training.tiny_runs import (
 
 from bn_jax.data.batching import batch_indices
 from bn_jax.data.idx import load_idx_folder
-from bn_jax.experiments.configs import load_config
 from bn_jax.training import loop
+from bn_jax.training.config_files import load_config
 from bn_jax.training.loop import train
 from bn_jax.workdir.files import read_metrics
 
@@ -228,7 +228,7 @@ def test_mnist_takes_fewer_steps_to_90_percent_with_batch_norm(tmp_path: Path) -
     steps = {}
     for arm in ("bn", "baseline"):
         overrides = {"num_steps": "1500", "parallel.num_devices": "1"}
-        config = load_config("mnist_mlp.py", arm, overrides=overrides)
+        config = load_config(f"mnist_mlp:{arm}", overrides=overrides)
         summary = train(config, tmp_path / arm, show_progress=False)
         steps[arm] = summary["steps_to_90_percent"]
     assert steps["bn"] <= 1000

@@ -1,16 +1,13 @@
 """Settings and folders that no run can have, refused before anything is written."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ml_collections import ConfigDict
-from training.tiny_runs import Complete, parts_of, tiny_config
+from training.tiny_runs import Complete, tiny_config
 
 from bn_jax.errors import UserError
 from bn_jax.training.loop import train
-from bn_jax.workdir.files import claim_workdir
 
 
 def test_a_folder_of_another_run_is_refused_with_the_differences(
@@ -23,22 +20,6 @@ def test_a_folder_of_another_run_is_refused_with_the_differences(
     )
     with pytest.raises(UserError, match=expected):
         train(other, bn.workdir)
-
-
-def test_a_run_from_before_a_setting_is_refused_and_still_evaluated(
-    tmp_path: Path, idx_dir: Path
-) -> None:
-    config = tiny_config(idx_dir)
-    old = ConfigDict({k: v for k, v in config.items() if k != "label_smoothing"})
-    claim_workdir(tmp_path, json.loads(old.to_json()))
-    expected = (
-        r"label_smoothing is 'missing' in the workdir and 0\.0 in this command\. "
-        r"Choose another --workdir\. .* the version of bn_jax that started it"
-    )
-    with pytest.raises(UserError, match=expected):
-        train(config, tmp_path)
-    # An evaluation starts with this call.
-    assert parts_of(old).data.name == "digits"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bn_jax.experiments.configs import load_config
+from bn_jax.training.config_files import load_config
 
 # 43 training and 12 validation images, of sizes of their own.
 TINY_IMAGENET = {
@@ -31,7 +31,7 @@ def tiny_imagenet_config(data_dir: str, **settings: Any) -> ConfigDict:
         data_dir: Where a tiny ImageNet is prepared.
         **settings: Further settings, with `__` for each dot.
     """
-    config = load_config("mnist_cnn.py", "bn")
+    config = load_config("mnist_cnn:bn")
     with config.unlocked():
         config.dataset.image_size = 16
     further = {key.replace("__", "."): value for key, value in settings.items()}

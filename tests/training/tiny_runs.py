@@ -11,9 +11,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from bn_jax.data.dataset import Dataset
-from bn_jax.experiments.configs import load_config
 from bn_jax.training.build import build_parts, build_train_step
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
+from bn_jax.training.config_files import load_config
 from bn_jax.training.distributed.parallel import make_parallel
 from bn_jax.training.logs.writer import MetricsWriter
 from bn_jax.training.loop import train
@@ -78,7 +78,7 @@ def tiny_config(idx_dir: Path, *, arm: str = "bn", **settings: Any) -> ConfigDic
         arm: "bn" or "baseline".
         **settings: Further settings, with `__` for each dot.
     """
-    config = load_config("mnist_mlp.py", arm)
+    config = load_config(f"mnist_mlp:{arm}")
     further = {key.replace("__", "."): value for key, value in settings.items()}
     values = {"dataset.idx_dir": str(idx_dir), **TINY, **further}
     config.update_from_flattened_dict(values)

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from bn_jax.errors import UserError
+from bn_jax.training.base_config import complete
 from bn_jax.training.build import (
     Settings,
     build_parts,
@@ -84,7 +85,8 @@ def _errors_naming_data(
     try:
         yield
     except CheckpointMismatchError as error:
-        if json.loads(config.to_json())["dataset"] == read_config(workdir)["dataset"]:
+        saved = complete(read_config(workdir))
+        if json.loads(config.to_json())["dataset"] == saved["dataset"]:
             raise
         data = parts.data
         raise UserError(

@@ -1,0 +1,76 @@
+"""Configurations and runs of version 0.1, which this version takes over."""
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bn_jax.training.base_config import complete
+from bn_jax.training.config_files import load_config, override, saved_config
+from bn_jax.training.evaluation.evaluate import evaluate
+from bn_jax.training.loop import train
+from bn_jax.workdir.files import differences, read_metrics
+
+_FOLDER = Path(__file__).parent / "version_0_1"
+# The settings of all shipped configurations, as version 0.1 wrote them.
+_CONFIGS: dict[str, Any] = json.loads((_FOLDER / "configs.json").read_text())
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> Path:
+    """A complete run of 8 steps with checkpoints after steps 4 and 8."""
+    with tarfile.open(_FOLDER / "workdir.tar.gz") as archive:
+        archive.extractall(tmp_path / "run", filter="data")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", _CONFIGS)
+def test_a_shipped_configuration_describes_the_run_that_it_described(name: str) -> None:
+    new = json.loads(load_config(name).to_json())
+    old = complete(_CONFIGS[name])
+    places = ("in version 0.1", "now")
+    assert differences(old, new, places=places, may_differ=["report_steps_to"]) == []
+
+
+def test_a_run_is_evaluated_with_its_own_figures(workdir: Path) -> None:
+    measured = evaluate(saved_config(workdir), workdir, statistics="population")
+    expected = read_metrics(workdir)[-1]
+    assert measured.step == expected["step"] == 8
+    for name, value in measured.metrics.items():
+        assert value == pytest.approx(expected[name], abs=1e-6)
+
+
+def test_a_run_resumes_from_its_checkpoint(workdir: Path) -> None:
+    expected = read_metrics(workdir)
+    shutil.rmtree(workdir / "checkpoints" / "8")
+    (workdir / "summary.json").unlink()
+    config = load_config("mnist_mlp:bn")
+    for key, value in _settings_of(workdir).items():
+        override(config, key, repr(value))
+    train(config, workdir, show_progress=False)
+    resumed = read_metrics(workdir)
+    assert [line["step"] for line in resumed] == [4, 8]
+    for name, value in expected[-1].items():
+        assert resumed[-1][name] == pytest.approx(value, abs=1e-6)
+
+
+def _settings_of(workdir: Path) -> dict[str, Any]:
+    """Returns the settings in which the run differs from the shipped configuration."""
+    saved = json.loads((workdir / "config.json").read_text())
+    return {
+        "num_steps": saved["num_steps"],
+        "ema_decay": saved["ema_decay"],
+        "model.hidden_features": tuple(saved["model"]["hidden_features"]),
+        "dataset.train_split": saved["dataset"]["train_split"],
+        "dataset.test_split": saved["dataset"]["test_split"],
+        "evaluation.schedule.early_every_steps": 4,
+        "evaluation.population_batches": 2,
+        "checkpoint.every_steps": 4,
+        "checkpoint.keep": 2,
+        "parallel.num_devices": 1,
+        "probes": (),
+        "max_steps_per_dispatch": 4,
+    }
