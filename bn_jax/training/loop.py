@@ -54,8 +54,8 @@ from bn_jax.workdir.files import (
 )
 from bn_jax.workdir.lock import locked
 
-# Settings that a resumed run may change. If all steps are finite, they change results by
-# rounding at most.
+# Settings that a resumed run may change. If all steps are finite, they change results
+# by rounding at most.
 _MAY_DIFFER = (
     "parallel",
     "log_every",
