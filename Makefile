@@ -2,6 +2,7 @@
 # make test    set-up and all tests except the slow ones
 # make shapes  set-up and the shape tests alone
 # make check   lint, types, imports, and the numbers of the documentation
+# make docs    the site of the documentation, into build/docs
 # make bench   timings against peers (see benchmarks/)
 # make test-slow     tests of more than 5 seconds, of whole networks and whole runs
 # make test-faults   runs of one to four processes, killed, damaged and continued
@@ -16,7 +17,7 @@ DEMO_WORKDIR ?= runs/demo_multi
 
 BIN := $(VENV)/bin
 
-.PHONY: mnist test shapes test-slow test-faults test-peers demo-multi check bench clean
+.PHONY: mnist test shapes test-slow test-faults test-peers demo-multi check docs bench clean
 
 mnist: $(VENV)/.installed
 	$(BIN)/bn-jax figure1 $(WORKDIR)
@@ -49,6 +50,11 @@ check: $(VENV)/.installed-dev
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q -m docs tests/docs
+
+# The notebook is executed; a warning ends the build.
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/pip install -q -e '.[benchmark]' -c constraints.txt

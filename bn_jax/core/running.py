@@ -38,9 +38,9 @@ def update_batch_stats(
             None for the cumulative average, which weights all batches equally.
 
     Returns:
-        New statistics in their old dtypes, but at least float32: in fewer bits, small
-        updates would be rounded away. The mean becomes complex if the batch is complex.
-        Features without a valid value in the batch keep their statistics.
+        New statistics in their old dtypes, but at least float32, because fewer bits
+        would round small updates away. The mean becomes complex if the batch is
+        complex. Features without a valid value in the batch keep their statistics.
     """
     var = unbiased_variance(moments) if config.variance_correction else moments.var
     is_used = moments.num_samples > 0

@@ -33,9 +33,9 @@ def population_statistics(
         pooled: True returns mean and biased variance of all valid values together.
 
     Returns:
-        A state of `BatchStat`s: `mean`, `var` and, if the layer has it, `count`, the
-        number of batches averaged. Layers that normalized no batch keep their
-        statistics.
+        A state of `BatchStat` variables: `mean`, `var` and, if the layer has it,
+        `count`, the number of batches averaged. Layers that normalized no batch keep
+        their statistics.
 
     Raises:
         ValueError: If there is no batch, no layer normalized a batch by the batch's own

@@ -25,11 +25,11 @@ def test_every_file_that_the_page_links_to_is_there() -> None:
     assert [link for link in links if not (_PAGE.parent / link).exists()] == []
 
 
-def test_the_readme_counts_the_claims_that_hold() -> None:
+def test_the_page_on_experiments_counts_the_claims_that_hold() -> None:
     claims = json.loads((_ROOT / "results/figure2.json").read_text())["claims"]
     numbers = {6: "Six", 8: "eight"}
     holding = sum(claim["holds"] for claim in claims)
-    text = " ".join((_ROOT / "README.md").read_text().split())
+    text = " ".join((_ROOT / "docs/experiments.md").read_text().split())
     expected = f"{numbers[holding]} of {numbers[len(claims)]} claims of the paper hold."
     assert expected in text
 
