@@ -185,7 +185,7 @@ def _add_launch(verbs: Any) -> None:
     launch = verbs.add_parser(
         "launch",
         help="run a training script as several processes on this machine",
-        usage="bn-jax launch --num_processes=N -- python train.py ...",
+        usage="bn-jax launch --num_processes=N -- bn-jax train ...",
     )
     launch.set_defaults(run=_run_launch)
     launch.add_argument(

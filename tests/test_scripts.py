@@ -102,7 +102,7 @@ def test_the_runs_that_are_shown_can_share_their_batch_among_eight_devices(
     path: str,
 ) -> None:
     text = (_SCRIPTS.parent / path).read_text()
-    shown = set(re.findall(r"--config=configs/(\w+)\.py:(\w+)", text))
+    shown = set(re.findall(r"--config=(?:configs/)?(\w+)(?:\.py)?:(\w+)", text))
     assert shown
     assert [run for run in shown if load_config(":".join(run)).batch_size % 8] == []
 

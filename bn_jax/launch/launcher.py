@@ -105,7 +105,7 @@ def _find_program(command: Sequence[str], num_processes: int) -> str:
     if not command:
         raise UserError(
             "launch: the command to run is missing. Write it last, after --, as in "
-            "-- python train.py --config=FILE --workdir=DIR."
+            "-- bn-jax train --config=FILE --workdir=DIR."
         )
     for word in command:
         name = word.lstrip("-").partition("=")[0]
@@ -115,7 +115,7 @@ def _find_program(command: Sequence[str], num_processes: int) -> str:
     if path is None:
         raise UserError(
             f"launch: command not found: {command[0]!r}. The command is everything "
-            "after --, such as -- python train.py --config=FILE."
+            "after --, such as -- bn-jax train --config=FILE."
         )
     return os.path.abspath(path)
 
