@@ -1,5 +1,6 @@
 """The package as a whole: what it imports, and what a type checker sees of it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -35,3 +36,38 @@ def test_importing_the_package_loads_flax_and_two_small_packages() -> None:
         timeout=60,
     )
     assert done.stdout.split() == ["bn_jax", "jaxtyping", "wadler_lindig"]
+
+
+USER_FILE = """
+from typing import Any, reveal_type
+import bn_jax
+
+def of(model: Any, variables: dict[str, Any], moments: Any, batches: list[Any]):
+    reveal_type(bn_jax.population_statistics(model, variables, batches))
+    reveal_type(bn_jax.accumulate_batch_stats(variables, moments))
+    reveal_type(bn_jax.merge_batch_stats(variables["batch_stats"]))
+    reveal_type(bn_jax.with_counts(variables, variables, count=0))
+    reveal_type(bn_jax.nnx.population_statistics(model, model, batches))
+    reveal_type(bn_jax.nnx.accumulate_batch_stats(model, moments))
+    reveal_type(bn_jax.nnx.with_counts(model, moments))
+    reveal_type(bn_jax.BatchNorm(axis=(1, 2), momentum=None, axis_name=["x", "y"]))
+"""
+
+
+def test_a_type_checker_knows_what_the_functions_return(tmp_path: Path) -> None:
+    (tmp_path / "user.py").write_text(USER_FILE)
+    (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
+    checker = Path(sys.executable).with_name("basedpyright")
+    done = subprocess.run(
+        [checker, "--outputjson", "--pythonpath", sys.executable, "user.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    messages = json.loads(done.stdout)["generalDiagnostics"]
+    assert [m for m in messages if m["severity"] != "information"] == []
+    types = [message["message"].rpartition(" is ")[2] for message in messages]
+    of_linen, of_nnx = ['"dict[str, Any]"'] * 4, ['"State[Any, Any]"'] * 3
+    assert types == [*of_linen, *of_nnx, '"BatchNorm"']

@@ -18,7 +18,7 @@ def population_statistics(
     batches: Iterable[Any],
     *,
     pooled: bool = False,
-) -> nnx.State:
+) -> nnx.State[Any, Any]:
     """Returns population statistics of every layer, for `nnx.update` to write.
 
     `bn_jax.population_statistics` describes the computation and its purpose.
@@ -63,7 +63,9 @@ def population_statistics(
     return nnx.State(jax.tree.map(nnx.BatchStat, population))
 
 
-def accumulate_batch_stats(model: nnx.Module, moments: nnx.State) -> nnx.State:
+def accumulate_batch_stats(
+    model: nnx.Module, moments: nnx.State[Any, Any]
+) -> nnx.State[Any, Any]:
     """Returns the running statistics that one large batch would have given.
 
     `bn_jax.accumulate_batch_stats` describes the computation and its purpose. Its
@@ -114,7 +116,7 @@ def accumulate_batch_stats(model: nnx.Module, moments: nnx.State) -> nnx.State:
     return nnx.from_flat_state(leaves)
 
 
-def with_counts(model: nnx.Module, state: nnx.State) -> nnx.State:
+def with_counts(model: nnx.Module, state: nnx.State[Any, Any]) -> nnx.State[Any, Any]:
     """Returns a state with its missing batch counts added.
 
     Flax does not store the number of batches behind its running statistics.
@@ -155,7 +157,7 @@ def _layers(model: nnx.Module) -> list[tuple[tuple[Any, ...], BatchNorm]]:
     return [(path, module) for path, module in modules if isinstance(module, BatchNorm)]
 
 
-def _moments_as_dict(moments: nnx.State, who: str) -> dict[Any, Any]:
+def _moments_as_dict(moments: nnx.State[Any, Any], who: str) -> dict[Any, Any]:
     """Returns captured moments as nested dictionaries, and raises if there are none."""
     if not jax.tree.leaves(moments):
         raise ValueError(

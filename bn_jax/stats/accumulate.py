@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from bn_jax.core.collectives import Devices
 from bn_jax.core.config import make_config
@@ -19,15 +19,15 @@ from bn_jax.stats.collections import map_layers
 
 
 def accumulate_batch_stats(
-    batch_stats: PyTree,
-    moments: PyTree,
+    batch_stats: Mapping[str, Any],
+    moments: Mapping[str, Any],
     *,
     momentum: float | Float[Array, ""] | None = 0.99,
     group_size: int | None = None,
     variance_correction: int = 0,
     debias: bool = False,
     skip_nonfinite: bool = False,
-) -> PyTree:
+) -> dict[str, Any]:
     """Returns the running statistics that one large batch would have given.
 
     If each microbatch updated them, the running average would take as many steps as

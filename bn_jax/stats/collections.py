@@ -3,16 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from jaxtyping import PyTree
-
 from bn_jax.core.types import BatchStats, Moments
 
 
 def map_layers(
     function: Callable[[tuple[Moments, ...], BatchStats], BatchStats],
-    moments: PyTree,
-    batch_stats: PyTree,
-) -> PyTree:
+    moments: Mapping[str, Any],
+    batch_stats: Mapping[str, Any],
+) -> dict[str, Any]:
     """Returns `batch_stats` with new statistics for every layer that has moments.
 
     Args:
@@ -27,7 +25,7 @@ def map_layers(
             be lost.
     """
 
-    def walk(moments: PyTree, batch_stats: PyTree, path: str) -> PyTree:
+    def walk(moments: Any, batch_stats: Any, path: str) -> dict[str, Any]:
         if _is_layer(moments):
             return function(moments["moments"], batch_stats)
         unknown = set(moments) - set(batch_stats)
@@ -49,8 +47,8 @@ def map_layers(
 
 
 def layers_with_statistics(
-    batch_stats: PyTree, path: str = ""
-) -> Iterator[tuple[str, BatchStats]]:
+    batch_stats: Mapping[str, Any], path: str = ""
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yields the path and the statistics of each layer of a collection.
 
     Args:
@@ -70,7 +68,7 @@ def layers_with_statistics(
 
 
 def layers_with_moments(
-    moments: PyTree, path: str = ""
+    moments: Mapping[str, Any], path: str = ""
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yields path and sown values of each layer of a `batch_moments` collection.
 
@@ -85,7 +83,7 @@ def layers_with_moments(
         yield from layers_with_moments(child, f"{path}/{name}".lstrip("/"))
 
 
-def without_sizes(moments: PyTree) -> PyTree:
+def without_sizes(moments: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a `batch_moments` collection without its `num_values` entries.
 
     These entries are static, so they would make the trees of batches of different

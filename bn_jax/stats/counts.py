@@ -1,14 +1,16 @@
 """Batch counts for running statistics that were saved without them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
 from bn_jax.core.running import LARGEST_COUNT, as_batch_stats
 
 
-def with_counts(batch_stats: PyTree, like: PyTree, *, count: float) -> PyTree:
+def with_counts(
+    batch_stats: Mapping[str, Any], like: Mapping[str, Any], *, count: float
+) -> dict[str, Any]:
     """Returns a `batch_stats` collection with its missing batch counts added.
 
     Flax does not store the number of batches behind its running statistics. A layer
@@ -36,8 +38,6 @@ def with_counts(batch_stats: PyTree, like: PyTree, *, count: float) -> PyTree:
     >>> with_counts(trained, like, count=jnp.inf)["norm"]["count"]
     Array(1.6777216e+07, dtype=float32)
     """
-    if not hasattr(batch_stats, "items"):
-        return batch_stats
     if not hasattr(like, "items"):
         raise ValueError(
             "with_counts: like must be the batch_stats that model.init returns for "
@@ -52,6 +52,8 @@ def with_counts(batch_stats: PyTree, like: PyTree, *, count: float) -> PyTree:
         )
     completed: dict[str, Any] = {
         name: with_counts(child, like[name], count=count)
+        if hasattr(child, "items")
+        else child
         for name, child in batch_stats.items()
     }
     if "mean" in completed and "count" in like and "count" not in completed:

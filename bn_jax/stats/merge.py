@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from bn_jax.core.collectives import Devices, mapped_devices
 from bn_jax.core.dtypes import wide_dtype
@@ -19,8 +19,8 @@ _DEVICES = "bn_jax devices"
 
 
 def merge_batch_stats(
-    batch_stats: PyTree, *, axis_name: str | tuple[str, ...] | None = None
-) -> PyTree:
+    batch_stats: Mapping[str, Any], *, axis_name: str | tuple[str, ...] | None = None
+) -> dict[str, Any]:
     """Pools the running statistics that each device kept into those of all examples.
 
     The pooled variance is the mean of the variances plus the variance of the means. An

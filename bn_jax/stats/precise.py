@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
 from bn_jax.core.moments import merge_moments
 from bn_jax.core.running import unbiased_variance
@@ -20,7 +19,7 @@ def population_statistics(
     batches: Iterable[Any],
     *,
     pooled: bool = False,
-) -> PyTree:
+) -> dict[str, Any]:
     """Returns population mean and variance of every layer, from training batches.
 
     `E[x]` is the mean of the batch means. `Var[x]` is m / (m - 1) times the mean of the
@@ -74,8 +73,8 @@ def population_statistics(
 
 
 def average_moments(
-    moments: PyTree, batch_stats: PyTree, *, pooled: bool = False
-) -> PyTree:
+    moments: Mapping[str, Any], batch_stats: Mapping[str, Any], *, pooled: bool = False
+) -> dict[str, Any]:
     """Returns population statistics from the moments of several batches.
 
     `population_statistics` runs the network and then calls this function. Callers that
@@ -117,7 +116,7 @@ def _average(
     return averaged
 
 
-def _check_sizes(moments: list[PyTree]) -> None:
+def _check_sizes(moments: list[Mapping[str, Any]]) -> None:
     """Checks that each call of a layer has the same number of values in all batches."""
     first: dict[str, tuple[Any, ...]] = {}
     for batch_moments in moments:
@@ -134,7 +133,7 @@ def _check_sizes(moments: list[PyTree]) -> None:
                 )
 
 
-def _extract_moments(result: tuple[Any, Mapping[str, Any]]) -> PyTree:
+def _extract_moments(result: tuple[Any, Mapping[str, Any]]) -> Mapping[str, Any]:
     is_pair = isinstance(result, tuple) and len(result) == 2
     updates = result[1] if is_pair and isinstance(result[1], Mapping) else {}
     if not updates.get("batch_moments"):
