@@ -9,6 +9,7 @@ import re
 import sys
 import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from bn_jax.errors import UserError
@@ -61,6 +62,7 @@ def load_object(name: str, *, module_dir: str | None, setting: str) -> Any:
         raise UserError(
             f"{setting}={name}: importing {module_name} failed; {describe_error(error)}"
         ) from error
+    _check_unique(module, module_dir, setting=setting)
     try:
         return getattr(module, attribute)
     except AttributeError as error:
@@ -82,6 +84,19 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, SyntaxError) or not frames:
         return message
     return f"{message} ({frames[-1].filename}, line {frames[-1].lineno})"
+
+
+def _check_unique(module: ModuleType, module_dir: str | None, *, setting: str) -> None:
+    """Checks that `module_dir` has no other module of the name of the imported one."""
+    if module_dir is None:
+        return
+    stem = Path(module_dir).expanduser().resolve().joinpath(*module.__name__.split("."))
+    for path in (stem.with_suffix(".py"), stem / "__init__.py"):
+        if path.is_file() and not path.samefile(module.__file__ or path):
+            raise UserError(
+                f"{setting}: there are two modules {module.__name__}, {module.__file__}"
+                f" and {path}. Rename one of them."
+            )
 
 
 def search_in(module_dir: str | None) -> None:

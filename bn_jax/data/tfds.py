@@ -7,14 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from bn_jax.data.dataset import ArrayDataset, Dataset, StreamedDataset, check_dataset
-from bn_jax.data.imagenet.records import ImageSettings, RecordSplit
+from bn_jax.data.dataset import (
+    MAX_BYTES_IN_MEMORY,
+    ArraySplit,
+    Dataset,
+    StreamedDataset,
+    join_splits,
+)
+from bn_jax.data.imagenet.cropped import CroppedSplit, ImageSettings
+from bn_jax.data.imagenet.records import RecordSource
+from bn_jax.data.splits import SplitNames
 from bn_jax.errors import UserError
 from bn_jax.extras import require_train_extra
 
-# Limit of a data set in memory. Stacking the images needs twice this on the host, and
-# the device holds one more copy.
-_MAX_BYTES = 4 * 2**30
 _RECORDS_PER_READ = 500
 # Data sets that `bn-jax prepare` writes, with its options; {} is the data folder.
 _PREPARED_HERE: Mapping[str, str] = {
@@ -31,8 +36,7 @@ def load_tfds(
     name: str,
     *,
     data_dir: str | None,
-    train_split: str,
-    test_split: str,
+    splits: SplitNames,
     settings: ImageSettings,
 ) -> Dataset:
     """Returns a prepared data set.
@@ -43,8 +47,7 @@ def load_tfds(
     Args:
         name: Name of the data set, with `/config` and `:version` where needed.
         data_dir: Folder of prepared data sets; the default folder of TFDS if None.
-        train_split: Split for training; may be a slice such as `train[:50%]`.
-        test_split: Split for testing; may be a slice.
+        splits: Splits to choose; without a `validation_split` there is none.
         settings: Settings for images of varying size.
 
     Raises:
@@ -56,40 +59,30 @@ def load_tfds(
         data_dir = str(Path(data_dir).expanduser())
     builder = prepared_builder(name, data_dir)
     shape, num_classes = _check_features(name, builder)
-    _check_split(name, builder, "train_split", train_split)
-    _check_split(name, builder, "test_split", test_split)
+    chosen = {
+        key: split for key, split in splits._asdict().items() if split is not None
+    }
+    for setting, split in chosen.items():
+        _check_split(name, builder, setting, split)
     if shape is None:
-        train, test = (
-            RecordSplit(
-                builder,
-                split,
+        recipe = _prepare_command(name, data_dir)
+        streamed = {
+            setting.removesuffix("_split"): CroppedSplit(
+                RecordSource(builder, split, recipe=recipe),
                 settings=settings,
-                is_training=is_training,
-                recipe=_prepare_command(name, data_dir),
+                is_training=setting == "train_split",
             )
-            for split, is_training in ((train_split, True), (test_split, False))
-        )
-        return StreamedDataset(name, num_classes, train, test)
+            for setting, split in chosen.items()
+        }
+        return StreamedDataset(name, num_classes, **streamed)
     settings.check_unset(f"the images of {name} are all {shape[0]}x{shape[1]}")
-    splits = []
-    for split in (train_split, test_split):
-        source = builder.as_data_source(split)
-        if len(source) * int(np.prod(shape)) > _MAX_BYTES:
-            raise UserError(
-                f"{name}: split {split!r} has {len(source)} images of shape {shape}; "
-                "images of one size are kept in memory and may take at most "
-                f"{_MAX_BYTES >> 30} GiB. Choose a slice such as '{split}[:10%]'."
-            )
-        try:
-            splits += _read(source)
-        # array_record raises these errors for missing or damaged files.
-        except (RuntimeError, ValueError, OSError, IndexError) as error:
-            raise UserError(
-                f"{name}: split {split!r} in {builder.data_dir} cannot be read "
-                f"({error}). Remove that folder and prepare it again: "
-                f"{_prepare_command(name, data_dir)}"
-            ) from error
-    return check_dataset(ArrayDataset(name, *splits, num_classes=num_classes))
+    in_memory = {
+        setting.removesuffix("_split"): _read_split(
+            name, builder, split, shape=shape, data_dir=data_dir
+        )
+        for setting, split in chosen.items()
+    }
+    return join_splits(name, num_classes, in_memory)
 
 
 def prepared_builder(name: str, data_dir: str | None) -> Any:
@@ -267,7 +260,34 @@ def _check_features(name: str, builder: Any) -> tuple[tuple[int, ...] | None, in
     return None if None in shape else shape, num_classes
 
 
-def _read(source: Any) -> list[np.ndarray]:
+def _read_split(
+    name: str,
+    builder: Any,
+    split: str,
+    *,
+    shape: tuple[int, ...],
+    data_dir: str | None,
+) -> ArraySplit:
+    """Reads all images of a split into memory."""
+    source = builder.as_data_source(split)
+    if len(source) * int(np.prod(shape)) > MAX_BYTES_IN_MEMORY:
+        raise UserError(
+            f"{name}: split {split!r} has {len(source)} images of shape {shape}; "
+            "images of one size are kept in memory and may take at most "
+            f"{MAX_BYTES_IN_MEMORY >> 30} GiB. Choose a slice such as '{split}[:10%]'."
+        )
+    try:
+        return _read(source)
+    # array_record raises these errors for missing or damaged files.
+    except (RuntimeError, ValueError, OSError, IndexError) as error:
+        raise UserError(
+            f"{name}: split {split!r} in {builder.data_dir} cannot be read "
+            f"({error}). Remove that folder and prepare it again: "
+            f"{_prepare_command(name, data_dir)}"
+        ) from error
+
+
+def _read(source: Any) -> ArraySplit:
     """Returns all images, stacked, and all labels."""
     images, labels = [], []
     for start in range(0, len(source), _RECORDS_PER_READ):
@@ -275,4 +295,4 @@ def _read(source: Any) -> list[np.ndarray]:
         for record in source.__getitems__(indices):
             images.append(record["image"])
             labels.append(record["label"])
-    return [np.stack(images), np.asarray(labels, np.int32)]
+    return ArraySplit(np.stack(images), np.asarray(labels, np.int32))

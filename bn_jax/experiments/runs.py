@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bn_jax.errors import DivergedError
+from bn_jax.errors import DivergedError, UserError
 from bn_jax.machine import number_of_cores, own_cores
 from bn_jax.progress import progress_bar
 from bn_jax.training.distributed.compilation import cache_compiled_programs
@@ -55,9 +55,15 @@ def run_jobs(jobs: Sequence[Job]) -> list[int | None]:
         None if the run is complete.
 
     Raises:
-        UserError: If `bn_jax.training.loop.train` raises it for a run. Runs that have
-            already started are completed first.
+        UserError: If a run has a validation split, whose metrics figures do not show,
+            or `bn_jax.training.loop.train` raises it for a run. Runs that have already
+            started are completed first.
     """
+    if any(job.config.dataset.validation_split is not None for job in jobs):
+        raise UserError(
+            "figures show evaluations of the test split; leave "
+            "--config.dataset.validation_split out, or set test_split instead."
+        )
     context = multiprocessing.get_context("spawn")
     workers = min(number_of_cores(), len(jobs))
     free_cores = context.Queue()

@@ -42,12 +42,17 @@ def load_run(workdir: Path, *, has_diverged: bool = False) -> Run:
             run has no summary, and may have no evaluation.
 
     Raises:
-        UserError: If the run is not complete.
+        UserError: If the run is not complete, or evaluated a validation split.
     """
     summary = read_summary(workdir)
     if summary is None and not has_diverged:
         raise UserError(f"workdir {workdir}: the run is not complete; train it first.")
     lines = read_metrics(workdir)
+    if lines and "test_accuracy" not in lines[0]:
+        raise UserError(
+            f"workdir {workdir}: its evaluations used the validation split, but "
+            "figures show those of the test split. Train without a validation split."
+        )
     names = lines[0] if lines else ("step", "test_accuracy")
     return Run(
         config=json.loads((workdir / "config.json").read_text()),

@@ -141,6 +141,10 @@ def _dataset() -> ConfigDict:
     # Splits in the notation of tensorflow-datasets, such as "train[:-5000]".
     dataset.train_split = "train"
     dataset.test_split = "test"
+    # Split of the evaluations during training, so that the test split is for `bn-jax
+    # evaluate`. None uses "validation" if a function or image_dir has it, and the test
+    # split otherwise.
+    dataset.validation_split = config_dict.placeholder(str)
     # Height and width, in pixels, to which images of varying size are cropped; None for
     # images that all have the same size.
     dataset.image_size = config_dict.placeholder(int)

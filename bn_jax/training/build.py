@@ -51,8 +51,8 @@ def build_parts(config: Settings, parallel: Parallel) -> Parts:
     Raises:
         UserError: If a setting is out of its range, or the data are missing.
     """
-    settings = {k: v for k, v in config.dataset.items() if k != "image_dir"}
-    return build_parts_for_data(load_dataset(**settings), config, parallel)
+    data = load_dataset(**config.dataset, module_dir=config.module_dir)
+    return build_parts_for_data(data, config, parallel)
 
 
 def build_parts_for_data(data: Dataset, config: Settings, parallel: Parallel) -> Parts:

@@ -72,7 +72,7 @@ def saved_config(
     for key, text in (dataset_settings or {}).items():
         # The JSON file does not record that these settings are strings or None, so
         # `override` cannot check their type.
-        if key in ("idx_dir", "data_dir", "image_dir"):
+        if key in ("idx_dir", "data_dir", "image_dir", "validation_split"):
             config.dataset[key] = None if text == "None" else text
             continue
         override(config, f"dataset.{key}", text, option=f"--dataset.{key}")

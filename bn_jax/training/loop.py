@@ -91,7 +91,8 @@ def train(
         devices: Devices to choose from; by default all devices of all processes.
 
     Returns:
-        The content of `summary.json`: `final_test_accuracy` in [0, 1],
+        The content of `summary.json`: `final_test_accuracy` in [0, 1] (with a
+        validation split `final_validation_accuracy` instead),
         `steps_to_90_percent` (None if never reached), `steps_per_second` (evaluations
         included, compilation excluded), `wall_seconds` of this call, `device` and
         `versions`.

@@ -122,20 +122,21 @@ def prediction_sums(
     )
 
 
-def mean_metrics(sums: PredictionSums) -> dict[str, float]:
+def mean_metrics(sums: PredictionSums, *, split: str = "test") -> dict[str, float]:
     """Returns `test_loss` in nats and `test_accuracy` in [0, 1], as Python numbers.
 
     With more than five classes it also returns `test_top5_accuracy`. The division is
     in double precision, so that 9,000 right examples of 10,000 give 0.9 exactly.
 
     Args:
-        sums: Sums over the whole test set, fetched from the device.
+        sums: Sums over a whole split, fetched from the device.
+        split: Name of the split, with which the names of the metrics begin.
     """
     num_examples = int(sums.num_examples)
     metrics = {
-        "test_loss": float(sums.loss) / num_examples,
-        "test_accuracy": int(sums.num_right) / num_examples,
+        f"{split}_loss": float(sums.loss) / num_examples,
+        f"{split}_accuracy": int(sums.num_right) / num_examples,
     }
     if sums.num_in_top5 is not None:
-        metrics["test_top5_accuracy"] = int(sums.num_in_top5) / num_examples
+        metrics[f"{split}_top5_accuracy"] = int(sums.num_in_top5) / num_examples
     return metrics

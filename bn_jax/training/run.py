@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
+from bn_jax.data.dataset import evaluated_split
 from bn_jax.training.distributed.compilation import compile_ahead
 from bn_jax.training.distributed.parallel import compile_stretch, result_shapes
 from bn_jax.training.distributed.processes import make_max_over_processes
@@ -38,11 +39,13 @@ class EvaluationResults(NamedTuple):
     """Results of an evaluation, still on the device.
 
     Attributes:
+        split: Name of the evaluated split, "validation" or "test".
         sums: Sums over the predictions. The key "" has those of the parameters, and
             "ema_" those of the averaged parameters, if the run keeps an average.
         probed: Results of the probes, by name.
     """
 
+    split: str
     sums: Mapping[str, PredictionSums]
     probed: Mapping[str, Array]
 
@@ -54,9 +57,9 @@ class Run(NamedTuple):
         initial_state: State before the first step, on all devices.
         train_steps: Takes the steps between two step numbers. The state that it gets
             is donated.
-        evaluate: Evaluates a state on the test set, after as many steps as given.
+        evaluate: Evaluates a state on the evaluated split, after as many steps as given.
             Returns None if its last argument, called before the evaluation and between
-            two pieces of the test set, asks to stop.
+            two pieces of the split, asks to stop.
         clear_losses: Clears the losses of a tally (`state.clear_losses`).
         max_over_processes: Returns the largest of the numbers that the processes pass
             in (`processes.make_max_over_processes`).
@@ -75,7 +78,7 @@ class Run(NamedTuple):
 
 
 class _Programs(NamedTuple):
-    """Programs of a run, and the reader of the test set that they were compiled for.
+    """Programs of a run, and the reader of the split that they evaluate.
 
     JAX compiles `train_stretch` at its first call, once for each number of steps. The
     other programs compile in the background.
@@ -85,13 +88,13 @@ class _Programs(NamedTuple):
     train_stretch: Callable[[TrainState, Examples], tuple[TrainState, Tally]]
     with_population_statistics: Callable[[PyTree, Examples], PyTree]
     sum_predictions: Callable[[PyTree, PaddedBatches], PredictionSums]
-    read_test: Callable[[], Any]
+    read_evaluated: Callable[[], Any]
 
 
 def compile_run(parts: Parts, train_step: TrainStep) -> Run:
     """Starts to compile the programs of a run, and makes its initial state.
 
-    A test set that fits into memory is put on the devices. From a test set on disk one
+    A split that fits into memory is put on the devices. From a split on disk one
     batch is read, because the programs are compiled for its shape.
 
     Args:
@@ -136,12 +139,13 @@ def _compile(parts: Parts, train_step: TrainStep) -> _Programs:
         make_eval_step(make_predict(parts.model, preprocess=parts.preprocess)),
         out_shardings=parallel.replicated,
     )
-    read_test = make_test_reader(
-        parallel, parts.data.test, batch_size=parts.evaluation.batch_size
+    _, split = evaluated_split(parts.data)
+    read_evaluated = make_test_reader(
+        parallel, split, batch_size=parts.evaluation.batch_size
     )
     batch = read_batches(parts, 0, 1)
     training = _shapes_of_steps(batch, parts.evaluation.population_batches)
-    test_batches = next(iter(read_test()))
+    evaluated = next(iter(read_evaluated()))
     with errors_naming_config():
         if parallel.mode != "pmap":
             # A model that refuses its input does so here, before XLA compiles for
@@ -157,8 +161,8 @@ def _compile(parts: Parts, train_step: TrainStep) -> _Programs:
             with_population_statistics=compile_ahead(
                 population_step, variables, training
             ),
-            sum_predictions=compile_ahead(eval_step, network, test_batches),
-            read_test=read_test,
+            sum_predictions=compile_ahead(eval_step, network, evaluated),
+            read_evaluated=read_evaluated,
         )
 
 
@@ -189,11 +193,14 @@ def _evaluate(
             for prefix, variables in networks.items()
         }
 
-    sums = add_up(sums_of, programs.read_test(), should_stop=should_stop)
+    sums = add_up(sums_of, programs.read_evaluated(), should_stop=should_stop)
     if sums is None:
         return None
+    name, _ = evaluated_split(parts.data)
     return EvaluationResults(
-        wait_if_needed(sums), wait_if_needed(probe(networks[""], state.batch_stats))
+        name,
+        wait_if_needed(sums),
+        wait_if_needed(probe(networks[""], state.batch_stats)),
     )
 
 
@@ -216,8 +223,9 @@ def _variables(
 
 
 def _probe_inputs(parts: Parts) -> Array:
-    count = min(parts.evaluation.probe_examples, len(parts.data.test))
-    images, _ = parts.data.test.read(np.arange(count), np.arange(count))
+    _, split = evaluated_split(parts.data)
+    count = min(parts.evaluation.probe_examples, len(split))
+    images, _ = split.read(np.arange(count), np.arange(count))
     return parts.preprocess(images)
 
 

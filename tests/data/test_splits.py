@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bn_jax.data.dataset import ArrayDataset
-from bn_jax.data.splits import choose_splits
+from bn_jax.data.splits import SplitNames, choose_splits
 from bn_jax.errors import UserError
 
 TRAIN, TEST = np.arange(10), np.arange(4)
@@ -29,7 +29,7 @@ DATA = ArrayDataset("ten", image_of(TRAIN), TRAIN, image_of(TEST), TEST, 10)
     ],
 )
 def test_a_part_holds_the_examples_of_its_name(name: str, labels: list[int]) -> None:
-    data = choose_splits(DATA, train_split=name, test_split="test[:1]")
+    data = choose_splits(DATA, SplitNames(name, "test[:1]"))
     np.testing.assert_array_equal(data.train_labels, labels)
     np.testing.assert_array_equal(data.train_images, image_of(np.asarray(labels)))
     np.testing.assert_array_equal(data.test_labels, [0])
@@ -45,11 +45,11 @@ def test_a_part_that_is_not_there_is_refused(name: str) -> None:
         r"images\), 'test' \(with 4 images\)"
     )
     with pytest.raises(UserError, match=expected):
-        choose_splits(DATA, train_split="train", test_split=name)
+        choose_splits(DATA, SplitNames("train", name))
 
 
 @pytest.mark.parametrize("name", ["train[3:3]", "train[:-10]", "train[:-2000]"])
 def test_a_part_without_an_example_is_refused(name: str) -> None:
     expected = r"contains no images; set --config\.dataset\.train_split to"
     with pytest.raises(UserError, match=expected):
-        choose_splits(DATA, train_split=name, test_split="test")
+        choose_splits(DATA, SplitNames(name))

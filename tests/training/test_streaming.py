@@ -20,8 +20,8 @@ from training.tiny_runs import (
 )
 
 from bn_jax.data import load_dataset
+from bn_jax.data.imagenet.cropped import CroppedSplit
 from bn_jax.data.imagenet.crops import NUM_CROPS
-from bn_jax.data.imagenet.records import RecordSplit
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
 from bn_jax.training.evaluation.evaluate import evaluate
 from bn_jax.training.loop import train
@@ -32,14 +32,14 @@ from bn_jax.training.metrics import mean_metrics
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Number of test images in each read."""
     sizes: list[int] = []
-    read = RecordSplit.read
+    read = CroppedSplit.read
 
     def spy(self: Any, indices: np.ndarray, positions: np.ndarray) -> Any:
         if len(self) == 12:
             sizes.append(indices.size)
         return read(self, indices, positions)
 
-    monkeypatch.setattr(RecordSplit, "read", spy)
+    monkeypatch.setattr(CroppedSplit, "read", spy)
     return sizes
 
 

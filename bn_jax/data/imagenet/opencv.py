@@ -1,11 +1,21 @@
 """Decoding, resizing and mirroring of images with OpenCV."""
 
+import io
 from functools import cache
 from typing import Any
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from bn_jax.extras import MissingExtraError
+
+# Largest ratio of the sides. An evaluation resizes an image to a given shorter side, so
+# a line of pixels would fill the memory.
+_MAX_ASPECT = 200
+
+
+class UndecodableImageError(Exception):
+    """Error about an image that is damaged, of another format, or too large."""
 
 
 @cache
@@ -28,20 +38,45 @@ def opencv() -> Any:
     return cv2
 
 
-def decode_rgb(content: bytes) -> np.ndarray | None:
-    """Decodes an image and ignores the EXIF tag for its orientation.
+def decode_rgb(content: bytes) -> np.ndarray:
+    """Decodes a JPEG or PNG, and ignores the EXIF tag for its orientation.
+
+    The header is checked first: a small file may decode to many gigabytes. Pillow
+    refuses images of more than 178,956,970 pixels.
 
     Args:
         content: The encoded image.
 
     Returns:
-        uint8 pixels `(height, width, 3)`, red first; None if OpenCV cannot decode.
+        uint8 pixels `(height, width, 3)`, red first.
+
+    Raises:
+        UndecodableImageError: If the image has another format, is damaged, or has too
+            many pixels or too different sides.
     """
     cv2 = opencv()
-    if not content:
-        return None
+    _check_header(content)
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    if image is None:
+        raise UndecodableImageError("it is damaged")
+    return image
+
+
+def _check_header(content: bytes) -> None:
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
+            size = image.size
+    except UnidentifiedImageError as error:
+        raise UndecodableImageError("it is neither JPEG nor PNG") from error
+    # Pillow raises these errors for damaged or very large images.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UndecodableImageError(str(error)) from error
+    if max(size) > _MAX_ASPECT * min(size):
+        raise UndecodableImageError(
+            f"it has {size[0]} x {size[1]} pixels, and one side may be at most "
+            f"{_MAX_ASPECT} times the other"
+        )
 
 
 def resize(

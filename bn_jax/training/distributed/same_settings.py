@@ -13,8 +13,14 @@ from bn_jax.training.distributed.processes import errors_in_all_processes, gathe
 from bn_jax.workdir.files import differences
 from bn_jax.workdir.lock import read_owner
 
-# Each machine may have the data in another folder, and read it with more threads.
-_MAY_DIFFER = ("dataset.data_dir", "dataset.idx_dir", "dataset.read_threads")
+# Each machine may have data and code in other folders, and read with more threads.
+_MAY_DIFFER = (
+    "dataset.data_dir",
+    "dataset.idx_dir",
+    "dataset.image_dir",
+    "dataset.read_threads",
+    "module_dir",
+)
 
 
 def check_same_settings(settings: Mapping[str, Any], workdir: Path) -> None:

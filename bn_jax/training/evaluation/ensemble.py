@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
 from bn_jax.data.idx import load_idx_folder
+from bn_jax.data.imagenet.folder import image_classes
 from bn_jax.errors import UserError
 from bn_jax.results import EnsembleEvaluation, Member
 from bn_jax.training.build import Settings
@@ -30,12 +30,13 @@ from bn_jax.training.evaluation.predict import (
 from bn_jax.training.metrics import mean_metrics
 from bn_jax.training.parts import Parts, errors_naming_config
 from bn_jax.training.state import TrainState
+from bn_jax.user_code import is_object_name
 from bn_jax.workdir.files import read_config
 
 # Settings of `config.dataset` that change no test image.
-_MAY_DIFFER = ("distortion", "augmentation_seed", "read_threads")
+_MAY_DIFFER = ("distortion", "augmentation_seed", "read_threads", "validation_split")
 # Settings of `config.dataset` that are paths.
-_FOLDERS = ("data_dir", "idx_dir")
+_FOLDERS = ("data_dir", "idx_dir", "image_dir")
 
 
 def ensemble(
@@ -203,20 +204,30 @@ def _check_same_label_spaces(workdirs: Sequence[Path]) -> None:
 def _training_data_of(workdir: Path) -> str | Path:
     """Returns name or folder of the data that a run was trained on."""
     data = read_config(workdir)["dataset"]
-    folder = data.get("idx_dir")
-    return Path(folder).expanduser().resolve() if folder else data["name"].split(":")[0]
+    folder = data.get("idx_dir") or data.get("image_dir")
+    if folder:
+        return Path(folder).expanduser().resolve()
+    name = data["name"]
+    return name if is_object_name(name) else name.split(":")[0]
 
 
 def _may_be_same_data(first: str | Path, other: str | Path) -> bool:
     """Returns True if two data sets have one name, and equal labels where known.
 
-    A folder of IDX files may have been copied since. Its path does not count, only
-    its own name; labels are compared if both folders still exist.
+    A folder of data may have been copied since. Its path does not count, only its own
+    name; labels are compared if both folders still exist.
     """
     if Path(first).name != Path(other).name:
         return False
     folders = [data for data in (first, other) if isinstance(data, Path)]
     if first == other or len(folders) < 2 or not all(map(Path.is_dir, folders)):
         return True
-    labels = [load_idx_folder(folder).train_labels for folder in folders]
-    return np.array_equal(labels[0], labels[1])
+    labels = [_labels(folder) for folder in folders]
+    return labels[0] == labels[1]
+
+
+def _labels(folder: Path) -> list[Any]:
+    """Returns the labels of IDX files, or the classes of a folder of images."""
+    if any(folder.glob("train-images*")):
+        return load_idx_folder(folder).train_labels.tolist()
+    return image_classes(folder)

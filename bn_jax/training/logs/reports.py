@@ -142,7 +142,8 @@ def _values(
 ) -> dict[str, Any]:
     values: dict[str, Any] = {"train_loss": train_loss}
     for prefix, sums in measured.sums.items():
-        values |= {f"{prefix}{k}": v for k, v in mean_metrics(sums).items()}
+        means = mean_metrics(sums, split=measured.split)
+        values |= {f"{prefix}{name}": mean for name, mean in means.items()}
     values |= {k: np.asarray(v).tolist() for k, v in measured.probed.items()}
     for name, value in values.items():
         if value is not None and not np.all(np.isfinite(value)):

@@ -18,9 +18,11 @@ def summarize(workdir: Path, steps_per_second: float, wall_seconds: float) -> No
         wall_seconds: Seconds since the run started or resumed.
     """
     metrics = read_metrics(workdir)
-    reached = [line["step"] for line in metrics if line["test_accuracy"] >= 0.9]
+    split = "validation" if "validation_accuracy" in metrics[-1] else "test"
+    accuracy = f"{split}_accuracy"
+    reached = [line["step"] for line in metrics if line[accuracy] >= 0.9]
     summary = {
-        "final_test_accuracy": metrics[-1]["test_accuracy"],
+        f"final_{accuracy}": metrics[-1][accuracy],
         "steps_to_90_percent": reached[0] if reached else None,
         "steps_per_second": steps_per_second,
         "wall_seconds": wall_seconds,
