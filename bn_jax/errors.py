@@ -1,5 +1,8 @@
 """Errors that a user can fix; their messages say how."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Error about a setting, a file or a folder that the user can fix.
@@ -30,3 +33,18 @@ class DivergedError(UserError):
     def __str__(self) -> str:
         """Returns the message without the step."""
         return self.args[0]
+
+
+def unknown_name_message(who: str, what: str, name: str, known: Iterable[str]) -> str:
+    """Returns a message about a name that is unknown, with the nearest known one.
+
+    Args:
+        who: Beginning of the message.
+        what: Description of the names.
+        name: The unknown name.
+        known: The known names; Flax's `parent` and `name` are left out.
+    """
+    known = [candidate for candidate in known if candidate not in ("parent", "name")]
+    close = difflib.get_close_matches(name, known, n=1)
+    end = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{who}: {what} must be one of {', '.join(known)}, but is {name!r}{end}"

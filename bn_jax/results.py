@@ -69,7 +69,7 @@ class Layer(NamedTuple):
         num_parameters: Total number of values in these parameters.
         batch_stats: Running `mean` and `var`; None if the layer has none.
         drift: Distance of the next training batch's statistics from the running
-            statistics; None if the layer has none.
+            statistics; None if the layer has none, or gives no moments of a batch.
     """
 
     path: str

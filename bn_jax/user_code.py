@@ -72,18 +72,21 @@ def load_object(name: str, *, module_dir: str | None, setting: str) -> Any:
         ) from error
 
 
-def describe_error(error: BaseException) -> str:
+def describe_error(error: BaseException, *, in_file: str | None = None) -> str:
     """Returns type, message, file and line of an error in a user's code, in one line.
 
     Args:
         error: The error, as it was caught.
+        in_file: File whose line is named, if the error passed through it. By default,
+            the line is the one that raised the error.
     """
     message = " ".join(f"{type(error).__name__}: {error}".split())
     # The message of a SyntaxError names its place; its traceback ends in the importer.
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) or not frames:
         return message
-    return f"{message} ({frames[-1].filename}, line {frames[-1].lineno})"
+    frame = [frames[-1], *(one for one in frames if one.filename == in_file)][-1]
+    return f"{message} ({frame.filename}, line {frame.lineno})"
 
 
 def _check_unique(module: ModuleType, module_dir: str | None, *, setting: str) -> None:

@@ -1,19 +1,20 @@
 """Look-up of models and normalization layers by the names in a configuration."""
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bn_jax.errors import UserError
+from bn_jax.errors import UserError, unknown_name_message
 from bn_jax.layers.linen import BatchNorm
 from bn_jax.models.cnn import CNN
 from bn_jax.models.inception.network import Inception
 from bn_jax.models.mlp import MLP
+from bn_jax.models.own import make_own_model
+from bn_jax.user_code import is_object_name
 
 _MODELS: Mapping[str, type[nn.Module]] = {
     "mlp": MLP,
@@ -23,34 +24,58 @@ _MODELS: Mapping[str, type[nn.Module]] = {
 _NORMS: Mapping[str, type[nn.Module]] = {"batch_norm": BatchNorm}
 
 
-def make_model(name: str, *, num_classes: int, **fields: Any) -> nn.Module:
+def make_model(
+    name: str,
+    *,
+    num_classes: int,
+    module_dir: str | None = None,
+    axis_name: str | None = None,
+    **fields: Any,
+) -> nn.Module:
     """Returns a model, to be called as `model.apply(variables, x, train=...)`.
 
     Args:
-        name: "mlp", "cnn" or "inception".
+        name: "mlp", "cnn", "inception" or, for a class of one's own,
+            "package.module:Class". The class is a Linen module whose call takes
+            `train`, or an NNX module. It gets `num_classes`, `norm`, `dtype` and
+            `axis_name` where it has such a field (NNX: where its constructor takes
+            such an argument). For an NNX class, `norm` makes `bn_jax.nnx.BatchNorm`.
         num_classes: Number of class scores that the model returns.
-        **fields: Fields of the model's class. `norm` is a factory such as `make_norm`
-            returns. `nonlinearity` may be given as "relu", "sigmoid", "tanh", "gelu" or
-            "silu", and `dtype` as "float32", "bfloat16" or "float16".
+        module_dir: Folder in which the module of one's own class is looked for, after
+            the current folder and Python's path.
+        axis_name: Mapped axis over which a batch is sharded, for a class of one's own.
+            Other models have it in the layers of their `norm`.
+        **fields: Further fields of the model's class. `norm` is a factory such as
+            `make_norm` returns. `dtype` may be given as "float32", "bfloat16" or
+            "float16". For the models that have a `nonlinearity`, "relu", "sigmoid",
+            "tanh", "gelu" and "silu" are names of one.
 
     Raises:
         UserError: If the name of the model, of a field, of the nonlinearity or of the
             dtype is unknown, `num_classes` is below 1, or `norm` is not a factory of
-            layers.
+            layers; or if one's own class cannot be used (`make_own_model`).
     """
-    model_class = _look_up("make_model", name, _MODELS)
-    _check_fields("make_model", model_class, fields)
     if num_classes < 1:
         raise UserError(
             f"make_model: num_classes must be at least 1, but is {num_classes}."
         )
     _check_norm(fields.get("norm"))
-    nonlinearity = fields.get("nonlinearity")
-    if isinstance(nonlinearity, str):
-        fields["nonlinearity"] = _nonlinearity(nonlinearity)
     dtype = fields.get("dtype")
     if isinstance(dtype, str):
         fields["dtype"] = _dtype(dtype)
+    if is_object_name(name):
+        offered = {"num_classes": num_classes, "axis_name": axis_name}
+        for field in ("norm", "dtype"):
+            if field in fields:
+                offered[field] = fields.pop(field)
+        return make_own_model(
+            name, module_dir=module_dir, offered=offered, fields=fields
+        )
+    model_class = _look_up("make_model", name, _MODELS)
+    _check_fields("make_model", model_class, fields)
+    nonlinearity = fields.get("nonlinearity")
+    if isinstance(nonlinearity, str):
+        fields["nonlinearity"] = _nonlinearity(nonlinearity)
     return model_class(num_classes=num_classes, **fields)
 
 
@@ -84,16 +109,14 @@ def _check_norm(norm: Any) -> None:
 def _nonlinearity(name: str) -> Callable[..., Any]:
     names = ("relu", "sigmoid", "tanh", "gelu", "silu")
     if name not in names:
-        raise UserError(
-            _unknown_name_message("make_model", "nonlinearity", name, names)
-        )
+        raise UserError(unknown_name_message("make_model", "nonlinearity", name, names))
     return getattr(nn, name)
 
 
 def _dtype(name: str) -> Any:
     names = ("float32", "bfloat16", "float16")
     if name not in names:
-        raise UserError(_unknown_name_message("make_model", "dtype", name, names))
+        raise UserError(unknown_name_message("make_model", "dtype", name, names))
     return getattr(jnp, name)
 
 
@@ -101,7 +124,7 @@ def _look_up(
     who: str, name: str, table: Mapping[str, type[nn.Module]]
 ) -> type[nn.Module]:
     if name not in table:
-        raise UserError(_unknown_name_message(who, "name", name, table))
+        raise UserError(unknown_name_message(who, "name", name, table))
     return table[name]
 
 
@@ -112,11 +135,4 @@ def _check_fields(
     for field in fields:
         if field not in known:
             what = f"a field of {module_class.__name__}"
-            raise UserError(_unknown_name_message(who, what, field, known))
-
-
-def _unknown_name_message(who: str, what: str, name: str, known: Iterable[str]) -> str:
-    known = [candidate for candidate in known if candidate not in ("parent", "name")]
-    close = difflib.get_close_matches(name, known, n=1)
-    end = f"; did you mean {close[0]!r}?" if close else "."
-    return f"{who}: {what} must be one of {', '.join(known)}, but is {name!r}{end}"
+            raise UserError(unknown_name_message(who, what, field, known))

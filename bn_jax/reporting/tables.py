@@ -109,9 +109,11 @@ def _row(layer: Layer) -> tuple[str, ...]:
     shapes = ", ".join(f"{name} {_shape(s)}" for name, s in layer.shapes.items())
     cells = (layer.path, shapes, f"{layer.num_parameters:,}")
     stats, drift = layer.batch_stats, layer.drift
-    if stats is None or drift is None:
+    if stats is None:
         return (*cells, "", "", "", "")
-    ranges = (f"{x.min():.3g} to {x.max():.3g}" for x in (stats["mean"], stats["var"]))
+    ranges = [f"{x.min():.3g} to {x.max():.3g}" for x in (stats["mean"], stats["var"])]
+    if drift is None:
+        return (*cells, *ranges, "", "")
     return (*cells, *ranges, f"{float(drift.mean):.3f}", f"{float(drift.log_std):.3f}")
 
 

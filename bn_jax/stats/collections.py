@@ -46,6 +46,22 @@ def map_layers(
     return walk(moments, batch_stats, "")
 
 
+def keep_layers(moments: PyTree, old: PyTree, new: PyTree) -> PyTree:
+    """Returns new statistics, but the old ones of every layer that has moments.
+
+    Args:
+        moments: A `batch_moments` collection; may be empty.
+        old: The `batch_stats` collection before an update.
+        new: The collection after it.
+    """
+    if _is_layer(moments):
+        return old
+    return {
+        name: keep_layers(moments[name], old[name], child) if name in moments else child
+        for name, child in new.items()
+    }
+
+
 def layers_with_statistics(
     batch_stats: Mapping[str, Any], path: str = ""
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:

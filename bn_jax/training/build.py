@@ -9,12 +9,14 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+from jaxtyping import PyTree
 
 from bn_jax.data import load_dataset
 from bn_jax.data.dataset import Dataset
 from bn_jax.data.preprocess import make_preprocess
 from bn_jax.errors import UserError
 from bn_jax.models import make_model, make_norm
+from bn_jax.models.own import takes_norm
 from bn_jax.stats.accumulate import accumulate_batch_stats
 from bn_jax.training.distributed.parallel import Parallel
 from bn_jax.training.optim.optimizers import make_optimizer
@@ -27,6 +29,7 @@ from bn_jax.training.parts import (
 )
 from bn_jax.training.step_schedule import checkpoint_steps, evaluation_steps
 from bn_jax.training.steps import TrainStep, make_train_step
+from bn_jax.user_code import is_object_name
 
 # A ConfigDict: type checkers do not know its settings.
 Settings = Any
@@ -68,17 +71,21 @@ def build_parts_for_data(data: Dataset, config: Settings, parallel: Parallel) ->
     """
     _check_batch(config, data, parallel)
     config = with_group_size(config, share_of_device(config, parallel.num_devices))
-    fields = _model_fields(config, data)
+    fields = {"module_dir": config.module_dir, **_model_fields(config, data)}
     schedule = make_schedule(
         **config.schedule,
         learning_rate=config.optimizer.learning_rate,
         num_steps=config.num_steps,
     )
-    settings = config.evaluation
+    settings, name = config.evaluation, config.model.name
     return Parts(
         data=data,
         model=make_model(norm=_norm(config, None), **fields),
-        mapped_model=make_model(norm=_norm(config, parallel.axis_name), **fields),
+        mapped_model=make_model(
+            norm=_norm(config, parallel.axis_name),
+            axis_name=parallel.axis_name,
+            **fields,
+        ),
         tx=make_optimizer(
             **{
                 **{k: v for k, v in config.optimizer.items() if k != "freeze"},
@@ -100,6 +107,8 @@ def build_parts_for_data(data: Dataset, config: Settings, parallel: Parallel) ->
             probes=tuple(config.probes),
         ),
         run=_run_settings(config, data),
+        num_classes=fields["num_classes"],
+        own_model=f"config.model.name={name}" if is_object_name(name) else "",
     )
 
 
@@ -117,7 +126,7 @@ def build_train_step(config: Settings, parts: Parts) -> TrainStep:
         parts.mapped_model,
         parts.tx,
         preprocess=parts.preprocess,
-        accumulate=partial(accumulate_batch_stats, **_accumulation_settings(config)),
+        accumulate=_accumulate(config, parts),
         axis_name=parts.parallel.axis_name,
         label_smoothing=config.label_smoothing,
         ema_decay=config.ema_decay,
@@ -155,16 +164,18 @@ def share_of_device(config: Settings, num_devices: int) -> int:
     return config.batch_size // config.accumulation_steps // num_devices
 
 
-def describe_normalization(config: Settings, parallel: Parallel) -> str:
+def describe_normalization(config: Settings, parts: Parts) -> str:
     """Returns a log line that says which examples share their mean and variance.
 
     Args:
         config: Configuration, as the files in `configs/` make it.
-        parallel: Devices to train on.
+        parts: Parts that it describes.
     """
+    if parts.own_model and not takes_norm(parts.model):
+        return f"normalization: as {config.model.name} makes it"
     if config.norm.name is None:
         return "no normalization"
-    num_devices = parallel.num_devices
+    num_devices = parts.parallel.num_devices
     share = share_of_device(config, num_devices)
     norm = with_group_size(config, share).norm
     size = norm.group_size or share_of_device(config, 1)
@@ -231,6 +242,15 @@ def _norm(config: Settings, axis_name: str | None) -> Callable[..., nn.Module] |
     if config.norm.name is None:
         return make_norm(**fields)
     return make_norm(**fields, axis_name=axis_name)
+
+
+def _accumulate(
+    config: Settings, parts: Parts
+) -> Callable[[PyTree, PyTree], PyTree] | None:
+    # `config.norm` says nothing about layers that a user's model makes by itself.
+    if parts.own_model and not takes_norm(parts.model):
+        return None
+    return partial(accumulate_batch_stats, **_accumulation_settings(config))
 
 
 def _accumulation_settings(config: Settings) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def train(
         with errors_in_all_processes():
             if is_primary():
                 claim_workdir(workdir, settings)
-        logging.info("%s.", describe_normalization(config, parallel))
+        logging.info("%s.", describe_normalization(config, parts))
         steps_per_second = _run_steps(
             parts.run,
             run,

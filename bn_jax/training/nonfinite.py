@@ -15,8 +15,8 @@ def first_nonfinite(
     """Returns the index of the first value that is not finite; -1 if all are finite.
 
     Index 0 is the loss. The leaves of the gradients follow, then those of the
-    parameters, the statistics and the optimizer after the step, because finite
-    gradients can still make weights that overflow.
+    parameters, the statistics, the optimizer and the model's other collections after
+    the step, because finite gradients can still make weights that overflow.
 
     Args:
         loss: Loss of a step.
@@ -69,6 +69,7 @@ def _changed(state: TrainState) -> dict[str, PyTree]:
         "the parameter": state.params,
         "the statistic": state.batch_stats,
         "the optimizer's": state.opt_state,
+        "the variable": state.collections,
     }
 
 
@@ -120,4 +121,5 @@ def undo_nonfinite(
         ema_params=jax.tree.map(choose, new.ema_params, old.ema_params),
         key=old.key,
         tally=after,
+        collections=jax.tree.map(choose, new.collections, old.collections),
     )

@@ -1,7 +1,7 @@
 """Typed parts of a run; its initial state and its training batches."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,6 +14,7 @@ from bn_jax.data.batching import batch_indices
 from bn_jax.data.dataset import Dataset
 from bn_jax.errors import UserError
 from bn_jax.training.distributed.parallel import Parallel, put_sharded, result_shapes
+from bn_jax.training.own_model import check_own_model, errors_in_model
 from bn_jax.training.state import TrainState, init_state
 from bn_jax.training.step_schedule import Steps
 from bn_jax.training.steps import Examples
@@ -90,6 +91,8 @@ class Parts(NamedTuple):
         batches: Settings of training batches.
         evaluation: Settings of an evaluation.
         run: Settings of the loop.
+        num_classes: Number of scores that the network returns for an example.
+        own_model: Name of a user's own model, for messages; empty for other networks.
     """
 
     data: Dataset
@@ -102,6 +105,8 @@ class Parts(NamedTuple):
     batches: BatchSettings
     evaluation: EvaluationSettings
     run: RunSettings
+    num_classes: int
+    own_model: str
 
 
 class StateInit(NamedTuple):
@@ -140,8 +145,20 @@ def build_init(parts: Parts) -> StateInit:
     )
     image, _ = parts.data.train.read(np.zeros(1, int), np.zeros(1, int))
     arguments = (jax.random.key(parts.batches.seed), parts.preprocess(image))
-    with errors_naming_config():
+    with _errors_naming_model(parts):
         shapes = result_shapes(parts.parallel, function, *arguments)
+    if parts.own_model:
+        size = parts.batches.batch_size // parts.batches.accumulation_steps
+        image = jax.eval_shape(lambda: arguments[1])
+        check_own_model(
+            parts.own_model,
+            parts.model,
+            parts.mapped_model,
+            variables=shapes.variables,
+            microbatch=image.update(shape=(size, *image.shape[1:])),
+            num_classes=parts.num_classes,
+            parallel=parts.parallel,
+        )
     return StateInit(function, arguments, shapes)
 
 
@@ -203,6 +220,12 @@ def errors_naming_config() -> Iterator[None]:
         yield
     except ValueError as error:
         raise UserError(f"config: {error}") from error
+
+
+def _errors_naming_model(parts: Parts) -> AbstractContextManager[None]:
+    if parts.own_model:
+        return errors_in_model(parts.own_model, parts.model)
+    return errors_naming_config()
 
 
 def _quick_compilation(parallel: Parallel) -> dict[str, int] | None:

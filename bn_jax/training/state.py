@@ -1,5 +1,6 @@
 """The state of training: everything that a step changes."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -49,6 +50,7 @@ class TrainState(NamedTuple):
         ema_params: Averaged parameters; empty if none are kept.
         key: Random key of the run, from which each step derives its own.
         tally: Counts of the run.
+        collections: The model's other collections, by name. Training updates them too.
     """
 
     step: Int[Array, ""]
@@ -58,11 +60,16 @@ class TrainState(NamedTuple):
     ema_params: PyTree
     key: Shaped[Array, ""]
     tally: Tally
+    collections: dict[str, PyTree]
 
     @property
     def variables(self) -> dict[str, Any]:
         """Collections that `model.apply` takes."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        return {
+            "params": self.params,
+            "batch_stats": self.batch_stats,
+            **self.collections,
+        }
 
     @property
     def networks(self) -> dict[str, dict[str, Any]]:
@@ -93,8 +100,11 @@ def init_state(
         example: Input with the shape and dtype of the model's inputs.
         keep_ema: True to keep averaged parameters.
     """
-    variables = model.init(key, example, train=False)
-    params = variables["params"]
+    # A stream that the model asks for by another name falls back to `params` in Linen
+    # and to `default` in NNX.
+    rngs = {"params": key, "default": key}
+    variables = nn.unbox(model.init(rngs, example, train=False))
+    params = variables.get("params", {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -104,6 +114,11 @@ def init_state(
         ema_params=jax.tree.map(jnp.copy, params) if keep_ema else {},
         key=key,
         tally=new_tally(),
+        collections={
+            name: collection
+            for name, collection in variables.items()
+            if name not in ("params", "batch_stats") and not _is_sown(collection)
+        },
     )
 
 
@@ -136,6 +151,15 @@ def clear_losses(tally: Tally) -> Tally:
         num_losses=tally.num_losses * kept,
         num_steps=tally.num_steps * kept,
     )
+
+
+def _is_sown(collection: PyTree) -> bool:
+    """Returns True for values that layers sow, which are no state of the model.
+
+    `Module.sow` keeps them in tuples that would grow with each step.
+    """
+    children = collection.values() if isinstance(collection, Mapping) else ()
+    return isinstance(collection, tuple) or any(map(_is_sown, children))
 
 
 def resume_tally(tally: Tally) -> Tally:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
+from bn_jax.stats.collections import keep_layers
 from bn_jax.stats.precise import average_moments
 from bn_jax.training.metrics import smoothed_cross_entropy
 from bn_jax.training.nonfinite import first_nonfinite, undo_nonfinite
@@ -36,7 +37,7 @@ _LossAndGrads = Callable[[TrainState, Examples, Array], Any]
 class _StepResult(NamedTuple):
     loss: Float[Array, ""]
     grads: PyTree
-    batch_stats: PyTree
+    state: TrainState
 
 
 def make_train_step(
@@ -57,8 +58,9 @@ def make_train_step(
         tx: The optimizer.
         preprocess: Turns stored pixels into the model's input.
         accumulate: Computes the statistics after a step from those before it and the
-            stacked `batch_moments` of its microbatches; None if each step is one
-            microbatch.
+            stacked `batch_moments` of its microbatches. A layer without moments, or
+            each layer if `accumulate` is None, updates its statistics in one microbatch
+            after the other.
         axis_name: Mapped axis over which the examples are sharded; None for no axis.
         label_smoothing: Probability that is divided among all classes, in [0, 1).
         ema_decay: Fraction of the averaged parameters that a step keeps; None for no
@@ -82,13 +84,12 @@ def make_train_step(
             _device_key(jax.random.fold_in(state.key, state.step), axis_name),
             batch.labels.shape[0],
         )
-        loss, grads, batch_stats = _mean_over_microbatches(
+        loss, grads, updated = _mean_over_microbatches(
             loss_and_grads, state, batch, keys, accumulate=accumulate
         )
         if axis_name is not None:
             loss, grads = jax.lax.pmean((loss, grads), axis_name)
-        new_state = _update_params(tx, state, grads, ema_decay=ema_decay)
-        new_state = new_state._replace(batch_stats=batch_stats)
+        new_state = _update_params(tx, updated, grads, ema_decay=ema_decay)
         new_state = undo_nonfinite(
             state,
             new_state,
@@ -122,6 +123,28 @@ def make_train_stretch(
     return train_stretch
 
 
+def mutable_collections(variables: Mapping[str, PyTree]) -> list[str]:
+    """Returns the collections that a model may update in training, or sow into.
+
+    Args:
+        variables: The model's variables.
+    """
+    return [name for name in variables if name != "params"] + ["batch_moments"]
+
+
+def make_rngs(key: Shaped[Array, ""]) -> dict[str, Array]:
+    """Returns the keys of a model's random streams.
+
+    Any other stream that the model asks for falls back to `params` in Linen and to
+    `default` in NNX.
+
+    Args:
+        key: Key of the step, and of the device.
+    """
+    other = jax.random.fold_in(key, 1)
+    return {"dropout": key, "params": other, "default": other}
+
+
 def make_population_step(
     model: nn.Module, *, preprocess: Callable[[Array], Array]
 ) -> Callable[[PyTree, Examples], PyTree]:
@@ -138,7 +161,8 @@ def make_population_step(
     Returns:
         Function of the variables and of training batches, `(steps, microbatches,
         examples, ...)`. Each microbatch is one batch of Algorithm 2, as in training.
-        For a model without statistics it returns the variables unchanged.
+        Layers that sow no `batch_moments` keep their running statistics. For a model
+        without statistics it returns the variables unchanged.
     """
 
     def population_step(variables: PyTree, batches: Examples) -> PyTree:
@@ -150,16 +174,16 @@ def make_population_step(
                 variables,
                 preprocess(images),
                 train=True,
-                mutable=["batch_stats", "batch_moments"],
+                mutable=mutable_collections(variables),
                 # A fixed key, so that Dropout draws the same noise at each evaluation.
-                rngs={"dropout": jax.random.key(0)},
+                rngs=make_rngs(jax.random.key(0)),
             )
-            return updates["batch_moments"]
+            return updates.get("batch_moments", {})
 
         images = batches.images.reshape(-1, *batches.images.shape[2:])
         sown = jax.lax.map(moments, images)
         batch_stats = average_moments(sown, variables["batch_stats"])
-        return {"params": variables["params"], "batch_stats": batch_stats}
+        return {**variables, "batch_stats": batch_stats}
 
     return population_step
 
@@ -173,11 +197,11 @@ def _make_loss_and_grads(
     def loss_and_grads(state: TrainState, batch: Examples, key: Array) -> Any:
         def loss_fn(params: PyTree) -> tuple[Float[Array, ""], Mapping[str, PyTree]]:
             logits, updates = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
+                {**state.variables, "params": params},
                 preprocess(batch.images),
                 train=True,
-                mutable=["batch_stats", "batch_moments"],
-                rngs={"dropout": key},
+                mutable=mutable_collections(state.variables),
+                rngs=make_rngs(key),
             )
             losses = smoothed_cross_entropy(
                 logits, batch.labels, label_smoothing=label_smoothing
@@ -197,7 +221,9 @@ def _mean_over_microbatches(
     *,
     accumulate: Callable[[PyTree, PyTree], PyTree] | None,
 ) -> _StepResult:
-    """Returns the mean loss and gradients of the microbatches, and the new statistics.
+    """Returns the mean loss and gradients of the microbatches, and the updated state.
+
+    Only the model's collections of the state are updated, and not its parameters.
 
     Args:
         loss_and_grads: Computes loss, updated collections and gradients of a
@@ -211,20 +237,44 @@ def _mean_over_microbatches(
     if num_microbatches == 1:
         one = jax.tree.map(lambda leaf: leaf[0], batch)
         (loss, updates), grads = loss_and_grads(state, one, keys[0])
-        return _StepResult(loss, grads, updates.get("batch_stats", state.batch_stats))
+        return _StepResult(loss, grads, _update_collections(state, updates, {}))
 
-    def add(sums: Any, microbatch: tuple[Examples, Array]) -> tuple[Any, PyTree]:
-        (loss, updates), grads = loss_and_grads(state, *microbatch)
-        moments = updates.get("batch_moments", {})
-        return jax.tree.map(jnp.add, sums, (loss, grads)), moments
+    def add(carry: Any, microbatch: tuple[Examples, Array]) -> tuple[Any, PyTree]:
+        sums, kept = carry
+        before = state._replace(**kept)
+        (loss, updates), grads = loss_and_grads(before, *microbatch)
+        moments = {} if accumulate is None else updates.get("batch_moments", {})
+        after = _update_collections(before, updates, moments)
+        return (jax.tree.map(jnp.add, sums, (loss, grads)), collections(after)), moments
+
+    def collections(state: TrainState) -> dict[str, PyTree]:
+        return {"batch_stats": state.batch_stats, "collections": state.collections}
 
     zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-    sums, moments = jax.lax.scan(add, zeros, (batch, keys))
+    carry, moments = jax.lax.scan(add, (zeros, collections(state)), (batch, keys))
+    sums, kept = carry
     loss, grads = jax.tree.map(lambda x: x / num_microbatches, sums)
-    batch_stats = state.batch_stats
+    state = state._replace(**kept)
     if accumulate is not None and moments:
-        batch_stats = accumulate(batch_stats, moments)
-    return _StepResult(loss, grads, batch_stats)
+        state = state._replace(batch_stats=accumulate(state.batch_stats, moments))
+    return _StepResult(loss, grads, state)
+
+
+def _update_collections(
+    state: TrainState, updates: Mapping[str, PyTree], moments: PyTree
+) -> TrainState:
+    """Returns the state with the collections that a microbatch has updated.
+
+    Layers with `moments` keep their statistics, because all microbatches together
+    update those.
+    """
+    batch_stats = updates.get("batch_stats", state.batch_stats)
+    return state._replace(
+        batch_stats=keep_layers(moments, state.batch_stats, batch_stats),
+        collections={
+            name: updates.get(name, old) for name, old in state.collections.items()
+        },
+    )
 
 
 def _update_params(

@@ -67,12 +67,12 @@ def test_what_shares_statistics_is_said_in_words(
     idx_dir: Path, settings: dict, expected: str
 ) -> None:
     config = tiny_config(idx_dir, batch_size=24, **settings)
-    assert describe_normalization(config, parts_of(config).parallel) == expected
+    assert describe_normalization(config, parts_of(config)) == expected
 
 
 def test_a_network_without_norms_says_so(idx_dir: Path) -> None:
     config = tiny_config(idx_dir, arm="baseline")
-    description = describe_normalization(config, parts_of(config).parallel)
+    description = describe_normalization(config, parts_of(config))
     assert description == "no normalization"
 
 

@@ -236,7 +236,7 @@ def _restore(
     target = jax.tree.map(
         lambda shape, leaf: shape.update(sharding=leaf.sharding),
         jax.eval_shape(_as_arrays, like),
-        like._asdict(),
+        _as_dict(like),
     )
     saved = manager.item_metadata(step)["state"]
     check_same_leaves(f"{folder}: checkpoint {step}", saved, target)
@@ -244,11 +244,20 @@ def _restore(
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
     )["state"]
     key = jax.random.wrap_key_data(arrays.pop("key"))
-    return TrainState(**arrays, key=key)
+    return TrainState(**{"collections": {}, **arrays}, key=key)
 
 
 def _as_arrays(state: TrainState) -> dict[str, Any]:
-    return {**state._asdict(), "key": jax.random.key_data(state.key)}
+    return {**_as_dict(state), "key": jax.random.key_data(state.key)}
+
+
+def _as_dict(state: TrainState) -> dict[str, Any]:
+    # Orbax stores that a dictionary is empty. Checkpoints of version 0.1 have no entry
+    # for the collections, so that an empty one must not have any.
+    fields = state._asdict()
+    return {
+        name: value for name, value in fields.items() if name != "collections" or value
+    }
 
 
 def _write_error(folder: Path, error: Exception) -> Exception:

@@ -127,11 +127,10 @@ def _network(
     ready = with_statistics(
         parts, {prefix: variables}, step=step, statistics=statistics
     )
-    model: Any = parts.model
     return _Network(
         step=step,
         is_averaged=bool(prefix),
-        num_classes=model.num_classes,
+        num_classes=parts.num_classes,
         predict=choose_predict(parts, statistics=statistics, crops=crops),
         variables=ready[prefix],
     )

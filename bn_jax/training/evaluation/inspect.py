@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from bn_jax.analysis.drift import statistics_drift
+from bn_jax.analysis.drift import Drift, statistics_drift
+from bn_jax.core.types import BatchStats
 from bn_jax.results import Layer
 from bn_jax.stats.collections import layers_with_statistics
 from bn_jax.training.build import Settings
@@ -43,13 +44,22 @@ def inspect(config: Settings, workdir: Path) -> tuple[int, list[Layer]]:
             shapes={name: tuple(leaf.shape) for name, leaf in leaves.items()},
             num_parameters=sum(leaf.size for leaf in leaves.values()),
             batch_stats=jax.tree.map(np.asarray, running.get(path)),
-            drift=statistics_drift(batch[path], running[path])
-            if path in running
-            else None,
+            drift=_drift(batch.get(path), running.get(path)),
         )
         for path, leaves in _layers(state.params)
     ]
     return int(state.step), layers
+
+
+def _drift(batch: BatchStats | None, running: BatchStats | None) -> Drift | None:
+    """Returns the drift of a layer; None if it has no statistics or sows no moments."""
+    if (
+        batch is None
+        or running is None
+        or np.array_equal(batch["mean"], running["mean"])
+    ):
+        return None
+    return statistics_drift(batch, running)
 
 
 def _layers(params: PyTree, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from bn_jax.training.metrics import PredictionSums, prediction_sums
-from bn_jax.training.steps import Examples
+from bn_jax.training.steps import Examples, make_rngs, mutable_collections
 
 # Function of a network's variables and of images that returns each image's scores, its
 # unnormalized log-probabilities.
@@ -65,9 +65,9 @@ def make_predict(
             variables,
             inputs,
             train=True,
-            mutable=["batch_stats"],
+            mutable=mutable_collections(variables),
             # A fixed key, so that Dropout draws the same noise at each evaluation.
-            rngs={"dropout": jax.random.key(0)},
+            rngs=make_rngs(jax.random.key(0)),
         )
         return scores
 
