@@ -12,21 +12,37 @@ from bn_jax.errors import UserError
 def make_preprocess(
     *, binarize_threshold: int | None, mean: Sequence[float], std: Sequence[float]
 ) -> Callable[[Any], Any]:
-    """Returns a function that converts stored pixels to model inputs.
+    """Returns a function that converts stored images to model inputs.
 
-    The function binarizes or scales the pixels, subtracts `mean` and divides by `std`.
-    It raises UserError if the number of channels does not fit `mean` or `std`.
+    The function binarizes or scales uint8 pixels, subtracts `mean` and divides by
+    `std`. Images of another dtype are neither binarized nor scaled; with a mean of 0
+    and a std of 1 they stay as they are, so that integers may be indices of words. The
+    function raises UserError if the number of channels does not fit `mean` or `std`, or
+    if other images than uint8 shall be binarized.
 
     Args:
         binarize_threshold: Threshold of `binarize`; None chooses `scale_to_one`.
         mean: One value for each channel, or one for all channels.
         std: One positive value for each channel, or one for all channels.
     """
-    scale = scale_to_one
+    scale_pixels = scale_to_one
     if binarize_threshold is not None:
-        scale = partial(binarize, threshold=binarize_threshold)
+        scale_pixels = partial(binarize, threshold=binarize_threshold)
+    is_centered = any(mean) or any(value != 1 for value in std)
+
+    def scale(images: Any) -> Any:
+        if images.dtype == np.uint8:
+            return scale_pixels(images)
+        if binarize_threshold is not None:
+            raise UserError(
+                "config.pixels.binarize_threshold is for uint8 pixels, but the images "
+                f"are {images.dtype}; set it to None."
+            )
+        return images
 
     def preprocess(images: Any) -> Any:
+        if images.dtype != np.uint8 and not is_centered:
+            return scale(images)
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, images.shape[-1]):
                 raise UserError(

@@ -57,9 +57,10 @@ class Run(NamedTuple):
         initial_state: State before the first step, on all devices.
         train_steps: Takes the steps between two step numbers. The state that it gets
             is donated.
-        evaluate: Evaluates a state on the evaluated split, after as many steps as given.
-            Returns None if its last argument, called before the evaluation and between
-            two pieces of the split, asks to stop.
+        evaluate: Evaluates a state, after as many steps as given, on the validation
+            split or, without one, on the test split. Returns None if its last argument,
+            called before the evaluation and between two pieces of the split, asks to
+            stop.
         clear_losses: Clears the losses of a tally (`state.clear_losses`).
         max_over_processes: Returns the largest of the numbers that the processes pass
             in (`processes.make_max_over_processes`).
@@ -196,12 +197,9 @@ def _evaluate(
     sums = add_up(sums_of, programs.read_evaluated(), should_stop=should_stop)
     if sums is None:
         return None
-    name, _ = evaluated_split(parts.data)
-    return EvaluationResults(
-        name,
-        wait_if_needed(sums),
-        wait_if_needed(probe(networks[""], state.batch_stats)),
-    )
+    split, _ = evaluated_split(parts.data)
+    probed = wait_if_needed(probe(networks[""], state.batch_stats))
+    return EvaluationResults(split, wait_if_needed(sums), probed)
 
 
 def _variables(

@@ -67,3 +67,25 @@ def test_images_of_another_number_of_channels_are_refused(
     )
     with pytest.raises(UserError, match=expected):
         preprocess(COLOURS[..., :channels])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int32", "bool"])
+def test_other_numbers_than_pixels_stay_as_they_are(dtype: str) -> None:
+    preprocess = make_preprocess(binarize_threshold=None, mean=(0.0,), std=(1.0,))
+    x = COLOURS.astype(dtype)
+    assert preprocess(x) is x
+    inputs = jax.jit(preprocess)(x)
+    assert inputs.dtype == x.dtype
+    np.testing.assert_array_equal(inputs, x)
+
+
+def test_a_mean_that_is_set_is_subtracted_from_floats_too() -> None:
+    preprocess = make_preprocess(binarize_threshold=None, mean=(0.5,), std=(2.0,))
+    x = np.array([[0.5, 2.5]], np.float32)
+    np.testing.assert_array_equal(preprocess(x), [[0.0, 1.0]])
+
+
+def test_only_pixels_can_be_binarized() -> None:
+    preprocess = make_preprocess(binarize_threshold=127, mean=(0.0,), std=(1.0,))
+    with pytest.raises(UserError, match=r"binarize_threshold .* float32; set it to No"):
+        preprocess(np.zeros((2, 3), np.float32))
