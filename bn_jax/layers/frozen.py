@@ -102,7 +102,7 @@ def _with_frozen_layers(method: Callable[..., Any], match: str | None) -> Any:
 
         def freeze(proceed: Any, args: Any, kwargs: Any, context: Any) -> Any:
             layer = context.module
-            is_layer = isinstance(layer, BatchNorm | nn.BatchNorm)
+            is_layer = isinstance(layer, nn.BatchNorm)
             is_call = is_layer and context.method_name == "__call__"
             if not is_call or _is_in_layer.get():
                 return proceed(*args, **kwargs)

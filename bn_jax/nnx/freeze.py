@@ -77,7 +77,7 @@ def unfreeze(model: nnx.Module, match: str | None = None) -> None:
             _convert(layer, nnx.Param)
 
 
-def fix_statistics(layer: nnx.BatchNorm | BatchNorm) -> None:
+def fix_statistics(layer: nnx.BatchNorm) -> None:
     """Makes a layer normalize by its running statistics, whatever its settings say.
 
     The layer gets a subclass of its own class. A setting would not last: `train()` and
@@ -114,7 +114,7 @@ def batch_norms(model: nnx.Module) -> dict[str, Any]:
     return {
         "/".join(map(str, path)): module
         for path, module in nnx.iter_modules(model)
-        if isinstance(module, BatchNorm | nnx.BatchNorm)
+        if isinstance(module, nnx.BatchNorm)
     }
 
 
