@@ -39,7 +39,8 @@ test-faults: $(VENV)/.installed-dev
 
 test-peers: $(VENV)/.installed-dev
 	$(BIN)/pip install -q -e '.[dev,peers]' -c constraints.txt
-	$(BIN)/python -m pytest -m "not slow" tests/peers tests/models/inception/test_torch_peers.py
+	$(BIN)/python -m pytest -m "not slow" \
+		tests/peers tests/models/inception/test_torch_peers.py tests/docs/test_coming_from.py
 
 demo-multi: $(VENV)/.installed
 	$(BIN)/python scripts/demo_multi.py --workdir=$(DEMO_WORKDIR)

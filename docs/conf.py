@@ -66,6 +66,7 @@ viewcode_line_numbers = True
 
 html_math_renderer = "mathml"
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = f"bn_jax {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
