@@ -48,7 +48,9 @@ def map_layers(
     return walk(moments, batch_stats, "")
 
 
-def keep_layers(moments: PyTree, old: PyTree, new: PyTree) -> PyTree:
+def keep_layers(
+    moments: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]
+) -> Mapping[str, Any]:
     """Returns new statistics, but the old ones of every layer that has moments.
 
     Args:

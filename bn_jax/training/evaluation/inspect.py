@@ -6,10 +6,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from bn_jax.analysis.drift import Drift, statistics_drift
-from bn_jax.core.types import BatchStats
 from bn_jax.results import Layer
 from bn_jax.stats.collections import layers_with_statistics
 from bn_jax.training.build import Settings
@@ -51,7 +50,9 @@ def inspect(config: Settings, workdir: Path) -> tuple[int, list[Layer]]:
     return int(state.step), layers
 
 
-def _drift(batch: BatchStats | None, running: BatchStats | None) -> Drift | None:
+def _drift(
+    batch: Mapping[str, Array] | None, running: Mapping[str, Array] | None
+) -> Drift | None:
     """Returns the drift of a layer; None if it has no statistics or sows no moments."""
     if (
         batch is None
