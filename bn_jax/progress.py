@@ -1,13 +1,19 @@
-"""Progress bar for terminals and for log files of batch jobs."""
+"""Progress bars, lines above them, and durations, as a user reads them."""
 
+import logging
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from typing import Any
 
+from absl.logging import get_absl_handler
 from tqdm import tqdm
+from tqdm.contrib import DummyTqdmFile
 
 
-def progress_bar(**options: Any) -> Any:
-    """Returns a progress bar that writes to the standard error stream.
+@contextmanager
+def progress_bar(**options: Any) -> Iterator[Any]:
+    """Context with a progress bar on the standard error stream.
 
     In a terminal, tqdm updates the bar ten times a second. In a file each update stays,
     so there tqdm writes one update a minute.
@@ -16,4 +22,66 @@ def progress_bar(**options: Any) -> Any:
         **options: Arguments of `tqdm.tqdm`.
     """
     seconds = 0.1 if sys.stderr.isatty() else 60
-    return tqdm(mininterval=seconds, maxinterval=max(seconds, 10), **options)
+    with (
+        tqdm(
+            mininterval=seconds,
+            maxinterval=max(seconds, 10),
+            dynamic_ncols=True,
+            **options,
+        ) as bar,
+        lines_above_bars(),
+    ):
+        yield bar
+
+
+@contextmanager
+def lines_above_bars() -> Iterator[None]:
+    """Context in which lines appear above the progress bars, and not inside them.
+
+    The lines are those that Python writes to the standard error stream: warnings, and
+    the records of log handlers. Open the bars before the context.
+    """
+    stream = sys.stderr
+    above: Any = DummyTqdmFile(stream)
+    handlers = (*logging.root.handlers, get_absl_handler().python_handler)
+    with ExitStack() as undo:
+        for handler in handlers:
+            # A handler keeps the stream that was the standard one when it was made.
+            if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
+                handler.setStream(above)
+                undo.callback(handler.setStream, stream)
+        undo.enter_context(redirect_stderr(above))
+        yield
+
+
+def format_duration(seconds: float) -> str:
+    """Returns a duration in its two largest units.
+
+    Args:
+        seconds: The duration, at least 0.
+
+    >>> [format_duration(s) for s in (4.2, 200, 7_500, 100_000)]
+    ['4 s', '3 min 20 s', '2 h 5 min', '1 d 3 h']
+    """
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {s} s" if minutes else f"{s} s"
+
+
+def aligned(rows: Mapping[str, str], *, width: int = 0) -> list[str]:
+    """Returns one line for each row, with all values in one column.
+
+    Args:
+        rows: Values by their labels.
+        width: Smallest width of the labels, for rows that follow others.
+
+    >>> aligned({"loss": "0.25", "accuracy": "0.9"})
+    ['loss      0.25', 'accuracy  0.9']
+    """
+    width = max(width, *(len(label) for label in rows))
+    return [f"{label:{width}}  {value}" for label, value in rows.items()]

@@ -91,8 +91,9 @@ def base_config() -> Any:
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = config_dict.placeholder(int)
     config.checkpoint.keep = 2
-    # Steps between log lines, which are written when there is no progress bar.
-    config.log_every = 100
+    # Steps between log lines when there is no progress bar. Each evaluation writes a
+    # line as well; None writes no others.
+    config.log_every = config_dict.placeholder(int)
     # Largest number of steps in one call of a compiled program. More steps cost less
     # time between calls, and hold more examples on the devices at once.
     config.max_steps_per_dispatch = 20

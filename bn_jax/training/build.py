@@ -165,16 +165,16 @@ def share_of_device(config: Settings, num_devices: int) -> int:
 
 
 def describe_normalization(config: Settings, parts: Parts) -> str:
-    """Returns a log line that says which examples share their mean and variance.
+    """Returns words that say which examples share their mean and variance.
 
     Args:
         config: Configuration, as the files in `configs/` make it.
         parts: Parts that it describes.
     """
     if parts.own_model and not takes_norm(parts.model):
-        return f"normalization: as {config.model.name} makes it"
+        return "as the network makes it"
     if config.norm.name is None:
-        return "no normalization"
+        return "none"
     num_devices = parts.parallel.num_devices
     share = share_of_device(config, num_devices)
     norm = with_group_size(config, share).norm
@@ -182,7 +182,7 @@ def describe_normalization(config: Settings, parts: Parts) -> str:
     devices = f" on {num_devices} devices" if num_devices > 1 else ""
     if devices and size == share:
         devices = f", separately on each of {num_devices} devices"
-    return f"normalization batch: {size} of {config.batch_size} examples{devices}"
+    return f"{size} of {config.batch_size} examples{devices}"
 
 
 def _check_batch(config: Settings, data: Dataset, parallel: Parallel) -> None:

@@ -42,6 +42,11 @@ def check_config(config: Any) -> None:
         decay_every_steps=config.schedule.decay_every_steps,
         decay_factor=config.schedule.decay_factor,
     )
+    if not all(0 < accuracy <= 1 for accuracy in config.report_steps_to):
+        raise UserError(
+            "config.report_steps_to must be accuracies in (0, 1], such as (0.9, 0.95), "
+            f"but is {tuple(config.report_steps_to)}."
+        )
     if config.seed < 0:
         raise UserError(f"config.seed must not be negative, but is {config.seed}.")
     if config.dtype == "float16":

@@ -11,13 +11,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from absl import logging
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from bn_jax.errors import DivergedError
 from bn_jax.training.base_config import check_setting_names, complete
 from bn_jax.training.build import (
     build_parts,
@@ -35,15 +32,16 @@ from bn_jax.training.distributed.processes import (
     wait_for_all,
 )
 from bn_jax.training.distributed.same_settings import check_same_settings
+from bn_jax.training.giving_up import give_up
+from bn_jax.training.logs.first_lines import log_inputs, log_network
 from bn_jax.training.logs.profile import Profile
 from bn_jax.training.logs.reports import Pace, Reports, TooManyNonfiniteStepsError
-from bn_jax.training.logs.summary import summarize
+from bn_jax.training.logs.summary import log_results, summarize
 from bn_jax.training.logs.writer import MetricsWriter
-from bn_jax.training.nonfinite import name_of_value
 from bn_jax.training.parts import RunSettings
 from bn_jax.training.run import Run, compile_run
 from bn_jax.training.shutdown.signals import StoppedBySignalError, StopSignals
-from bn_jax.training.state import TrainState, resume_tally
+from bn_jax.training.state import TrainState
 from bn_jax.training.step_schedule import Steps, stretches
 from bn_jax.workdir.files import (
     check_metrics,
@@ -92,10 +90,10 @@ def train(
 
     Returns:
         The content of `summary.json`: `final_test_accuracy` in [0, 1] (with a
-        validation split `final_validation_accuracy` instead),
-        `steps_to_90_percent` (None if never reached), `steps_per_second` (evaluations
-        included, compilation excluded), `wall_seconds` of this call, `device` and
-        `versions`.
+        validation split `final_validation_accuracy` instead), `steps_to_accuracy` (a
+        step for each of `config.report_steps_to`, by its text; None if never reached),
+        `steps_per_second` (evaluations included, compilation excluded), `wall_seconds`
+        of this call, `device` and `versions`.
 
     Raises:
         UserError: If the configuration, the data or the workdir cannot be used.
@@ -121,6 +119,7 @@ def train(
             summary = read_summary(workdir)
         if summary is not None:
             logging.info("%s: this run is already complete.", workdir)
+            log_results(workdir, summary, report_steps_to=settings["report_steps_to"])
             return summary
         with errors_in_all_processes():
             check_config(config)
@@ -130,11 +129,17 @@ def train(
             )
             settings = json.loads(config.to_json())
             parts = build_parts(config, parallel)
+        log_inputs(parallel, parts.data)
         run = compile_run(parts, build_train_step(config, parts))
         with errors_in_all_processes():
             if is_primary():
                 claim_workdir(workdir, settings)
-        logging.info("%s.", describe_normalization(config, parts))
+        log_network(
+            settings["model"]["name"],
+            run.initial_state.params,
+            normalization=describe_normalization(config, parts),
+            workdir=workdir,
+        )
         steps_per_second = _run_steps(
             parts.run,
             run,
@@ -146,7 +151,12 @@ def train(
             show_progress=show_progress,
         )
         if is_primary():
-            summarize(workdir, steps_per_second, time.monotonic() - started)
+            summarize(
+                workdir,
+                steps_per_second=steps_per_second,
+                wall_seconds=time.monotonic() - started,
+                report_steps_to=settings["report_steps_to"],
+            )
         wait_for_all("the run is complete")
     return read_summary(workdir) or {}
 
@@ -291,25 +301,4 @@ def _take_steps(
                 logging.info("Saved after step %d; stopped by a signal.", end)
                 raise StoppedBySignalError(signal_number)
     except TooManyNonfiniteStepsError:
-        _give_up(settings, state, checkpoints)
-
-
-def _give_up(
-    settings: RunSettings, state: TrainState, checkpoints: Checkpoints
-) -> None:
-    """Saves the last good state, and raises an error that names the non-finite leaf."""
-    tally = jax.tree.map(np.asarray, state.tally)
-    step = int(state.step)
-    leaf = name_of_value(int(tally.bad_value), state)
-    checkpoints.save(state._replace(tally=resume_tally(state.tally)), step=step)
-    checkpoints.wait()
-    skips = settings.skips_nonfinite
-    times = f", {settings.max_nonfinite_steps} steps in a row" if skips else ""
-    advice = " --config.on_nonfinite=skip resumes this run without such steps."
-    raise DivergedError(
-        f"{leaf} is not finite at step {step + 1}{times}. The state after step {step} "
-        "is saved. A lower learning rate, a longer warm-up or "
-        "config.optimizer.clip_norm may keep it finite; train from the beginning in "
-        f"another --workdir.{'' if skips else advice}",
-        step,
-    )
+        give_up(settings, state, checkpoints)

@@ -128,6 +128,8 @@ def _show_our_log_lines() -> None:
     )
     if logging.get_verbosity() == logging.WARNING:
         logging.set_verbosity(logging.INFO)
+    # Lines for people to read: --showprefixforinfo adds time and place to each.
+    flags.FLAGS.set_default("showprefixforinfo", False)
 
 
 def _parse_profile_steps(text: str | None) -> tuple[int, int] | None:

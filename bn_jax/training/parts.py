@@ -58,7 +58,7 @@ class RunSettings(NamedTuple):
         evaluated: Steps after which the model is evaluated.
         saved: Steps after which a checkpoint is written.
         kept_checkpoints: Number of checkpoints that are kept.
-        log_every: Steps between log lines.
+        log_every: Steps between log lines; None for lines at evaluations only.
         max_steps_per_dispatch: Steps of the longest stretch.
         skips_nonfinite: True undoes a non-finite step and continues; False ends the
             run.
@@ -69,7 +69,7 @@ class RunSettings(NamedTuple):
     evaluated: Steps
     saved: Steps
     kept_checkpoints: int
-    log_every: int
+    log_every: int | None
     max_steps_per_dispatch: int
     skips_nonfinite: bool
     max_nonfinite_steps: int

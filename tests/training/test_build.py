@@ -47,19 +47,19 @@ def test_each_step_gets_its_examples_in_microbatches(
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, "normalization batch: 24 of 24 examples"),
-        ({"accumulation_steps": 3}, "normalization batch: 8 of 24 examples"),
+        ({}, "24 of 24 examples"),
+        ({"accumulation_steps": 3}, "8 of 24 examples"),
         (
             {"parallel__num_devices": 4},
-            "normalization batch: 24 of 24 examples on 4 devices",
+            "24 of 24 examples on 4 devices",
         ),
         (
             {"parallel__num_devices": 4, "norm__sync": False},
-            "normalization batch: 6 of 24 examples, separately on each of 4 devices",
+            "6 of 24 examples, separately on each of 4 devices",
         ),
         (
             {"parallel__num_devices": 2, "norm__sync": False, "accumulation_steps": 3},
-            "normalization batch: 4 of 24 examples, separately on each of 2 devices",
+            "4 of 24 examples, separately on each of 2 devices",
         ),
     ],
 )
@@ -73,7 +73,7 @@ def test_what_shares_statistics_is_said_in_words(
 def test_a_network_without_norms_says_so(idx_dir: Path) -> None:
     config = tiny_config(idx_dir, arm="baseline")
     description = describe_normalization(config, parts_of(config))
-    assert description == "no normalization"
+    assert description == "none"
 
 
 def test_a_network_of_fewer_classes_than_the_data_is_refused(idx_dir: Path) -> None:

@@ -45,6 +45,13 @@ def test_a_number_below_one_is_refused(name: str, value: int) -> None:
         check_config(config_with(name, value))
 
 
+@pytest.mark.parametrize("value", [(0.0,), (90, 95), (0.5, 1.01)])
+def test_an_accuracy_to_report_that_is_none_is_refused(value: tuple) -> None:
+    expected = r"^config\.report_steps_to must be accuracies in \(0, 1\]"
+    with pytest.raises(UserError, match=expected):
+        check_config(config_with("report_steps_to", value))
+
+
 def test_a_run_too_short_for_its_decay_is_refused_where_the_rate_decays() -> None:
     config = config_with("schedule.decay_every_steps", 0)
     check_config(config)

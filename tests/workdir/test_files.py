@@ -140,8 +140,8 @@ def test_a_folder_that_cannot_be_written_is_refused(
 
 
 def test_a_summary_comes_back_with_its_format(claimed: Path) -> None:
-    write_summary(claimed, {"steps_to_90_percent": None})
-    expected = {"format_version": FORMAT_VERSION, "steps_to_90_percent": None}
+    write_summary(claimed, {"steps_to_accuracy": {}})
+    expected = {"format_version": FORMAT_VERSION, "steps_to_accuracy": {}}
     assert read_summary(claimed) == expected
 
 

@@ -46,33 +46,35 @@ def index_training_tar(path: Path, synsets: Sequence[str]) -> list[TarImage]:
             contains an image twice, or contains a class without images.
     """
     known, images, seen = set(synsets), [], set[str]()
-    classes = progress_bar(
+    with progress_bar(
         iterable=_members(path),
         total=len(known),
         unit="class",
         desc=f"find images in {path.name}",
-    )
-    for outer in classes:
-        synset = outer.name.removesuffix(".tar")
-        if synset not in known or not outer.name.endswith(".tar"):
-            raise _unexpected_file_error(
-                path, outer.name, "one tar file for each class, such as n01440764.tar"
-            )
-        pattern = re.compile(rf"{synset}_\d+\.JPEG")
-        before = len(images)
-        for member in _members(path, inside=outer):
-            if pattern.fullmatch(member.name) is None or member.name in seen:
-                place = f"{outer.name}: {member.name}"
+    ) as classes:
+        for outer in classes:
+            synset = outer.name.removesuffix(".tar")
+            if synset not in known or not outer.name.endswith(".tar"):
                 raise _unexpected_file_error(
-                    path, place, f"{synset}_<number>.JPEG, each once"
+                    path,
+                    outer.name,
+                    "one tar file for each class, such as n01440764.tar",
                 )
-            seen.add(member.name)
-            images.append(TarImage(member.name, synset, *member[1:]))
-        if len(images) == before:
-            raise UserError(
-                f"{path}: expected images in {outer.name}, but found none. Is it the "
-                "official file, as downloaded?"
-            )
+            pattern = re.compile(rf"{synset}_\d+\.JPEG")
+            before = len(images)
+            for member in _members(path, inside=outer):
+                if pattern.fullmatch(member.name) is None or member.name in seen:
+                    place = f"{outer.name}: {member.name}"
+                    raise _unexpected_file_error(
+                        path, place, f"{synset}_<number>.JPEG, each once"
+                    )
+                seen.add(member.name)
+                images.append(TarImage(member.name, synset, *member[1:]))
+            if len(images) == before:
+                raise UserError(
+                    f"{path}: expected images in {outer.name}, but found none. Is it "
+                    "the official file, as downloaded?"
+                )
     return images
 
 

@@ -131,8 +131,8 @@ class Reports:
         loss = float(tally.loss_sum / tally.num_losses) if tally.num_losses else None
         if report.measured is not None:
             self._writer.write(step, _values(step, loss, tally, report.measured))
-        self._writer.advance(step, loss)
         self._pace.advance(step)
+        self._writer.advance(step, loss, steps_per_second=self._pace.steps_per_second)
         self._profile.complete(step)
         return int(report.stop_flag)
 

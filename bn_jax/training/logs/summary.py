@@ -1,29 +1,41 @@
 """Summary of a complete run, from its metrics."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import flax
 import jax
 
 import bn_jax
+from bn_jax.progress import format_duration
+from bn_jax.training.logs.first_lines import log_rows
 from bn_jax.workdir.files import read_metrics, write_summary
 
 
-def summarize(workdir: Path, steps_per_second: float, wall_seconds: float) -> None:
-    """Writes `summary.json`, which marks the run as complete.
+def summarize(
+    workdir: Path,
+    *,
+    steps_per_second: float,
+    wall_seconds: float,
+    report_steps_to: Sequence[float],
+) -> None:
+    """Writes `summary.json`, which marks the run as complete, and logs its results.
 
     Args:
         workdir: Workdir of the run, with all of its metrics.
         steps_per_second: Steps per second, compilation excluded.
         wall_seconds: Seconds since the run started or resumed.
+        report_steps_to: Accuracies in (0, 1] whose first evaluated step is reported.
     """
     metrics = read_metrics(workdir)
-    split = "validation" if "validation_accuracy" in metrics[-1] else "test"
-    accuracy = f"{split}_accuracy"
-    reached = [line["step"] for line in metrics if line[accuracy] >= 0.9]
+    name = _accuracy(metrics[-1])
     summary = {
-        f"final_{accuracy}": metrics[-1][accuracy],
-        "steps_to_90_percent": reached[0] if reached else None,
+        f"final_{name}": metrics[-1][name],
+        "steps_to_accuracy": {
+            str(accuracy): _first_step(metrics, accuracy)
+            for accuracy in report_steps_to
+        },
         "steps_per_second": steps_per_second,
         "wall_seconds": wall_seconds,
         "device": jax.devices()[0].device_kind,
@@ -34,3 +46,52 @@ def summarize(workdir: Path, steps_per_second: float, wall_seconds: float) -> No
         },
     }
     write_summary(workdir, summary)
+    log_results(workdir, summary, report_steps_to=report_steps_to)
+
+
+def log_results(
+    workdir: Path, summary: dict[str, Any], *, report_steps_to: Sequence[float]
+) -> None:
+    """Logs a table of what a complete run has reached, and where its results lie.
+
+    Args:
+        workdir: Workdir of the run.
+        summary: Content of `summary.json`, of this version or of version 0.1.
+        report_steps_to: Accuracies in (0, 1] whose first evaluated step is reported.
+    """
+    metrics = read_metrics(workdir)
+    last = metrics[-1]
+    reached = {
+        name.replace("_", " "): f"{value:.4f}"
+        for name, value in last.items()
+        if name.endswith(("_loss", "_accuracy")) and value is not None
+    }
+    steps = {
+        f"steps to {accuracy}": str(_first_step(metrics, accuracy) or "not reached")
+        for accuracy in report_steps_to
+    }
+    if "skipped_steps" in last:
+        steps["skipped steps"] = str(last["skipped_steps"])
+    log_rows(
+        {
+            "complete": f"after {last['step']:,} steps",
+            **reached,
+            **steps,
+            "time": f"{format_duration(summary['wall_seconds'])}, "
+            f"{summary['steps_per_second']:.3g} steps/s on {summary['device']}",
+            "results": f"{workdir}/metrics.jsonl, {workdir}/summary.json",
+            "checkpoints": f"{workdir}/checkpoints",
+        }
+    )
+
+
+def _first_step(metrics: Sequence[dict[str, Any]], accuracy: float) -> int | None:
+    """Returns the first evaluated step that reaches an accuracy; None without one."""
+    name = _accuracy(metrics[-1])
+    return next((line["step"] for line in metrics if line[name] >= accuracy), None)
+
+
+def _accuracy(line: Mapping[str, Any]) -> str:
+    """Returns the name of the accuracy that evaluations during training measure."""
+    split = "validation" if "validation_accuracy" in line else "test"
+    return f"{split}_accuracy"

@@ -1,23 +1,21 @@
 """The writer of a run's metrics: to a file, to TensorBoard and to the terminal."""
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
+from typing import Any
 
-from absl import logging
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
+from bn_jax.training.logs.display import Display
 from bn_jax.workdir.files import drop_metrics_after
 
 
 class MetricsWriter(AbstractContextManager):
     """Writer of evaluations to `metrics.jsonl` and TensorBoard, which shows progress.
 
-    On a terminal it shows a progress bar with step, loss, accuracy, steps per second
-    and time left. Elsewhere it logs a line every `log_every` steps.
+    `Display` describes the bar and the lines.
     """
 
     def __init__(
@@ -25,7 +23,7 @@ class MetricsWriter(AbstractContextManager):
         workdir: Path,
         *,
         num_steps: int,
-        log_every: int,
+        log_every: int | None,
         show_progress: bool,
         is_silent: bool = False,
     ) -> None:
@@ -34,7 +32,7 @@ class MetricsWriter(AbstractContextManager):
         Args:
             workdir: The run's workdir.
             num_steps: Steps of the whole run.
-            log_every: Steps between log lines.
+            log_every: Steps between log lines; None for lines at evaluations only.
             show_progress: True to show a progress bar or log lines.
             is_silent: True to write and show nothing, because another process does.
         """
@@ -53,22 +51,20 @@ class MetricsWriter(AbstractContextManager):
         """
         if self._is_silent:
             return
-        self._started_at = self._logged_at = first_step
-        self._started = time.monotonic()
-        self._shown: dict[str, float] = {}
+        self._evaluated: Mapping[str, Any] | None = None
         drop_metrics_after(self._workdir, first_step)
         path = self._workdir / "metrics.jsonl"
         self._file = self._open.enter_context(path.open("a"))
         writer = SummaryWriter(str(self._workdir), purge_step=first_step + 1)
         self._tensorboard = self._open.enter_context(closing(writer))
-        bar = tqdm(
-            initial=first_step,
-            total=self._num_steps,
-            unit="step",
-            # None shows the bar only on a terminal.
-            disable=None if self._show_progress else True,
+        self._display = self._open.enter_context(
+            Display(
+                first_step,
+                self._num_steps,
+                log_every=self._log_every,
+                show_progress=self._show_progress,
+            )
         )
-        self._bar = self._open.enter_context(closing(bar))
 
     def __exit__(self, *_: object) -> None:
         """Closes the files and the progress bar."""
@@ -88,43 +84,32 @@ class MetricsWriter(AbstractContextManager):
         line = json.dumps({"step": step, **values}, allow_nan=False)
         self._file.write(line + "\n")
         self._file.flush()
-        self._shown = {}
+        self._evaluated = values
         for name, value in values.items():
             if value is None:
                 continue
+            scalars = {name: value}
             if isinstance(value, Sequence):
                 scalars = {f"{name}/{i}": single for i, single in enumerate(value)}
-            else:
-                scalars = {name: value}
-                self._shown[name] = value
             for tag, scalar in scalars.items():
                 self._tensorboard.add_scalar(tag, scalar, step)
 
-    def advance(self, step: int, train_loss: float | None) -> None:
-        """Shows the progress of the run.
+    def advance(
+        self, step: int, train_loss: float | None, *, steps_per_second: float
+    ) -> None:
+        """Shows the end of a stretch, with the evaluation that was written before.
 
         Args:
             step: Steps taken.
             train_loss: Mean loss since the last evaluation; None if there is none.
+            steps_per_second: Rate so far; 0 if it is not known yet.
         """
         if self._is_silent:
             return
-        shown = dict(self._shown)
-        if train_loss is not None:
-            shown["train_loss"] = train_loss
-        self._bar.set_postfix({name: f"{v:.4f}" for name, v in shown.items()}, False)
-        self._bar.update(step - self._bar.n)
-        is_due = step // self._log_every > self._logged_at // self._log_every
-        logs_lines = self._show_progress and self._bar.disable
-        if not logs_lines or not (is_due or step == self._num_steps):
-            return
-        self._logged_at = step
-        rate = (step - self._started_at) / (time.monotonic() - self._started)
-        logging.info(
-            "step %d of %d, %s, %.3g steps/s, %.0f s left",
+        self._display.advance(
             step,
-            self._num_steps,
-            ", ".join(f"{name} {value:.4f}" for name, value in shown.items()),
-            rate,
-            (self._num_steps - step) / rate,
+            train_loss,
+            evaluated=self._evaluated,
+            steps_per_second=steps_per_second,
         )
+        self._evaluated = None

@@ -1,10 +1,6 @@
-"""Metrics in a file, in TensorBoard's events, on a terminal and in the log."""
+"""Metrics in a file and in TensorBoard's events."""
 
-import io
 import json
-import logging
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,34 +13,6 @@ from bn_jax.training.logs.writer import MetricsWriter
 from bn_jax.workdir.files import read_metrics
 
 VALUES = {"train_loss": 0.25, "test_accuracy": 0.875, "percentiles": [-1.0, 0.0, 2.0]}
-
-
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time in seconds, which only the test moves."""
-    now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    return now
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.INFO, logger="absl")
-    return caplog
-
-
-def make_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """Turns stderr into a terminal; in a fixture, pytest would turn it back."""
-    stream = Terminal()
-    monkeypatch.setattr(sys, "stderr", stream)
-    return stream
 
 
 @contextmanager
@@ -141,107 +109,13 @@ def test_tensorboard_is_told_to_forget_the_steps_that_are_taken_again(
     assert SessionLog.START == 1
 
 
-def test_a_terminal_shows_step_loss_accuracy_and_time_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_silent_writer_leaves_no_file_and_shows_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    terminal = make_terminal(monkeypatch)
-    with open_writer(tmp_path, show_progress=True) as writer:
-        writer.write(50, VALUES)
-        writer.advance(50, 0.25)
-    shown = terminal.getvalue()
-    assert "50/100" in shown
-    assert "train_loss=0.2500, test_accuracy=0.8750" in shown
-    assert "percentiles" not in shown
-
-
-def test_a_terminal_shows_the_loss_between_two_evaluations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    terminal = make_terminal(monkeypatch)
-    with open_writer(tmp_path, show_progress=True) as writer:
-        writer.write(50, VALUES)
-        writer.advance(70, 0.125)
-    assert "train_loss=0.1250, test_accuracy=0.8750" in terminal.getvalue()
-
-
-def test_a_progress_bar_goes_on_from_the_first_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    terminal = make_terminal(monkeypatch)
-    with open_writer(tmp_path, first_step=40, show_progress=True) as writer:
-        writer.advance(100, 0.25)
-    assert "40/100" in terminal.getvalue()
-    assert "100/100" in terminal.getvalue()
-
-
-def test_a_terminal_gets_no_log_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
-) -> None:
-    make_terminal(monkeypatch)
-    with open_writer(tmp_path, show_progress=True) as writer:
-        writer.advance(100, 0.25)
-    assert log.messages == []
-
-
-def test_without_a_terminal_the_last_step_is_logged(
-    tmp_path: Path, clock: list[float], log: pytest.LogCaptureFixture
-) -> None:
-    with open_writer(tmp_path, show_progress=True, log_every=1000) as writer:
-        clock[0] += 4.0
-        writer.write(100, VALUES)
-        writer.advance(100, 0.25)
-    assert log.messages == [
-        "step 100 of 100, train_loss 0.2500, test_accuracy 0.8750, 25 steps/s, 0 s left"
-    ]
-
-
-@pytest.mark.parametrize(
-    ("stretch", "expected"),
-    [(1, [10, 20, 30, 40]), (4, [12, 20, 32, 40]), (25, [25, 50])],
-)
-def test_log_lines_are_steps_apart(
-    tmp_path: Path,
-    clock: list[float],
-    log: pytest.LogCaptureFixture,
-    stretch: int,
-    expected: list[int],
-) -> None:
-    with open_writer(tmp_path, show_progress=True) as writer:
-        for step in range(stretch, 50, stretch):
-            clock[0] += 1.0
-            writer.advance(step, 0.25)
-    steps = [int(message.split()[1]) for message in log.messages]
-    assert steps == [step for step in expected if step < 50]
-
-
-def test_a_log_line_says_how_much_time_is_left(
-    tmp_path: Path, clock: list[float], log: pytest.LogCaptureFixture
-) -> None:
-    with open_writer(tmp_path, first_step=40, show_progress=True) as writer:
-        clock[0] += 10.0
-        writer.advance(60, 1.0)
-    expected = "step 60 of 100, train_loss 1.0000, 2 steps/s, 20 s left"
-    assert log.messages == [expected]
-
-
-def test_nothing_is_shown_when_nothing_is_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
-) -> None:
-    terminal = make_terminal(monkeypatch)
-    with open_writer(tmp_path, show_progress=False) as writer:
-        writer.write(100, VALUES)
-        writer.advance(100, 0.25)
-    assert (terminal.getvalue(), log.messages) == ("", [])
-
-
-def test_a_silent_writer_leaves_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
-) -> None:
-    terminal = make_terminal(monkeypatch)
     with open_writer(tmp_path, show_progress=True, is_silent=True) as writer:
         writer.write(100, VALUES)
-        writer.advance(100, 0.25)
-    assert (terminal.getvalue(), log.messages) == ("", [])
+        writer.advance(100, 0.25, steps_per_second=1.0)
+    assert capsys.readouterr().err == ""
     assert list(tmp_path.iterdir()) == []
 
 
