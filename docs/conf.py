@@ -42,7 +42,7 @@ nitpick_ignore_regex = [
     for name in (
         r"(jax|flax|jaxtyping|numpy|optax|nnx|nn|collections|typing)\..*",
         r"(Array|Bool|Float|Inexact|PyTree|Any|Sequence|Mapping|Callable|Iterable)",
-        r"(Initializer|Dtype|PromoteDtypeFn|Module|ConfigDict|Rngs|Path|State)",
+        r"(Initializer|Dtype|PromoteDtypeFn|Module|LinenModule|ConfigDict|Rngs|Path|State)",
     )
 ]
 
@@ -94,6 +94,13 @@ def _shorten_types(
     return signature, returns
 
 
+def _separate_plurals(
+    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    # A plural such as `Param`s needs a mark between the code and the letter.
+    lines[:] = [re.sub(r"(`[^` ]+`)s\b", r"\1\\ s", line) for line in lines]
+
+
 def _inline_math(translator: Any, node: Any) -> None:
     translator.body.append(latex2mathml.converter.convert(node.astext()))
     raise SkipNode
@@ -112,5 +119,6 @@ def setup(app: Any) -> None:
         app: Sphinx.
     """
     app.connect("autodoc-process-signature", _shorten_types)
+    app.connect("autodoc-process-docstring", _separate_plurals)
     # MathML needs no script from another server, unlike Sphinx's default.
     app.add_html_math_renderer("mathml", (_inline_math, None), (_math_block, None))
