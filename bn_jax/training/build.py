@@ -95,6 +95,8 @@ def build_parts_for_data(data: Dataset, config: Settings, parallel: Parallel) ->
         preprocess=make_preprocess(**config.pixels),
         parallel=parallel,
         keep_ema=config.ema_decay is not None,
+        # Small gradients would become 0 in float16.
+        scale_loss=config.dtype == "float16",
         batches=BatchSettings(
             seed=config.seed,
             batch_size=config.batch_size,

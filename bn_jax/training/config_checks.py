@@ -49,12 +49,6 @@ def check_config(config: Any) -> None:
         )
     if config.seed < 0:
         raise UserError(f"config.seed must not be negative, but is {config.seed}.")
-    if config.dtype == "float16":
-        raise UserError(
-            "config.dtype must be 'float32' or 'bfloat16', but is 'float16': gradients "
-            "too small for float16 would become 0, because training does not scale its "
-            "loss."
-        )
     _check_pixels(**config.pixels)
     if config.on_nonfinite not in ("raise", "skip"):
         raise UserError(

@@ -1,11 +1,13 @@
 """Non-finite steps: found, undone and counted."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from bn_jax.training.loss_scale import is_overflow, next_loss_scale
 from bn_jax.training.state import Tally, TrainState
 
 
@@ -88,6 +90,9 @@ def undo_nonfinite(
     a row. The step that ends the run, and each step after it, changes nothing but the
     tally, not even `step`.
 
+    A scaled loss makes gradients overflow now and then. Such a step is skipped too,
+    whatever the limit; a smaller scale follows. It is not one of the steps in a row.
+
     Args:
         old: State before the step.
         new: State after the step, with the tally of `old`.
@@ -97,13 +102,18 @@ def undo_nonfinite(
     """
     tally = old.tally
     is_good = bad_value < 0
-    in_a_row = jnp.where(is_good, 0, tally.skipped_in_a_row + 1)
+    scale = old.loss_scale
+    counts = ~is_overflow(scale, bad_value) if scale else 1
+    in_a_row = jnp.where(is_good, 0, tally.skipped_in_a_row + counts)
     is_over = (tally.is_over > 0) | (in_a_row >= limit)
     is_kept = is_good & ~is_over
 
     def choose(new: Any, old: Any) -> Array:
         return jnp.where(is_kept, new, old)
 
+    if scale:
+        new_scale = next_loss_scale(scale, is_finite=is_good)
+        scale = jax.tree.map(partial(jnp.where, is_over), scale, new_scale)
     after = Tally(
         loss_sum=tally.loss_sum + jnp.where(is_kept, loss, 0),
         num_losses=tally.num_losses + is_kept,
@@ -122,4 +132,5 @@ def undo_nonfinite(
         key=old.key,
         tally=after,
         collections=jax.tree.map(choose, new.collections, old.collections),
+        loss_scale=scale,
     )

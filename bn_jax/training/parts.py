@@ -88,6 +88,7 @@ class Parts(NamedTuple):
         preprocess: Turns stored pixels into the model's input.
         parallel: Devices of the run.
         keep_ema: True if the run keeps averaged parameters.
+        scale_loss: True if the run scales its loss.
         batches: Settings of training batches.
         evaluation: Settings of an evaluation.
         run: Settings of the loop.
@@ -102,6 +103,7 @@ class Parts(NamedTuple):
     preprocess: Callable[[Any], Any]
     parallel: Parallel
     keep_ema: bool
+    scale_loss: bool
     batches: BatchSettings
     evaluation: EvaluationSettings
     run: RunSettings
@@ -135,7 +137,12 @@ def build_init(parts: Parts) -> StateInit:
 
     def init(key: Array, example: Array) -> TrainState:
         return init_state(
-            parts.model, parts.tx, key=key, example=example, keep_ema=parts.keep_ema
+            parts.model,
+            parts.tx,
+            key=key,
+            example=example,
+            keep_ema=parts.keep_ema,
+            scale_loss=parts.scale_loss,
         )
 
     function = jax.jit(

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
+from bn_jax.training.loss_scale import LossScale, new_loss_scale
+
 
 class Tally(NamedTuple):
     """Counts of a run.
@@ -51,6 +53,7 @@ class TrainState(NamedTuple):
         key: Random key of the run, from which each step derives its own.
         tally: Counts of the run.
         collections: The model's other collections, by name. Training updates them too.
+        loss_scale: Scale of the loss in float16; empty otherwise.
     """
 
     step: Int[Array, ""]
@@ -61,6 +64,7 @@ class TrainState(NamedTuple):
     key: Shaped[Array, ""]
     tally: Tally
     collections: dict[str, PyTree]
+    loss_scale: LossScale | tuple[()] = ()
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -90,6 +94,7 @@ def init_state(
     key: Shaped[Array, ""],
     example: Shaped[Array, "batch ..."],
     keep_ema: bool = False,
+    scale_loss: bool = False,
 ) -> TrainState:
     """Returns the state before the first step.
 
@@ -99,6 +104,7 @@ def init_state(
         key: Random key for the initial parameters and for each step's key.
         example: Input with the shape and dtype of the model's inputs.
         keep_ema: True to keep averaged parameters.
+        scale_loss: True to scale the loss, for activations in float16.
     """
     # A stream that the model asks for by another name falls back to `params` in Linen
     # and to `default` in NNX.
@@ -119,6 +125,7 @@ def init_state(
             for name, collection in variables.items()
             if name not in ("params", "batch_stats") and not _is_sown(collection)
         },
+        loss_scale=new_loss_scale() if scale_loss else (),
     )
 
 

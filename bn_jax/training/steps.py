@@ -89,6 +89,9 @@ def make_train_step(
         )
         if axis_name is not None:
             loss, grads = jax.lax.pmean((loss, grads), axis_name)
+        if state.loss_scale:
+            scale = state.loss_scale.scale
+            grads = jax.tree.map(lambda leaf: leaf / scale, grads)
         new_state = _update_params(tx, updated, grads, ema_decay=ema_decay)
         new_state = undo_nonfinite(
             state,
@@ -195,7 +198,7 @@ def _make_loss_and_grads(
     label_smoothing: float,
 ) -> _LossAndGrads:
     def loss_and_grads(state: TrainState, batch: Examples, key: Array) -> Any:
-        def loss_fn(params: PyTree) -> tuple[Float[Array, ""], Mapping[str, PyTree]]:
+        def loss_fn(params: PyTree) -> Any:
             logits, updates = model.apply(
                 {**state.variables, "params": params},
                 preprocess(batch.images),
@@ -206,9 +209,12 @@ def _make_loss_and_grads(
             losses = smoothed_cross_entropy(
                 logits, batch.labels, label_smoothing=label_smoothing
             )
-            return jnp.mean(losses), updates
+            loss = jnp.mean(losses)
+            scaled = loss * state.loss_scale.scale if state.loss_scale else loss
+            return scaled, (loss, updates)
 
-        return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        (_, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        return aux, grads
 
     return loss_and_grads
 

@@ -69,7 +69,6 @@ def test_one_is_enough(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("dtype", "float16", r"config\.dtype must be 'float32' or 'bfloat16', but is"),
         ("seed", -1, r"config\.seed must not be negative, but is -1"),
         (
             "pixels.binarize_threshold",

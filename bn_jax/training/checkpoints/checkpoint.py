@@ -253,11 +253,10 @@ def _as_arrays(state: TrainState) -> dict[str, Any]:
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
     # Orbax stores that a dictionary is empty. Checkpoints of version 0.1 have no entry
-    # for the collections, so that an empty one must not have any.
+    # for these fields, so that an empty one must not have any.
+    later = ("collections", "loss_scale")
     fields = state._asdict()
-    return {
-        name: value for name, value in fields.items() if name != "collections" or value
-    }
+    return {name: value for name, value in fields.items() if name not in later or value}
 
 
 def _write_error(folder: Path, error: Exception) -> Exception:
