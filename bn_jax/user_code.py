@@ -7,6 +7,7 @@ import importlib
 import os
 import re
 import sys
+import sysconfig
 import traceback
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,10 @@ from typing import Any
 
 from bn_jax.errors import UserError
 
+# Folders of Python's own modules and of installed packages.
+_LIBRARIES = tuple(
+    sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")
+)
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -81,8 +86,11 @@ def describe_error(error: BaseException, *, in_file: str | None = None) -> str:
             the line is the one that raised the error.
     """
     message = " ".join(f"{type(error).__name__}: {error}".split())
-    # The message of a SyntaxError names its place; its traceback ends in the importer.
     frames = traceback.extract_tb(error.__traceback__)
+    # The user's line says more than one in a library that it calls.
+    own = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    frames = own or frames
+    # The message of a SyntaxError names its place; its traceback ends in the importer.
     if isinstance(error, SyntaxError) or not frames:
         return message
     frame = [frames[-1], *(one for one in frames if one.filename == in_file)][-1]

@@ -2,10 +2,13 @@
 
 import contextlib
 import gzip
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from data.hostile_files import MiB, at_most, zipped_zeros
 from data.idx_files import idx_bytes, write_idx, write_idx_folder
 from hypothesis import given
 from hypothesis import strategies as st
@@ -219,3 +222,28 @@ def test_a_set_without_images_is_refused(folder: Path) -> None:
     write_idx(folder / "train-labels-idx1-ubyte", np.zeros(0))
     with pytest.raises(UserError, match="the training split contains no images"):
         load_idx_folder(folder)
+
+
+def test_a_small_file_that_unpacks_to_much_fills_no_memory(path: Path) -> None:
+    content = zipped_zeros(CONTENT, 256 * MiB)
+    assert len(content) < 2 * MiB
+    expected = r"24 bytes must follow it, but there are more"
+    with at_most(16 * MiB), pytest.raises(UserError, match=expected):
+        read_content(path, content)
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+@pytest.mark.parametrize("sizes", [(2**32 - 1,) * 3, (2**16, 2**10, 2**10), (1,) * 9])
+def test_a_header_that_says_an_absurd_size_is_refused(
+    path: Path, sizes: tuple[int, ...], compress: Callable[[bytes], bytes]
+) -> None:
+    header = b"\0\0\x08" + bytes([len(sizes)]) + struct.pack(f">{len(sizes)}I", *sizes)
+    expected = f"says {'x'.join(map(str, sizes))} values, .* 8 dimensions and 4 GiB"
+    with at_most(16 * MiB), pytest.raises(UserError, match=expected):
+        read_content(path, compress(header + bytes(100)))
+
+
+def test_a_header_that_says_more_than_there_is_fills_no_memory(path: Path) -> None:
+    header = b"\0\0\x08\x01" + struct.pack(">I", 2**32 - 1)
+    with at_most(16 * MiB), pytest.raises(UserError, match="but there are 100"):
+        read_content(path, gzip.compress(header + bytes(100)))

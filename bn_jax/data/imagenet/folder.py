@@ -11,6 +11,7 @@ from absl import logging
 
 from bn_jax.data.dataset import Dataset, StreamedDataset
 from bn_jax.data.imagenet.cropped import CroppedSplit, EncodedImage, ImageSettings
+from bn_jax.data.imagenet.opencv import MAX_IMAGE_BYTES
 from bn_jax.data.splits import Slice, SplitNames, chosen_slices
 from bn_jax.errors import UserError
 
@@ -22,8 +23,6 @@ _SPLITS: Mapping[str, str] = {
     "validation": "validation",
 }
 _SUFFIXES = (".jpg", ".jpeg", ".png")
-# No photograph is as large as this.
-_MAX_FILE_BYTES = 2**28
 
 
 def load_image_folder(
@@ -122,8 +121,8 @@ class _FolderSource:
         try:
             status = os.stat(path)
             # A pipe or a device might never end.
-            if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_FILE_BYTES:
-                raise OSError(f"it must be a file of at most {_MAX_FILE_BYTES} bytes")
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_IMAGE_BYTES:
+                raise OSError(f"it must be a file of at most {MAX_IMAGE_BYTES} bytes")
             return EncodedImage(Path(path).read_bytes(), label, path)
         except OSError as error:
             raise UserError(

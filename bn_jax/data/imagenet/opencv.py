@@ -9,6 +9,8 @@ from PIL import Image, UnidentifiedImageError
 
 from bn_jax.extras import MissingExtraError
 
+# Largest size of an encoded image, in bytes; no photograph comes near it.
+MAX_IMAGE_BYTES = 2**28
 # Largest ratio of the sides. An evaluation resizes an image to a given shorter side, so
 # a line of pixels would fill the memory.
 _MAX_ASPECT = 200

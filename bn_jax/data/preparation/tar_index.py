@@ -4,14 +4,17 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+from bn_jax.data.imagenet.opencv import MAX_IMAGE_BYTES
 from bn_jax.errors import UserError
 from bn_jax.progress import progress_bar
 
 # Largest accepted number of zeros after the last file, in bytes. tar writes less than
 # 10 KiB by default; more zeros than this limit may be damaged content.
 _MAX_PADDING = 2**20
+# Largest accepted header, in bytes. A header with a long name may say any size.
+_MAX_HEADER = 2**16
 
 
 class TarImage(NamedTuple):
@@ -69,7 +72,7 @@ def index_training_tar(path: Path, synsets: Sequence[str]) -> list[TarImage]:
                         path, place, f"{synset}_<number>.JPEG, each once"
                     )
                 seen.add(member.name)
-                images.append(TarImage(member.name, synset, *member[1:]))
+                images.append(_image(path, member, synset))
             if len(images) == before:
                 raise UserError(
                     f"{path}: expected images in {outer.name}, but found none. Is it "
@@ -100,7 +103,7 @@ def index_validation_tar(path: Path, labels: Sequence[str]) -> list[TarImage]:
             wanted = f"the validation images from 1 on without a gap (next: {name})"
             raise _unexpected_file_error(path, member.name, wanted)
     pairs = zip(members, labels, strict=False)
-    return [TarImage(member.name, label, *member[1:]) for member, label in pairs]
+    return [_image(path, member, label) for member, label in pairs]
 
 
 class _Member(NamedTuple):
@@ -109,6 +112,15 @@ class _Member(NamedTuple):
     name: str
     offset: int
     num_bytes: int
+
+
+def _image(path: Path, member: _Member, label: str) -> TarImage:
+    if member.num_bytes > MAX_IMAGE_BYTES:
+        raise UserError(
+            f"{path}: {member.name} has {member.num_bytes} bytes; an image may have at "
+            f"most {MAX_IMAGE_BYTES}. Download the tar file again."
+        )
+    return TarImage(member.name, label, member.offset, member.num_bytes)
 
 
 def _members(path: Path, inside: _Member | None = None) -> Iterator[_Member]:
@@ -128,18 +140,33 @@ def _members(path: Path, inside: _Member | None = None) -> Iterator[_Member]:
         ) from error
 
 
+class _Headers:
+    """A tar file of which tarfile reads the headers, which must be small."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek = file.seek
+        self.tell = file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > _MAX_HEADER:
+            raise tarfile.ReadError(f"a header says that it has {size} bytes")
+        return self._file.read(size)
+
+
 def _checked_members(file: BinaryIO, end: int, where: str) -> Iterator[_Member]:
     start = file.tell()
-    with tarfile.open(fileobj=file, mode="r:") as tar:
+    headers: Any = _Headers(file)
+    with tarfile.open(fileobj=headers, mode="r:") as tar:
         for member in tar:
             if member.offset_data > end:
                 # The file belongs to the outer tar file: the inner one ended before it
                 # without zeros.
                 raise _bad_end_error(where, member.offset - start, "nothing")
-            if not member.isfile():
+            if not member.isfile() or member.issparse():
                 raise UserError(
-                    f"{where}: expected only files, but {member.name} is not a file. "
-                    "Use the tar file as it was downloaded."
+                    f"{where}: expected only files, but {_one_line(member.name)} is "
+                    "not a file. Use the tar file as it was downloaded."
                 )
             if member.offset_data + member.size > end:
                 raise UserError(
@@ -167,8 +194,13 @@ def _bad_end_error(where: str, place: int, found: str) -> UserError:
     )
 
 
+def _one_line(name: str) -> str:
+    """Returns a name with escapes for line breaks and other control characters."""
+    return ascii(name)[1:-1]
+
+
 def _unexpected_file_error(path: Path, name: str, wanted: str) -> UserError:
     return UserError(
-        f"{path}: expected {wanted}, but found {name}. Is it the official file, as "
-        "downloaded?"
+        f"{path}: expected {wanted}, but found {_one_line(name)}. Is it the official "
+        "file, as downloaded?"
     )
