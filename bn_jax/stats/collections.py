@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from jaxtyping import PyTree
-
 from bn_jax.core.types import BatchStats, Moments
 
 
