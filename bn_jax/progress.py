@@ -73,6 +73,15 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min {s} s" if minutes else f"{s} s"
 
 
+def format_rate(rate: float) -> str:
+    """Returns a rate with three digits, or with all digits before the point.
+
+    >>> [format_rate(rate) for rate in (0.01234, 2, 62.34, 12_345.6)]
+    ['0.0123', '2', '62.3', '12,346']
+    """
+    return f"{rate:.3g}" if rate < 100 else f"{rate:,.0f}"
+
+
 def aligned(rows: Mapping[str, str], *, width: int = 0) -> list[str]:
     """Returns one line for each row, with all values in one column.
 

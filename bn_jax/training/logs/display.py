@@ -7,7 +7,7 @@ from typing import Any
 from absl import logging
 from tqdm import tqdm
 
-from bn_jax.progress import format_duration, lines_above_bars
+from bn_jax.progress import format_duration, format_rate, lines_above_bars
 
 # Columns that the bar itself keeps, so that it can be seen to grow.
 _BAR_WIDTH = 15
@@ -78,7 +78,7 @@ class Display(AbstractContextManager):
         values = {} if train_loss is None else {"train_loss": train_loss}
         rate = []
         if steps_per_second:
-            rate = [f"{steps_per_second:.3g} steps/s"]
+            rate = [f"{format_rate(steps_per_second)} steps/s"]
             if step < self._num_steps:
                 seconds = (self._num_steps - step) / steps_per_second
                 rate.insert(0, f"{format_duration(seconds)} left")

@@ -10,6 +10,7 @@ from absl import logging
 from jaxtyping import Array
 
 from bn_jax.errors import DivergedError
+from bn_jax.training.distributed.processes import is_primary
 from bn_jax.training.logs.profile import Profile
 from bn_jax.training.logs.writer import MetricsWriter
 from bn_jax.training.metrics import mean_metrics
@@ -42,7 +43,7 @@ class Pace:
         """
         if step == self._marks[-1][0]:
             return
-        if len(self._marks) == 1:
+        if len(self._marks) == 1 and is_primary():
             logging.info(
                 "The first %d steps were complete after %.1f s, compilation included.",
                 step - self._marks[0][0],
@@ -58,6 +59,16 @@ class Pace:
             return 0.0
         (step, seconds), (last_step, last_seconds) = self._marks[-2:]
         return (last_step - step) / (last_seconds - seconds)
+
+    @property
+    def settled_rate(self) -> float:
+        """Steps per second, for estimates during the run; 0 until it is known.
+
+        The first second counts for nothing: stretches that the device took while Python
+        compiled the evaluation are reported in it, one right after the other.
+        """
+        is_settled = len(self._marks) == 3 and self._marks[2][1] - self._marks[1][1] > 1
+        return self.steps_per_second if is_settled else 0.0
 
 
 class TooManyNonfiniteStepsError(Exception):
@@ -132,7 +143,7 @@ class Reports:
         if report.measured is not None:
             self._writer.write(step, _values(step, loss, tally, report.measured))
         self._pace.advance(step)
-        self._writer.advance(step, loss, steps_per_second=self._pace.steps_per_second)
+        self._writer.advance(step, loss, steps_per_second=self._pace.settled_rate)
         self._profile.complete(step)
         return int(report.stop_flag)
 

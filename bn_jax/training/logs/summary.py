@@ -8,7 +8,7 @@ import flax
 import jax
 
 import bn_jax
-from bn_jax.progress import format_duration
+from bn_jax.progress import format_duration, format_rate
 from bn_jax.training.logs.first_lines import log_rows
 from bn_jax.workdir.files import read_metrics, write_summary
 
@@ -72,13 +72,14 @@ def log_results(
     }
     if "skipped_steps" in last:
         steps["skipped steps"] = str(last["skipped_steps"])
+    time = format_duration(summary["wall_seconds"])
+    rate = format_rate(summary["steps_per_second"])
     log_rows(
         {
             "complete": f"after {last['step']:,} steps",
             **reached,
             **steps,
-            "time": f"{format_duration(summary['wall_seconds'])}, "
-            f"{summary['steps_per_second']:.3g} steps/s on {summary['device']}",
+            "time": f"{time}, {rate} steps/s on {summary['device']}",
             "results": f"{workdir}/metrics.jsonl, {workdir}/summary.json",
             "checkpoints": f"{workdir}/checkpoints",
         }

@@ -45,3 +45,15 @@ def test_steps_taken_before_do_not_count(clock: list[float]) -> None:
 
 def test_before_any_step_the_pace_is_zero(clock: list[float]) -> None:
     assert Pace(5).steps_per_second == 0
+
+
+def test_the_rate_for_estimates_waits_for_a_second_after_compilation(
+    clock: list[float],
+) -> None:
+    pace = Pace(0)
+    advance(pace, clock, seconds=30.0, step=50)
+    assert pace.settled_rate == 0
+    advance(pace, clock, seconds=0.01, step=100)
+    assert pace.settled_rate == 0
+    advance(pace, clock, seconds=1.99, step=150)
+    assert pace.settled_rate == 50
