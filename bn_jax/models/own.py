@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from flax import nnx
 from flax.core import freeze
 from jaxtyping import Array, Float, PyTree
@@ -34,7 +35,8 @@ def make_own_model(
 
     Raises:
         UserError: If the class is not found or is not a module, does not take a field
-            or needs one more, or its call does not take `train`.
+            or needs one more, has no `dtype` for a dtype other than float32, or its
+            call does not take `train`.
     """
     model_class = load_object(name, module_dir=module_dir, setting=_SETTING)
     who = f"{_SETTING}={name}"
@@ -53,6 +55,12 @@ def make_own_model(
             what = f"a field of {model_class.__name__}"
             known = [one for one in takes if one not in ("self", "rngs")]
             raise UserError(unknown_name_message(who, what, field, known))
+    dtype = offered.get("dtype")
+    if "dtype" not in takes and dtype not in (None, jnp.float32):
+        raise UserError(
+            f"{who}: config.dtype={jnp.dtype(dtype).name} needs a class that computes "
+            f"in the dtype of its field `dtype`, but {model_class.__name__} has none."
+        )
     given = {key: value for key, value in offered.items() if key in takes}
     given.update(fields)
     is_nnx = issubclass(model_class, nnx.Module)

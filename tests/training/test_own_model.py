@@ -1,0 +1,140 @@
+"""Checks of a user's model before it is compiled."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+from own_package import write_own_package
+from training.tiny_runs import parts_of, tiny_config
+
+from bn_jax.errors import UserError
+from bn_jax.training.build import describe_normalization
+from bn_jax.training.parts import build_init
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The folder of a user's package."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = write_own_package(tmp_path_factory.mktemp("user_training"))
+        patch.syspath_prepend(str(folder))
+        yield str(folder)
+
+
+@pytest.fixture(autouse=True)
+def _needs_package(package: str) -> None: ...
+
+
+def own_config(
+    idx_dir: Path, name: str, *, fields: dict[str, Any] | None = None, **settings: Any
+) -> ConfigDict:
+    """The tiny experiment, with a model of the user's package."""
+    settings = {"batch_size": 24, "probes": (), **settings}
+    config = tiny_config(idx_dir, **settings)
+    with config.unlocked():
+        config.model = ConfigDict({"name": f"own_models.{name}", **(fields or {})})
+    return config
+
+
+def check(config: ConfigDict) -> Any:
+    return build_init(parts_of(config)).shapes
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"classes": 5}, r"one array of scores.*\(24, 10\), but returns \(24, 5\)"),
+        ({"kind": "pair"}, r"but returns \(\(24, 10\), \(24, 10\)\)"),
+        (
+            {"kind": "growing"},
+            r"kept/x is float32\[1, 5\] before and .*\[25, 5\]",
+        ),
+        ({"kind": "broken"}, r"TypeError: .*own_models/linen\.py, line 5\d\)"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_refused_in_a_line(
+    idx_dir: Path, fields: dict, expected: str
+) -> None:
+    expected = f"^config.model.name=own_models.linen:Plain.*{expected}"
+    with pytest.raises(UserError, match=expected) as refusal:
+        check(own_config(idx_dir, "linen:Plain", fields=fields))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("mode", ["shard_map", "pmap"])
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        ("flax", "batch_stats/BatchNorm_0/mean"),
+        ("ours", "and 1 more"),
+        ("average", "kept/x"),
+    ],
+)
+def test_what_would_differ_between_devices_is_refused(
+    idx_dir: Path, mode: str, kind: str, what: str
+) -> None:
+    config = own_config(
+        idx_dir,
+        "linen:Plain",
+        fields={"kind": kind},
+        parallel__mode=mode,
+        parallel__num_devices=4,
+    )
+    with pytest.raises(UserError, match=f"in mode {mode}.*{what}.*own examples alone"):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("linen:Plain", {"mode": "jit", "num_devices": 4}),
+        ("linen:Plain", {"mode": "shard_map", "num_devices": 1}),
+        ("linen:Net", {"mode": "shard_map", "num_devices": 4}),
+        ("linen:Net", {"mode": "shard_map", "num_devices": 4, "sync": False}),
+        ("of_nnx:Net", {"mode": "pmap", "num_devices": 4}),
+    ],
+)
+def test_what_is_equal_on_all_devices_is_accepted(
+    idx_dir: Path, name: str, settings: dict
+) -> None:
+    groups = {"sync": "norm__sync"}
+    settings = {groups.get(k, f"parallel__{k}"): v for k, v in settings.items()}
+    check(own_config(idx_dir, name, **settings))
+
+
+def test_collections_are_kept_in_the_state_without_what_is_sown(idx_dir: Path) -> None:
+    assert sorted(check(own_config(idx_dir, "linen:Net")).collections) == ["ema"]
+    assert sorted(check(own_config(idx_dir, "of_nnx:Net")).collections) == ["Ema"]
+    assert check(tiny_config(idx_dir)).collections == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "expected"),
+    [
+        ("linen:Plain", {}, ["running statistics of BatchNorm_0: only layers of bn"]),
+        ("linen:Net", {}, ["of flax, and population statistics in the others: only"]),
+        ("linen:Plain", {"kind": "none"}, []),
+        ("of_nnx:Net", {}, []),
+    ],
+)
+def test_layers_that_are_evaluated_with_running_statistics_are_logged_once(
+    idx_dir: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    fields: dict,
+    expected: list[str],
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        check(own_config(idx_dir, name, fields=fields))
+    assert len(caplog.messages) == len(expected)
+    for message, part in zip(caplog.messages, expected, strict=True):
+        assert part in message
+
+
+def test_a_norm_that_a_class_makes_itself_is_not_described(idx_dir: Path) -> None:
+    config = own_config(idx_dir, "linen:Plain")
+    expected = "normalization: as own_models.linen:Plain makes it"
+    assert describe_normalization(config, parts_of(config)) == expected
