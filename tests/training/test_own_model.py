@@ -136,5 +136,5 @@ def test_layers_that_are_evaluated_with_running_statistics_are_logged_once(
 
 def test_a_norm_that_a_class_makes_itself_is_not_described(idx_dir: Path) -> None:
     config = own_config(idx_dir, "linen:Plain")
-    expected = "normalization: as own_models.linen:Plain makes it"
-    assert describe_normalization(config, parts_of(config)) == expected
+    described = describe_normalization(config, parts_of(config))
+    assert described == "as the network makes it"
