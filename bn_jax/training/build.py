@@ -4,7 +4,7 @@ Code for models, data, steps and programs takes these parts. Only the loop and t
 evaluation commands read the configuration as well.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -71,7 +71,7 @@ def build_parts_for_data(data: Dataset, config: Settings, parallel: Parallel) ->
     """
     _check_batch(config, data, parallel)
     config = with_group_size(config, share_of_device(config, parallel.num_devices))
-    fields = {"module_dir": config.module_dir, **_model_fields(config, data)}
+    num_classes = _num_classes(config, data)
     schedule = make_schedule(
         **config.schedule,
         learning_rate=config.optimizer.learning_rate,
@@ -80,12 +80,8 @@ def build_parts_for_data(data: Dataset, config: Settings, parallel: Parallel) ->
     settings, name = config.evaluation, config.model.name
     return Parts(
         data=data,
-        model=make_model(norm=_norm(config, None), **fields),
-        mapped_model=make_model(
-            norm=_norm(config, parallel.axis_name),
-            axis_name=parallel.axis_name,
-            **fields,
-        ),
+        model=build_model(config, num_classes),
+        mapped_model=build_model(config, num_classes, axis_name=parallel.axis_name),
         tx=make_optimizer(
             **{
                 **{k: v for k, v in config.optimizer.items() if k != "freeze"},
@@ -109,8 +105,30 @@ def build_parts_for_data(data: Dataset, config: Settings, parallel: Parallel) ->
             probes=tuple(config.probes),
         ),
         run=_run_settings(config, data),
-        num_classes=fields["num_classes"],
+        num_classes=num_classes,
         own_model=f"config.model.name={name}" if is_object_name(name) else "",
+    )
+
+
+def build_model(
+    config: Settings, num_classes: int, *, axis_name: str | None = None
+) -> nn.Module:
+    """Returns the network that a configuration describes.
+
+    Args:
+        config: Configuration, as the files in `configs/` make it.
+        num_classes: Number of scores; `config.model.num_classes` comes first.
+        axis_name: Mapped axis over which a step sums; None for programs under jit.
+
+    Raises:
+        UserError: If a setting of the model or of its normalization is wrong.
+    """
+    fields = {"num_classes": num_classes, "dtype": config.dtype, **config.model}
+    return make_model(
+        norm=_norm(config, axis_name),
+        axis_name=axis_name,
+        module_dir=config.module_dir,
+        **fields,
     )
 
 
@@ -222,15 +240,15 @@ def _run_settings(config: Settings, data: Dataset) -> RunSettings:
     )
 
 
-def _model_fields(config: Settings, data: Dataset) -> Mapping[str, Any]:
-    fields = {"num_classes": data.num_classes, "dtype": config.dtype, **config.model}
-    if fields["num_classes"] < data.num_classes:
+def _num_classes(config: Settings, data: Dataset) -> int:
+    num_classes = {"num_classes": data.num_classes, **config.model}["num_classes"]
+    if num_classes < data.num_classes:
         raise UserError(
-            f"config.model.num_classes={fields['num_classes']} must be at least the "
+            f"config.model.num_classes={num_classes} must be at least the "
             f"{data.num_classes} classes of {data.name}; leave it out to have exactly "
             "as many."
         )
-    return fields
+    return num_classes
 
 
 def _norm(config: Settings, axis_name: str | None) -> Callable[..., nn.Module] | None:

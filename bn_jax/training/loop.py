@@ -145,6 +145,7 @@ def train(
             run,
             workdir,
             config=settings,
+            num_classes=parts.num_classes,
             signals=signals,
             profile=profile,
             started=started,
@@ -175,6 +176,7 @@ def _run_steps(
     workdir: Path,
     *,
     config: Mapping[str, Any],
+    num_classes: int,
     signals: StopSignals,
     profile: Profile,
     started: float,
@@ -183,7 +185,10 @@ def _run_steps(
     """Restores the newest state, takes the remaining steps, and returns their rate."""
     with (
         Checkpoints(
-            workdir / "checkpoints", keep=settings.kept_checkpoints, config=config
+            workdir / "checkpoints",
+            keep=settings.kept_checkpoints,
+            config=config,
+            num_classes=num_classes,
         ) as checkpoints,
         MetricsWriter(
             workdir,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bn_jax.training import load
 from bn_jax.training.base_config import complete
 from bn_jax.training.config_files import load_config, override, saved_config
 from bn_jax.training.evaluation.evaluate import evaluate
@@ -43,6 +44,13 @@ def test_a_run_is_evaluated_with_its_own_figures(workdir: Path) -> None:
     assert measured.step == expected["step"] == 8
     for name, value in measured.metrics.items():
         assert value == pytest.approx(expected[name], abs=1e-6)
+
+
+def test_a_run_is_loaded_with_the_classes_of_its_data(workdir: Path) -> None:
+    trained = load(workdir)
+    assert (trained.step, trained.num_classes) == (8, 10)
+    assert trained.averaged_variables is not None
+    assert load(workdir, step=4).step == 4
 
 
 def test_a_run_resumes_from_its_checkpoint(workdir: Path) -> None:
