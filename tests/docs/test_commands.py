@@ -57,9 +57,9 @@ def _check_flags(words: list[str], known: str) -> None:
 
 def _check_config_file(words: list[str]) -> None:
     for word in words:
-        file = re.match(r"--config=(configs/\w+\.py)", word)
+        file = re.match(r"--config=(?:configs/(\w+)\.py|(\w+))(?::|$)", word)
         if file:
-            assert (_ROOT / file[1]).is_file()
+            assert (_ROOT / "configs" / f"{file[1] or file[2]}.py").is_file()
 
 
 @pytest.mark.parametrize("command", _COMMANDS.values(), ids=_COMMANDS)
