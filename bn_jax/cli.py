@@ -198,8 +198,10 @@ def _add_launch(verbs: Any) -> None:
 
 
 def _run_train(words: Sequence[str]) -> NoReturn:
-    from bn_jax.training.main import main as train
-
+    try:
+        from bn_jax.training.main import main as train
+    except ModuleNotFoundError as error:
+        sys.exit(f"bn-jax train: {error}")
     train(words, program="bn-jax train")
     sys.exit()
 
