@@ -16,9 +16,14 @@ from bn_jax.data.dataset import Dataset
 from bn_jax.data.preprocess import make_preprocess
 from bn_jax.errors import UserError
 from bn_jax.models import make_model, make_norm
-from bn_jax.models.own import takes_norm
+from bn_jax.models.own import freeze_norms, takes_norm
 from bn_jax.stats.accumulate import accumulate_batch_stats
 from bn_jax.training.distributed.parallel import Parallel
+from bn_jax.training.optim.freeze import (
+    frozen_parameters,
+    leave_alone,
+    stop_gradients,
+)
 from bn_jax.training.optim.optimizers import make_optimizer
 from bn_jax.training.optim.schedules import make_schedule
 from bn_jax.training.parts import (
@@ -26,6 +31,7 @@ from bn_jax.training.parts import (
     EvaluationSettings,
     Parts,
     RunSettings,
+    build_init,
 )
 from bn_jax.training.step_schedule import checkpoint_steps, evaluation_steps
 from bn_jax.training.steps import TrainStep, make_train_step
@@ -78,7 +84,7 @@ def build_parts_for_data(data: Dataset, config: Settings, parallel: Parallel) ->
         num_steps=config.num_steps,
     )
     settings, name = config.evaluation, config.model.name
-    return Parts(
+    parts = Parts(
         data=data,
         model=build_model(config, num_classes),
         mapped_model=build_model(config, num_classes, axis_name=parallel.axis_name),
@@ -107,7 +113,9 @@ def build_parts_for_data(data: Dataset, config: Settings, parallel: Parallel) ->
         run=_run_settings(config, data),
         num_classes=num_classes,
         own_model=f"config.model.name={name}" if is_object_name(name) else "",
+        is_frozen=None,
     )
+    return _with_frozen_parameters(config, parts)
 
 
 def build_model(
@@ -124,12 +132,13 @@ def build_model(
         UserError: If a setting of the model or of its normalization is wrong.
     """
     fields = {"num_classes": num_classes, "dtype": config.dtype, **config.model}
-    return make_model(
+    model = make_model(
         norm=_norm(config, axis_name),
         axis_name=axis_name,
         module_dir=config.module_dir,
         **fields,
     )
+    return freeze_norms(model) if config.norm.frozen else model
 
 
 def build_train_step(config: Settings, parts: Parts) -> TrainStep:
@@ -151,6 +160,7 @@ def build_train_step(config: Settings, parts: Parts) -> TrainStep:
         label_smoothing=config.label_smoothing,
         ema_decay=config.ema_decay,
         max_nonfinite_steps=parts.run.max_nonfinite_steps,
+        stop_gradients=partial(stop_gradients, parts.is_frozen),
     )
 
 
@@ -249,6 +259,18 @@ def _num_classes(config: Settings, data: Dataset) -> int:
             "as many."
         )
     return num_classes
+
+
+def _with_frozen_parameters(config: Settings, parts: Parts) -> Parts:
+    patterns, freezes_norms = config.optimizer.freeze, config.norm.frozen
+    if not (patterns or freezes_norms):
+        return parts
+    is_frozen = frozen_parameters(
+        build_init(parts).shapes.variables,
+        patterns=patterns,
+        freezes_norms=freezes_norms,
+    )
+    return parts._replace(tx=leave_alone(parts.tx, is_frozen), is_frozen=is_frozen)
 
 
 def _norm(config: Settings, axis_name: str | None) -> Callable[..., nn.Module] | None:

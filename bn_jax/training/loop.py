@@ -24,6 +24,7 @@ from bn_jax.training.build import (
     with_group_size,
 )
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
+from bn_jax.training.checkpoints.start_from import find_other_run, start_from
 from bn_jax.training.config_checks import check_batch_size, check_config
 from bn_jax.training.distributed.parallel import make_parallel
 from bn_jax.training.distributed.processes import (
@@ -128,9 +129,12 @@ def train(
                 config, share_of_device(config, parallel.num_devices)
             )
             settings = json.loads(config.to_json())
+            other_run = find_other_run(settings["init_from"], workdir)
             parts = build_parts(config, parallel)
         log_inputs(parallel, parts.data)
         run = compile_run(parts, build_train_step(config, parts))
+        if other_run is not None:
+            run = run._replace(initial_state=start_from(other_run, run.initial_state))
         with errors_in_all_processes():
             if is_primary():
                 claim_workdir(workdir, settings)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from bn_jax.data.batching import batch_indices
 from bn_jax.data.dataset import Dataset
@@ -94,6 +94,8 @@ class Parts(NamedTuple):
         run: Settings of the loop.
         num_classes: Number of scores that the network returns for an example.
         own_model: Name of a user's own model, for messages; empty for other networks.
+        is_frozen: True for each parameter that training leaves as it is; None if all
+            are trained.
     """
 
     data: Dataset
@@ -109,6 +111,7 @@ class Parts(NamedTuple):
     run: RunSettings
     num_classes: int
     own_model: str
+    is_frozen: PyTree | None
 
 
 class StateInit(NamedTuple):

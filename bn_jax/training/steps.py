@@ -50,6 +50,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     ema_decay: float | None = None,
     max_nonfinite_steps: int = 1,
+    stop_gradients: Callable[[PyTree], PyTree] = lambda params: params,
 ) -> TrainStep:
     """Returns a function that takes one training step.
 
@@ -67,6 +68,7 @@ def make_train_step(
             averaged parameters.
         max_nonfinite_steps: Number of non-finite steps in a row after which the run is
             over. Each of them is undone.
+        stop_gradients: Makes constants of the parameters that `tx` does not change.
 
     Returns:
         Function of the state and of the step's examples in microbatches,
@@ -74,7 +76,10 @@ def make_train_step(
         the step: the mean cross-entropy against smoothed labels, in nats.
     """
     loss_and_grads = _make_loss_and_grads(
-        model, preprocess=preprocess, label_smoothing=label_smoothing
+        model,
+        preprocess=preprocess,
+        label_smoothing=label_smoothing,
+        stop_gradients=stop_gradients,
     )
 
     def train_step(
@@ -196,11 +201,12 @@ def _make_loss_and_grads(
     *,
     preprocess: Callable[[Array], Array],
     label_smoothing: float,
+    stop_gradients: Callable[[PyTree], PyTree],
 ) -> _LossAndGrads:
     def loss_and_grads(state: TrainState, batch: Examples, key: Array) -> Any:
         def loss_fn(params: PyTree) -> Any:
             logits, updates = model.apply(
-                {**state.variables, "params": params},
+                {**state.variables, "params": stop_gradients(params)},
                 preprocess(batch.images),
                 train=True,
                 mutable=mutable_collections(state.variables),
