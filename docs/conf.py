@@ -38,6 +38,8 @@ default_role = "code"
 nitpicky = True
 # Objects of other projects: the site is built without the network.
 nitpick_ignore_regex = [
+    # Docstrings name exceptions without their modules.
+    (r"py:exc", r"\w+Error"),
     (r"py:.*", rf"(.*\.)?{name}")
     for name in (
         r"(jax|flax|jaxtyping|numpy|optax|nnx|nn|collections|typing)\..*",
