@@ -59,7 +59,8 @@ def load_object(name: str, *, module_dir: str | None, setting: str) -> Any:
     except Exception as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module_name}.".startswith(f"{missing}."):
-            folders = " nor in ".join(f for f in (os.getcwd(), module_dir) if f)
+            searched = dict.fromkeys(f for f in (os.getcwd(), module_dir) if f)
+            folders = " nor in ".join(searched)
             raise UserError(
                 f"{setting}={name}: there is no module {missing} in {folders} nor on "
                 "Python's path. Start in the folder of the module, or install it."

@@ -104,5 +104,11 @@ def test_an_error_in_a_module_is_one_line_with_its_place(
     assert "\n" not in str(seen.value)
 
 
+def test_an_error_in_a_library_names_the_line_of_the_user(folder: Path) -> None:
+    (folder / "calls_json.py").write_text("import json\njson.loads('{')")
+    with pytest.raises(UserError, match=r"\(.*calls_json\.py, line 2\)$"):
+        load("calls_json:x", folder)
+
+
 def test_an_error_without_a_place_is_described_too() -> None:
     assert describe_error(KeyError("a")) == "KeyError: 'a'"

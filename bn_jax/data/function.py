@@ -112,7 +112,7 @@ class _Source(NamedTuple):
 def _call(name: str, function: Any) -> dict[str, Any]:
     if not callable(function):
         raise UserError(
-            f"config.dataset.name={name} must be a function, but is a "
+            f"config.dataset.name={name} must be a function, but has the type "
             f"{type(function).__name__}."
         )
     try:

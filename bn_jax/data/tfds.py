@@ -112,7 +112,7 @@ def prepared_builder(name: str, data_dir: str | None) -> Any:
             f"dataset.name: tensorflow-datasets does not know {name!r}, and no such "
             f"data set is prepared in {data_dir or 'its default folder'}. `python -c "
             "'import tensorflow_datasets as t; print(t.list_builders())'` lists the "
-            "names."
+            "names; for your own data name a function, 'package.module:function'."
         ) from error
     # The JSON files that describe the data are damaged.
     except ParseError as error:

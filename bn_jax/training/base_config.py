@@ -153,7 +153,8 @@ def _dataset() -> ConfigDict:
     dataset.distortion = 0.0
     # Determines crops, flips and colour changes.
     dataset.augmentation_seed = 0
-    # Threads that read and decode images; None takes one for each core.
+    # Threads that read and decode images; None takes one for each core, and one in all
+    # for the objects of a user's function.
     dataset.read_threads = config_dict.placeholder(int)
     return dataset
 

@@ -179,7 +179,7 @@ def test_images_and_labels_that_do_not_fit_are_refused(
 
 
 def test_a_name_that_is_no_function_is_refused() -> None:
-    with pytest.raises(UserError, match="must be a function, but is a int"):
+    with pytest.raises(UserError, match="must be a function, but has the type int"):
         load_dataset("data.own_data:NUM_CLASSES")
 
 

@@ -105,6 +105,16 @@ def test_a_split_may_be_a_slice(tiny: str) -> None:
     assert (len(data.train_labels), len(data.test_labels)) == (4, 3)
 
 
+def test_a_validation_split_is_read_only_if_it_is_chosen(tiny: str) -> None:
+    assert load_dataset("tiny", data_dir=tiny).validation is None
+    data = load_dataset(
+        "tiny", data_dir=tiny, train_split="train[:4]", validation_split="train[4:]"
+    )
+    whole = load_dataset("tiny", data_dir=tiny).train_images
+    np.testing.assert_array_equal(data.validation.images, whole[4:])
+    assert (len(data.train), len(data.test)) == (4, 5)
+
+
 def test_a_tilde_in_data_dir_is_the_home_folder(
     tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
