@@ -40,12 +40,15 @@ nitpicky = True
 nitpick_ignore_regex = [
     # Docstrings name exceptions without their modules.
     (r"py:exc", r"\w+Error"),
-    (r"py:.*", rf"(.*\.)?{name}")
-    for name in (
-        r"(jax|flax|jaxtyping|numpy|optax|nnx|nn|collections|typing)\..*",
-        r"(Array|Bool|Float|Inexact|PyTree|Any|Sequence|Mapping|Callable|Iterable)",
-        r"(Initializer|Dtype|PromoteDtypeFn|Module|LinenModule|ConfigDict|Rngs|Path|State)",
-    )
+    *(
+        (r"py:.*", rf"(.*\.)?{name}")
+        for name in (
+            r"(jax|flax|jaxtyping|numpy|optax|nnx|nn|collections|typing)\..*",
+            r"(Array|Bool|Float|Inexact|PyTree|Any|Sequence|Mapping|Callable|Iterable)",
+            r"(Initializer|Dtype|PromoteDtypeFn|Module|LinenModule|ConfigDict|Rngs)",
+            r"(Path|State)",
+        )
+    ),
 ]
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "amsmath", "deflist"]
