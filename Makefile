@@ -8,6 +8,8 @@
 # make test-faults   runs of one to four processes, killed, damaged and continued
 # make test-peers    faults of other libraries, and weights exchanged with PyTorch's
 #                    networks, which are installed first
+# make dist          source archive and wheel, tried in an empty environment of each
+#                    Python that is here
 # make demo-multi    two processes, of which one is killed, and the run resumes
 
 PYTHON ?= python3
@@ -17,7 +19,7 @@ DEMO_WORKDIR ?= runs/demo_multi
 
 BIN := $(VENV)/bin
 
-.PHONY: mnist test shapes test-slow test-faults test-peers demo-multi check docs bench clean
+.PHONY: mnist test shapes test-slow test-faults test-peers demo-multi dist check docs bench clean
 
 mnist: $(VENV)/.installed
 	$(BIN)/bn-jax figure1 $(WORKDIR)
@@ -44,6 +46,12 @@ test-peers: $(VENV)/.installed-dev
 
 demo-multi: $(VENV)/.installed
 	$(BIN)/python scripts/demo_multi.py --workdir=$(DEMO_WORKDIR)
+
+# `build` makes the wheel from the source archive.
+dist: $(VENV)/.installed-dev
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python scripts/try_wheel.py dist/*.whl
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

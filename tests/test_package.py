@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+
+import yaml
 
 import bn_jax
 
@@ -19,6 +22,16 @@ def test_the_public_names_are_the_names_in_all() -> None:
         if not name.startswith("_") and not isinstance(value, ModuleType)
     }
     assert from_modules | {"nnx"} == set(bn_jax.__all__)
+
+
+def test_the_changelog_and_the_citation_are_of_this_version() -> None:
+    newest = re.search(
+        r"^## \[(.*)\] - (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    stated = (citation["version"], str(citation["date-released"]))
+    assert newest.groups() == stated
+    assert stated[0] == bn_jax.__version__
 
 
 def test_importing_the_package_loads_flax_and_two_small_packages() -> None:
