@@ -239,6 +239,7 @@ def _run_settings(config: Settings, data: Dataset) -> RunSettings:
     return RunSettings(
         num_steps=config.num_steps,
         evaluated=evaluation_steps(config.num_steps, **schedule),
+        cleared=evaluation_steps(config.num_steps + 1, **schedule),
         saved=checkpoint_steps(
             config.num_steps, every_steps=config.checkpoint.every_steps or epoch
         ),

@@ -15,7 +15,7 @@ from absl import logging
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from bn_jax.training.base_config import check_setting_names, complete
+from bn_jax.training.base_config import check_setting_names
 from bn_jax.training.build import (
     build_parts,
     build_train_step,
@@ -40,32 +40,21 @@ from bn_jax.training.logs.reports import Pace, Reports, TooManyNonfiniteStepsErr
 from bn_jax.training.logs.summary import log_results, summarize
 from bn_jax.training.logs.writer import MetricsWriter
 from bn_jax.training.parts import RunSettings
+from bn_jax.training.resuming import (
+    check_resumable,
+    continue_run,
+    with_recorded_group_size,
+)
 from bn_jax.training.run import Run, compile_run
 from bn_jax.training.shutdown.signals import StoppedBySignalError, StopSignals
 from bn_jax.training.state import TrainState
 from bn_jax.training.step_schedule import Steps, stretches
 from bn_jax.workdir.files import (
     check_metrics,
-    check_workdir,
     claim_workdir,
-    read_config,
     read_summary,
 )
 from bn_jax.workdir.lock import locked
-
-# Settings that a resumed run may change. If all steps are finite, they change results
-# by rounding at most.
-_MAY_DIFFER = (
-    "parallel",
-    "log_every",
-    "checkpoint",
-    "on_nonfinite",
-    "max_nonfinite_steps",
-    "dataset.data_dir",
-    "dataset.read_threads",
-    "module_dir",
-    "report_steps_to",
-)
 
 
 def train(
@@ -114,10 +103,10 @@ def train(
                 locks.enter_context(locked(workdir))
         check_same_settings(settings, workdir)
         with errors_in_all_processes():
-            config = _with_recorded_group_size(config, workdir)
+            config = with_recorded_group_size(config, workdir)
             settings = json.loads(config.to_json())
-            check_workdir(workdir, settings, may_differ=_MAY_DIFFER, complete=complete)
-            summary = read_summary(workdir)
+            old_num_steps = check_resumable(workdir, settings)
+            summary = read_summary(workdir) if old_num_steps is None else None
         if summary is not None:
             logging.info("%s: this run is already complete.", workdir)
             log_results(workdir, summary, report_steps_to=settings["report_steps_to"])
@@ -137,6 +126,8 @@ def train(
             run = run._replace(initial_state=start_from(other_run, run.initial_state))
         with errors_in_all_processes():
             if is_primary():
+                if old_num_steps is not None:
+                    continue_run(workdir, old_num_steps, evaluated=parts.run.evaluated)
                 claim_workdir(workdir, settings)
         log_network(
             settings["model"]["name"],
@@ -164,14 +155,6 @@ def train(
             )
         wait_for_all("the run is complete")
     return read_summary(workdir) or {}
-
-
-def _with_recorded_group_size(config: Any, workdir: Path) -> Any:
-    """Returns the configuration with the group size that the run started with."""
-    if not (workdir / "config.json").exists():
-        return config
-    group_size = complete(read_config(workdir))["norm"]["group_size"]
-    return with_group_size(config, group_size) if group_size else config
 
 
 def _run_steps(
@@ -294,7 +277,9 @@ def _take_steps(
             if end in evaluated:
                 measured = run.evaluate(state, end, poll_signal)
             is_interrupted = end in evaluated and measured is None
-            if measured is not None:
+            # A longer run is not evaluated at the last step of this one, unless that
+            # is a step of the schedule; this run may be continued as the longer one.
+            if measured is not None and end in settings.cleared:
                 state = state._replace(tally=run.clear_losses(state.tally))
             reports.add(end, tally, measured, stop_flag=poll_signal())
             # Metrics are written before a checkpoint: a resumed run requires those of

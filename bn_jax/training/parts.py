@@ -56,6 +56,8 @@ class RunSettings(NamedTuple):
     Attributes:
         num_steps: Steps of the whole run.
         evaluated: Steps after which the model is evaluated.
+        cleared: Those of them after which a new mean of the losses begins: all but a
+            last step at which a longer run would not be evaluated.
         saved: Steps after which a checkpoint is written.
         kept_checkpoints: Number of checkpoints that are kept.
         log_every: Steps between log lines; None for lines at evaluations only.
@@ -67,6 +69,7 @@ class RunSettings(NamedTuple):
 
     num_steps: int
     evaluated: Steps
+    cleared: Steps
     saved: Steps
     kept_checkpoints: int
     log_every: int | None

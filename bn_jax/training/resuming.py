@@ -1,0 +1,114 @@
+"""Settings with which a command may resume the run in a workdir."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from bn_jax.errors import UserError
+from bn_jax.training.base_config import complete
+from bn_jax.training.build import Settings, with_group_size
+from bn_jax.training.step_schedule import Steps
+from bn_jax.workdir.files import (
+    check_workdir,
+    differences,
+    drop_metrics_after,
+    read_config,
+)
+
+# Settings that a resumed run may change. If all steps are finite, they change results
+# by rounding at most.
+_MAY_DIFFER = (
+    "parallel",
+    "log_every",
+    "checkpoint",
+    "on_nonfinite",
+    "max_nonfinite_steps",
+    "dataset.data_dir",
+    "dataset.read_threads",
+    "module_dir",
+    "report_steps_to",
+)
+_PLACES = ("in the workdir", "in this command")
+
+
+def with_recorded_group_size(config: Settings, workdir: Path) -> Settings:
+    """Returns the configuration with the group size that the run started with.
+
+    Args:
+        config: Configuration of the command.
+        workdir: Workdir, which need not hold a run.
+
+    Raises:
+        UserError: If the configuration in the workdir cannot be read.
+    """
+    if not (workdir / "config.json").exists():
+        return config
+    group_size = complete(read_config(workdir))["norm"]["group_size"]
+    return with_group_size(config, group_size) if group_size else config
+
+
+def check_resumable(workdir: Path, settings: Mapping[str, Any]) -> int | None:
+    """Checks that the workdir holds no run, or one that these settings resume.
+
+    Args:
+        workdir: Path of the workdir, which need not exist.
+        settings: Configuration of the command, JSON-ready.
+
+    Returns:
+        Steps of the run in the workdir, if the command has more; otherwise None.
+
+    Raises:
+        UserError: If the run has another configuration, or its learning rate depends
+            on the number of steps and this number is larger now.
+    """
+    may_differ, old_num_steps = _MAY_DIFFER, None
+    if (workdir / "config.json").exists():
+        old = complete(read_config(workdir))
+        rest = differences(
+            old,
+            settings,
+            places=_PLACES,
+            may_differ=(*_MAY_DIFFER, "num_steps", "schedule"),
+        )
+        if settings["num_steps"] > old["num_steps"] and not rest:
+            _check_schedule(workdir, old, settings)
+            may_differ, old_num_steps = (*_MAY_DIFFER, "num_steps"), old["num_steps"]
+    check_workdir(workdir, settings, may_differ=may_differ, complete=complete)
+    return old_num_steps
+
+
+def continue_run(workdir: Path, old_num_steps: int, *, evaluated: Steps) -> None:
+    """Prepares the workdir of a run for more steps.
+
+    The run is not complete any more. The line of its last evaluation is removed if a
+    run of more steps would not have one, so that both runs have equal metrics.
+
+    Args:
+        workdir: Workdir of the run.
+        old_num_steps: Steps that the run had until now.
+        evaluated: Steps after which the longer run is evaluated.
+    """
+    if old_num_steps not in evaluated:
+        drop_metrics_after(workdir, old_num_steps - 1)
+    (workdir / "summary.json").unlink(missing_ok=True)
+    logging.info("%s: continues after its %d steps.", workdir, old_num_steps)
+
+
+def _check_schedule(
+    workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> None:
+    found = differences(old["schedule"], new["schedule"], places=_PLACES)
+    reason = "; ".join(f"schedule.{difference}" for difference in found)
+    if found:
+        reason += ", perhaps computed from num_steps"
+    elif new["schedule"]["name"] == "cosine":
+        reason = "schedule.name='cosine' ends at num_steps"
+    if reason:
+        raise UserError(
+            f"config.num_steps={new['num_steps']}: the run in {workdir} has "
+            f"{old['num_steps']} steps and cannot get more, because its schedule "
+            f"depends on their number ({reason}). Train from the beginning in another "
+            "--workdir."
+        )
