@@ -39,7 +39,10 @@ def test_a_folder_of_another_run_is_refused_with_the_differences(
         ({"seed": -1}, r"config\.seed must not be negative, but is -1"),
         ({"pixels__binarize_threshold": -1}, r"must lie in 0 to 254, .* but is -1"),
         ({"pixels__binarize_threshold": 255}, r"must lie in 0 to 254, .* but is 255"),
-        ({"dataset__data_dir": "elsewhere"}, r"give idx_dir or data_dir, not both"),
+        (
+            {"dataset__data_dir": "elsewhere"},
+            r"give one folder, not idx_dir=.* and data_dir=elsewhere",
+        ),
         ({"model__name": "mpl"}, r"name must be .* is 'mpl'; did you mean 'mlp'"),
         ({"model__nonlinearity": "sigmod"}, r"nonlinearity .* 'sigmod'; .* 'sigmoid'"),
         ({"norm__name": "batchnorm"}, r"'batchnorm'; did you mean 'batch_norm'"),
