@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from bn_jax.errors import UserError
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
+from bn_jax.training.distributed.processes import is_primary
 from bn_jax.training.state import TrainState
 
 _MANY = 5
@@ -89,8 +90,10 @@ def start_from(other: Path, state: TrainState) -> TrainState:
             f"config.init_from={other}: no parameter agrees in path and shape with "
             f"this network: {_shorten(missing)}. Choose a run of a similar network."
         )
-    logging.info(
+    logging.log_if(
+        logging.INFO,
         "%s: starts from step %d; %d of %d parameters and statistics are taken%s.",
+        is_primary(),
         other,
         saved.step,
         taken,
