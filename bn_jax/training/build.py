@@ -19,6 +19,7 @@ from bn_jax.models import make_model, make_norm
 from bn_jax.models.own import freeze_norms, takes_norm
 from bn_jax.stats.accumulate import accumulate_batch_stats
 from bn_jax.training.distributed.parallel import Parallel
+from bn_jax.training.group_size import Settings, share_of_device, with_group_size
 from bn_jax.training.optim.freeze import (
     frozen_parameters,
     leave_alone,
@@ -36,9 +37,6 @@ from bn_jax.training.parts import (
 from bn_jax.training.step_schedule import checkpoint_steps, evaluation_steps
 from bn_jax.training.steps import TrainStep, make_train_step
 from bn_jax.user_code import is_object_name
-
-# A ConfigDict: type checkers do not know its settings.
-Settings = Any
 
 # Settings of a BatchNorm layer that accumulation over microbatches needs.
 _ACCUMULATION_SETTINGS = (
@@ -162,36 +160,6 @@ def build_train_step(config: Settings, parts: Parts) -> TrainStep:
         max_nonfinite_steps=parts.run.max_nonfinite_steps,
         stop_gradients=partial(stop_gradients, parts.is_frozen),
     )
-
-
-def with_group_size(config: Settings, group_size: int) -> Settings:
-    """Returns the configuration with the group size of a run without `norm.sync`.
-
-    A configuration with `norm.sync`, or with a group size, is returned unchanged. The
-    workdir keeps the group size that a run starts with: its statistics do not depend
-    on the devices that resume or evaluate it.
-
-    Args:
-        config: Configuration, as the files in `configs/` make it.
-        group_size: Examples that share their statistics.
-    """
-    norm = config.norm
-    if norm.name is None or norm.sync or norm.group_size is not None:
-        return config
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.norm.group_size = group_size
-    return config
-
-
-def share_of_device(config: Settings, num_devices: int) -> int:
-    """Returns the examples of a microbatch that one device gets.
-
-    Args:
-        config: Configuration, as the files in `configs/` make it.
-        num_devices: Number of devices.
-    """
-    return config.batch_size // config.accumulation_steps // num_devices
 
 
 def describe_normalization(config: Settings, parts: Parts) -> str:

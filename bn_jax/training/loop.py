@@ -20,8 +20,6 @@ from bn_jax.training.build import (
     build_parts,
     build_train_step,
     describe_normalization,
-    share_of_device,
-    with_group_size,
 )
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
 from bn_jax.training.checkpoints.start_from import find_other_run, start_from
@@ -34,6 +32,7 @@ from bn_jax.training.distributed.processes import (
 )
 from bn_jax.training.distributed.same_settings import check_same_settings
 from bn_jax.training.giving_up import give_up
+from bn_jax.training.group_size import share_of_device, with_group_size
 from bn_jax.training.logs.first_lines import log_inputs, log_network
 from bn_jax.training.logs.profile import Profile
 from bn_jax.training.logs.reports import Pace, Reports, TooManyNonfiniteStepsError

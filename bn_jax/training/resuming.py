@@ -8,7 +8,7 @@ from absl import logging
 
 from bn_jax.errors import UserError
 from bn_jax.training.base_config import complete
-from bn_jax.training.build import Settings, with_group_size
+from bn_jax.training.group_size import Settings, with_group_size
 from bn_jax.training.step_schedule import Steps
 from bn_jax.workdir.files import (
     check_workdir,

@@ -26,11 +26,11 @@ from bn_jax.training.parts import (
     errors_naming_config,
     read_batches,
 )
+from bn_jax.training.population import make_population_step
 from bn_jax.training.state import Tally, TrainState, clear_losses
 from bn_jax.training.steps import (
     Examples,
     TrainStep,
-    make_population_step,
     make_train_stretch,
 )
 

@@ -10,7 +10,6 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from bn_jax.stats.collections import keep_layers
-from bn_jax.stats.precise import average_moments
 from bn_jax.training.metrics import smoothed_cross_entropy
 from bn_jax.training.nonfinite import first_nonfinite, undo_nonfinite
 from bn_jax.training.state import Tally, TrainState
@@ -151,49 +150,6 @@ def make_rngs(key: Shaped[Array, ""]) -> dict[str, Array]:
     """
     other = jax.random.fold_in(key, 1)
     return {"dropout": key, "params": other, "default": other}
-
-
-def make_population_step(
-    model: nn.Module, *, preprocess: Callable[[Array], Array]
-) -> Callable[[PyTree, Examples], PyTree]:
-    """Returns a function that computes the variables to evaluate with.
-
-    These are the parameters, and population statistics in place of the running
-    statistics, computed from training batches.
-    Source: Ioffe & Szegedy (2015), Algorithm 2, lines 7 to 10.
-
-    Args:
-        model: Called as `model.apply(variables, x, train=...)`.
-        preprocess: Turns stored pixels into the model's input.
-
-    Returns:
-        Function of the variables and of training batches, `(steps, microbatches,
-        examples, ...)`. Each microbatch is one batch of Algorithm 2, as in training.
-        Layers that sow no `batch_moments` keep their running statistics. For a model
-        without statistics it returns the variables unchanged.
-    """
-
-    def population_step(variables: PyTree, batches: Examples) -> PyTree:
-        if not variables["batch_stats"]:
-            return variables
-
-        def moments(images: Array) -> PyTree:
-            _, updates = model.apply(
-                variables,
-                preprocess(images),
-                train=True,
-                mutable=mutable_collections(variables),
-                # A fixed key, so that Dropout draws the same noise at each evaluation.
-                rngs=make_rngs(jax.random.key(0)),
-            )
-            return updates.get("batch_moments", {})
-
-        images = batches.images.reshape(-1, *batches.images.shape[2:])
-        sown = jax.lax.map(moments, images)
-        batch_stats = average_moments(sown, variables["batch_stats"])
-        return {**variables, "batch_stats": batch_stats}
-
-    return population_step
 
 
 def _make_loss_and_grads(

@@ -23,7 +23,7 @@ from bn_jax.training.evaluation.predict import (
 )
 from bn_jax.training.metrics import PredictionSums, mean_metrics
 from bn_jax.training.parts import Parts, errors_naming_config, read_batches
-from bn_jax.training.steps import make_population_step
+from bn_jax.training.population import make_population_step
 
 STATISTICS = ("moving", "population", "batch")
 CROPS = (1, NUM_CROPS)
