@@ -12,6 +12,7 @@ import jaxtyping
 import pytest
 from conformance.modes import first_devices
 from jax.sharding import AxisType
+from own_package import own_folder as own_folder
 
 # JAX creates devices at their first use, and the hook checks only modules that are
 # imported after it. Both settings must therefore precede the imports of the test

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 _LINEN = '''
 import bn_jax
 import flax.linen as nn
@@ -124,14 +126,15 @@ class WithTrain(nnx.Module):
 '''
 
 
-def write_own_package(folder: Path) -> Path:
-    """Writes `own_models/linen.py` and `own_models/of_nnx.py`.
+@pytest.fixture(scope="session")
+def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a user's package, `own_models`, for `config.module_dir`.
 
-    Returns:
-        The folder, for `config.module_dir`.
+    There is one for all tests: NNX registers each type of variable by its name.
     """
+    folder = tmp_path_factory.mktemp("user")
     package = folder / "own_models"
-    package.mkdir(parents=True)
+    package.mkdir()
     (package / "linen.py").write_text(_LINEN)
     (package / "of_nnx.py").write_text(_NNX)
     return folder

@@ -141,16 +141,36 @@ class NNXModel(nnx.bridge.ToLinen):
 
         def run_and_sow(module: Any, x: Array) -> Array:
             y, moments = nnx.capture(run, BatchMoments)(module, x)
-            self._store("batch_moments", nnx.to_pure_dict(moments))
+            for name, value in nnx.to_pure_dict(moments).items():
+                self.put_variable("batch_moments", name, value)
             return y
 
         is_sowing = self.is_mutable_collection("batch_moments")
         sows = is_sowing and not self.is_initializing()
         return super().__call__(x, nnx_method=run_and_sow if sows else run)
 
-    def _store(self, collection: str, values: Mapping[str, PyTree]) -> None:
-        for name, value in values.items():
-            self.put_variable(collection, name, value)
+    # The number of a module in an `nnx.List` is a string in Linen's collections: a
+    # checkpoint that is read without its model has no other keys.
+
+    @nn.nowrap
+    def put_variable(self, col: str, name: str, value: PyTree) -> None:
+        """Stores the values of one module in a collection."""
+        super().put_variable(col, name, _map_keys(str, value))
+
+    @property
+    def variables(self) -> Mapping[str, PyTree]:
+        """The model's collections, as NNX names their entries."""
+        return _map_keys(_nnx_key, super().variables)
+
+
+def _nnx_key(key: str) -> str | int:
+    return int(key) if key.isdecimal() else key
+
+
+def _map_keys(function: Callable[[Any], Any], tree: PyTree) -> PyTree:
+    if not isinstance(tree, Mapping):
+        return tree
+    return {function(key): _map_keys(function, child) for key, child in tree.items()}
 
 
 def _check_takes_train(who: str, model_class: type[nn.Module]) -> None:

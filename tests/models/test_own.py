@@ -1,7 +1,7 @@
 """Models of a user's class: what they are given, and how they are called."""
 
-from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from own_package import write_own_package
 
 import bn_jax
 from bn_jax.errors import UserError
@@ -21,30 +20,24 @@ X = jax.random.normal(jax.random.key(1), (5, 784))
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The folder of a user's package."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(
-            str(write_own_package(tmp_path_factory.mktemp("user_models")))
-        )
-        yield ""
-
-
-def make(name: str, **fields: Any) -> nn.Module:
+def make(folder: Path, name: str, **fields: Any) -> nn.Module:
     fields = {"norm": NORM, "num_classes": 3, **fields}
-    return make_model(f"own_models.{name}", **fields)
+    return make_model(f"own_models.{name}", module_dir=str(folder), **fields)
 
 
-def test_a_linen_class_gets_the_fields_that_it_has(package: str) -> None:
-    model: Any = make("linen:Net", axis_name="batch", width=7, dtype="float32")
+def test_a_linen_class_gets_the_fields_that_it_has(own_folder: Path) -> None:
+    model: Any = make(
+        own_folder, "linen:Net", axis_name="batch", width=7, dtype="float32"
+    )
     assert (model.num_classes, model.axis_name, model.width) == (3, "batch", 7)
     assert model.norm is NORM
-    assert make("linen:Plain").classes == 10
+    assert make(own_folder, "linen:Plain").classes == 10
 
 
-def test_an_nnx_class_gets_layers_of_nnx_with_the_same_settings(package: str) -> None:
-    model: Any = make("of_nnx:Net", width=7)
+def test_an_nnx_class_gets_layers_of_nnx_with_the_same_settings(
+    own_folder: Path,
+) -> None:
+    model: Any = make(own_folder, "of_nnx:Net", width=7)
     layer = model.norm(7, rngs=nnx.Rngs(0))
     assert isinstance(layer, bn_jax.nnx.BatchNorm)
     assert layer.momentum == 0.8
@@ -67,10 +60,10 @@ def test_an_nnx_class_gets_layers_of_nnx_with_the_same_settings(package: str) ->
     ],
 )
 def test_a_class_that_cannot_be_used_is_refused_in_a_line(
-    package: str, name: str, fields: dict, expected: str
+    own_folder: Path, name: str, fields: dict, expected: str
 ) -> None:
     with pytest.raises(UserError, match=expected) as refusal:
-        make(name, **fields)
+        make(own_folder, name, **fields)
     assert "\n" not in str(refusal.value)
 
 
@@ -80,8 +73,8 @@ def variables_of(model: nn.Module) -> Any:
 
 
 @pytest.mark.parametrize("name", ["Net", "WithTrain"])
-def test_an_nnx_class_is_random_in_training_only(package: str, name: str) -> None:
-    model = make(f"of_nnx:{name}")
+def test_an_nnx_class_is_random_in_training_only(own_folder: Path, name: str) -> None:
+    model = make(own_folder, f"of_nnx:{name}")
     variables = variables_of(model)
 
     @jax.jit
@@ -96,8 +89,8 @@ def test_an_nnx_class_is_random_in_training_only(package: str, name: str) -> Non
     assert not np.array_equal(trained(0), trained(1))
 
 
-def test_an_nnx_class_gives_moments_and_updates_its_variables(package: str) -> None:
-    model = make("of_nnx:Net")
+def test_an_nnx_class_gives_moments_and_updates_its_variables(own_folder: Path) -> None:
+    model = make(own_folder, "of_nnx:Net")
     variables = variables_of(model)
     _, updates = model.apply(
         variables,
@@ -106,8 +99,8 @@ def test_an_nnx_class_gives_moments_and_updates_its_variables(package: str) -> N
         rngs={"default": KEY},
         mutable=["batch_stats", "batch_moments", "Ema"],
     )
-    moments = updates["batch_moments"]["blocks"][0]["norm"]["moments"][0]
-    stats = updates["batch_stats"]["blocks"][0]["norm"]
+    moments = updates["batch_moments"]["blocks"]["0"]["norm"]["moments"][0]
+    stats = updates["batch_stats"]["blocks"]["0"]["norm"]
     np.testing.assert_allclose(stats["mean"], 0.2 * moments.mean, rtol=1e-6)
     assert updates["Ema"]["steps"] == variables["Ema"]["steps"] + 1
     assert "batch_moments" not in variables

@@ -1,13 +1,11 @@
 """Checks of a user's model before it is compiled."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
-from own_package import write_own_package
 from training.tiny_runs import parts_of, tiny_config
 
 from bn_jax.errors import UserError
@@ -15,17 +13,9 @@ from bn_jax.training.build import describe_normalization
 from bn_jax.training.parts import build_init
 
 
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The folder of a user's package."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = write_own_package(tmp_path_factory.mktemp("user_training"))
-        patch.syspath_prepend(str(folder))
-        yield str(folder)
-
-
 @pytest.fixture(autouse=True)
-def _needs_package(package: str) -> None: ...
+def _on_the_path(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(own_folder))
 
 
 def own_config(

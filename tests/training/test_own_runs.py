@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import chex
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from own_package import write_own_package
 from training.tiny_runs import (
     SHORT,
     Complete,
@@ -20,6 +20,7 @@ from training.tiny_runs import (
     tiny_config,
 )
 
+from bn_jax.training import load
 from bn_jax.training.evaluation.ensemble import ensemble
 from bn_jax.training.evaluation.evaluate import evaluate
 from bn_jax.training.evaluation.inspect import inspect
@@ -45,20 +46,12 @@ def own_config(folder: Path, idx_dir: Path, name: str, **settings: Any) -> Confi
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a user's package."""
-    for name in [name for name in sys.modules if name.startswith("own_models")]:
-        del sys.modules[name]
-    return write_own_package(tmp_path_factory.mktemp("user_runs"))
-
-
-@pytest.fixture(scope="module")
 def linen(
-    folder: Path, idx_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    own_folder: Path, idx_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Complete:
     """A Linen model on eight devices, with two microbatches a step."""
     config = own_config(
-        folder,
+        own_folder,
         idx_dir,
         "linen:Net",
         batch_size=32,
@@ -71,10 +64,10 @@ def linen(
 
 @pytest.fixture(scope="module")
 def nnx(
-    folder: Path, idx_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    own_folder: Path, idx_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Complete:
     """An NNX model on one device, with averaged parameters."""
-    config = own_config(folder, idx_dir, "of_nnx:Net", ema_decay=0.5)
+    config = own_config(own_folder, idx_dir, "of_nnx:Net", ema_decay=0.5)
     return complete_run(config, tmp_path_factory.mktemp("runs") / "nnx")
 
 
@@ -106,6 +99,21 @@ def test_evaluation_finds_the_model_from_another_folder(
     results = evaluate(saved_config(run), run.workdir, statistics="population")
     for metric, value in results.metrics.items():
         assert value == pytest.approx(run.metrics[metric][-1], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linen", "nnx"])
+def test_a_loaded_model_is_the_one_that_was_trained(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    run: Complete = request.getfixturevalue(name)
+    trained = load(run.workdir)
+    expected = final_state(run.config, run.workdir).variables
+    chex.assert_trees_all_equal(trained.variables, expected)
+    scores = trained.model.apply(
+        trained.variables, np.ones((2, 28, 28, 1)), train=False
+    )
+    assert np.shape(scores) == (2, 10)
 
 
 @pytest.mark.slow
@@ -161,9 +169,9 @@ def bn_jax(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_the_commands_find_a_model_beside_the_configuration(
-    folder: Path, idx_dir: Path, tmp_path: Path
+    own_folder: Path, idx_dir: Path, tmp_path: Path
 ) -> None:
-    file, run = folder / "experiment.py", tmp_path / "run"
+    file, run = own_folder / "experiment.py", tmp_path / "run"
     file.write_text(_CONFIG.format(name="linen:Net", idx_dir=str(idx_dir)))
     words = [f"--config={file}", f"--workdir={run}"]
     several = ["launch", "--num_processes=2", "--", sys.executable, "-m", "bn_jax.cli"]
@@ -177,9 +185,9 @@ def test_the_commands_find_a_model_beside_the_configuration(
 
 @pytest.mark.slow
 def test_a_missing_class_is_one_line(
-    folder: Path, idx_dir: Path, tmp_path: Path
+    own_folder: Path, idx_dir: Path, tmp_path: Path
 ) -> None:
-    file = folder / "wrong.py"
+    file = own_folder / "wrong.py"
     file.write_text(_CONFIG.format(name="linen:Nett", idx_dir=str(idx_dir)))
     words = [f"--config={file}", f"--workdir={tmp_path / 'run'}"]
     refused = bn_jax("train", *words, cwd=tmp_path)
