@@ -35,6 +35,7 @@ extensions = [
     "sphinx.ext.viewcode",
 ]
 default_role = "code"
+highlight_language = "text"
 nitpicky = True
 # Objects of other projects: the site is built without the network.
 nitpick_ignore_regex = [
