@@ -32,7 +32,7 @@ from bn_jax.training.parts import (
     EvaluationSettings,
     Parts,
     RunSettings,
-    build_init,
+    trace_init,
 )
 from bn_jax.training.step_schedule import checkpoint_steps, evaluation_steps
 from bn_jax.training.steps import TrainStep, make_train_step
@@ -169,6 +169,8 @@ def describe_normalization(config: Settings, parts: Parts) -> str:
         config: Configuration, as the files in `configs/` make it.
         parts: Parts that it describes.
     """
+    if config.norm.frozen:
+        return "none; running statistics (config.norm.frozen)"
     if parts.own_model and not takes_norm(parts.model):
         return "as the network makes it"
     if config.norm.name is None:
@@ -235,7 +237,7 @@ def _with_frozen_parameters(config: Settings, parts: Parts) -> Parts:
     if not (patterns or freezes_norms):
         return parts
     is_frozen = frozen_parameters(
-        build_init(parts).shapes.variables,
+        trace_init(parts).shapes.variables,
         patterns=patterns,
         freezes_norms=freezes_norms,
     )

@@ -134,6 +134,33 @@ class StateInit(NamedTuple):
 def build_init(parts: Parts) -> StateInit:
     """Traces the function that makes the state before the first step.
 
+    Also checks a user's own model, and logs how it is evaluated.
+
+    Args:
+        parts: Parts of the run.
+
+    Raises:
+        UserError: If the model does not take the data.
+    """
+    init = trace_init(parts)
+    if parts.own_model:
+        size = parts.batches.batch_size // parts.batches.accumulation_steps
+        image = jax.eval_shape(lambda: init.arguments[1])
+        check_own_model(
+            parts.own_model,
+            parts.model,
+            parts.mapped_model,
+            variables=init.shapes.variables,
+            microbatch=image.update(shape=(size, *image.shape[1:])),
+            num_classes=parts.num_classes,
+            parallel=parts.parallel,
+        )
+    return init
+
+
+def trace_init(parts: Parts) -> StateInit:
+    """Traces the function that makes the state before the first step.
+
     Args:
         parts: Parts of the run.
 
@@ -160,18 +187,6 @@ def build_init(parts: Parts) -> StateInit:
     arguments = (jax.random.key(parts.batches.seed), parts.preprocess(image))
     with _errors_naming_model(parts):
         shapes = result_shapes(parts.parallel, function, *arguments)
-    if parts.own_model:
-        size = parts.batches.batch_size // parts.batches.accumulation_steps
-        image = jax.eval_shape(lambda: arguments[1])
-        check_own_model(
-            parts.own_model,
-            parts.model,
-            parts.mapped_model,
-            variables=shapes.variables,
-            microbatch=image.update(shape=(size, *image.shape[1:])),
-            num_classes=parts.num_classes,
-            parallel=parts.parallel,
-        )
     return StateInit(function, arguments, shapes)
 
 

@@ -76,6 +76,12 @@ def test_a_network_without_norms_says_so(idx_dir: Path) -> None:
     assert description == "none"
 
 
+def test_frozen_norms_say_that_no_batch_counts(idx_dir: Path) -> None:
+    config = tiny_config(idx_dir, norm__frozen=True)
+    description = describe_normalization(config, parts_of(config))
+    assert description == "none; running statistics (config.norm.frozen)"
+
+
 def test_a_network_of_fewer_classes_than_the_data_is_refused(idx_dir: Path) -> None:
     config = tiny_config(idx_dir)
     with config.unlocked():
