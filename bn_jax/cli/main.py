@@ -4,9 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from bn_jax.cli_folders import FOLDERS, add_folders, choose_folders
+from bn_jax.cli import verbs
+from bn_jax.cli.folders import FOLDERS, add_folders, choose_folders
 from bn_jax.errors import UserError
 
 # Verbs that accept settings, and the name of the setting's group on the command line.
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _make_parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["train"]:
-        _run_train(words[1:])
+        verbs.run_train(words[1:])
     # The words after -- are the command that `launch` starts.
     command: list[str] = []
     if "--" in words:
@@ -57,14 +58,14 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "bn-jax", description="Tools for training with Batch Normalization in JAX."
     )
-    verbs = parser.add_subparsers(dest="verb", required=True)
+    subparsers = parser.add_subparsers(dest="verb", required=True)
     # `train` has the flags of train.py, which absl parses.
-    verbs.add_parser("train", help="train from a configuration", add_help=False)
-    _add_figures(verbs)
-    _add_prepare(verbs)
-    _add_evaluations(verbs)
-    _add_inspect(verbs)
-    _add_launch(verbs)
+    subparsers.add_parser("train", help="train from a configuration", add_help=False)
+    _add_figures(subparsers)
+    _add_prepare(subparsers)
+    _add_evaluations(subparsers)
+    _add_inspect(subparsers)
+    _add_launch(subparsers)
     return parser
 
 
@@ -84,19 +85,19 @@ def _parse_settings(
     return settings
 
 
-def _add_figures(verbs: Any) -> None:
-    figure1 = verbs.add_parser(
+def _add_figures(subparsers: Any) -> None:
+    figure1 = subparsers.add_parser(
         "figure1",
         help="train the paper's MNIST experiment and draw its Figure 1",
         epilog="--config.KEY=VALUE changes a setting of configs/mnist_mlp.py.",
     )
-    figure1.set_defaults(run=_run_figure1)
-    figure2 = verbs.add_parser(
+    figure1.set_defaults(run=verbs.run_figure1)
+    figure2 = subparsers.add_parser(
         "figure2",
         help="train the ImageNet arms at a small size and draw Figures 2 and 3",
         epilog="--config.KEY=VALUE changes a setting of configs/inception_small.py.",
     )
-    figure2.set_defaults(run=_run_figure2)
+    figure2.set_defaults(run=verbs.run_figure2)
     figure2.add_argument(
         "--search",
         action="store_true",
@@ -109,11 +110,11 @@ def _add_figures(verbs: Any) -> None:
         )
 
 
-def _add_prepare(verbs: Any) -> None:
-    prepare = verbs.add_parser(
+def _add_prepare(subparsers: Any) -> None:
+    prepare = subparsers.add_parser(
         "prepare", help="prepare a data set for tensorflow-datasets, without TensorFlow"
     )
-    prepare.set_defaults(run=_run_prepare)
+    prepare.set_defaults(run=verbs.run_prepare)
     prepare.add_argument(
         "name", choices=["mnist", "imagenet2012"], help="name of the data set"
     )
@@ -137,21 +138,21 @@ def _add_prepare(verbs: Any) -> None:
     )
 
 
-def _add_evaluations(verbs: Any) -> None:
-    evaluate = verbs.add_parser(
+def _add_evaluations(subparsers: Any) -> None:
+    evaluate = subparsers.add_parser(
         "evaluate",
         help="evaluate the newest checkpoint of a run on its own or another test set",
         epilog="--dataset.KEY=VALUE changes a setting of the run's data set.",
     )
-    evaluate.set_defaults(run=_run_evaluate)
+    evaluate.set_defaults(run=verbs.run_evaluate)
     add_folders(evaluate, "evaluate", meaning="workdir of the run")
-    ensemble = verbs.add_parser(
+    ensemble = subparsers.add_parser(
         "ensemble",
         help="evaluate the averaged predictions of several runs on their own or "
         "another test set",
         epilog="--dataset.KEY=VALUE changes a setting of the data set of all runs.",
     )
-    ensemble.set_defaults(run=_run_ensemble)
+    ensemble.set_defaults(run=verbs.run_ensemble)
     add_folders(ensemble, "ensemble", meaning="workdir of a run")
     for verb in (evaluate, ensemble):
         verb.add_argument(
@@ -173,133 +174,21 @@ def _add_evaluations(verbs: Any) -> None:
         )
 
 
-def _add_inspect(verbs: Any) -> None:
-    inspect = verbs.add_parser(
+def _add_inspect(subparsers: Any) -> None:
+    inspect = subparsers.add_parser(
         "inspect", help="show the layers of the newest checkpoint of a run"
     )
-    inspect.set_defaults(run=_run_inspect)
+    inspect.set_defaults(run=verbs.run_inspect)
     add_folders(inspect, "inspect", meaning="workdir of the run")
 
 
-def _add_launch(verbs: Any) -> None:
-    launch = verbs.add_parser(
+def _add_launch(subparsers: Any) -> None:
+    launch = subparsers.add_parser(
         "launch",
         help="run a training script as several processes on this machine",
         usage="bn-jax launch --num_processes=N -- bn-jax train ...",
     )
-    launch.set_defaults(run=_run_launch)
+    launch.set_defaults(run=verbs.run_launch)
     launch.add_argument(
         "--num_processes", type=int, required=True, help="number of processes"
     )
-
-
-# The functions below import only what their verb needs: TFDS, Orbax and Matplotlib take
-# seconds to import.
-
-
-def _run_train(words: Sequence[str]) -> NoReturn:
-    try:
-        from bn_jax.training.main import main as train
-    except ModuleNotFoundError as error:
-        sys.exit(f"bn-jax train: {error}")
-    train(words, program="bn-jax train")
-    sys.exit()
-
-
-def _run_figure1(options: argparse.Namespace) -> None:
-    from bn_jax.experiments.run_figure1 import figure1
-
-    (workdir,) = options.workdirs
-    print(figure1(workdir, seeds=options.seeds, overrides=options.settings))
-
-
-def _run_figure2(options: argparse.Namespace) -> None:
-    from bn_jax.experiments.run_figure2 import figure2
-
-    (workdir,) = options.workdirs
-    table = figure2(
-        workdir,
-        seeds=options.seeds,
-        search=options.search,
-        overrides=options.settings,
-    )
-    print(table)
-
-
-def _run_prepare(options: argparse.Namespace) -> None:
-    from bn_jax.data.tfds import split_sizes
-
-    data_dir = options.data_dir.expanduser()
-    if data_dir.is_file():
-        raise UserError(
-            f"--data_dir: {options.data_dir} is a file; name the folder of prepared "
-            "data sets, which need not exist yet."
-        )
-    if options.name == "mnist":
-        folder = _prepare_mnist(options, data_dir)
-    else:
-        folder = _prepare_imagenet(options, data_dir)
-    sizes = split_sizes(options.name, str(data_dir))
-    images = " and ".join(f"{size:,} {split}" for split, size in sizes.items())
-    call = f'tfds.data_source("{options.name}", data_dir="{options.data_dir}")'
-    print(f"{folder}: {images} images; read it with {call}.")
-
-
-def _prepare_mnist(options: argparse.Namespace, data_dir: Path) -> Path:
-    from bn_jax.data.preparation.mnist import prepare_mnist
-
-    if options.manual_dir is not None or options.subset:
-        raise UserError(
-            "--manual_dir and --subset are for imagenet2012 only; leave them out."
-        )
-    return prepare_mnist(data_dir)
-
-
-def _prepare_imagenet(options: argparse.Namespace, data_dir: Path) -> Path:
-    from bn_jax.data.preparation.imagenet import prepare_imagenet
-
-    # TFDS expects manually downloaded files in this folder.
-    manual_dir = options.manual_dir or data_dir / "downloads" / "manual"
-    return prepare_imagenet(manual_dir.expanduser(), data_dir, is_subset=options.subset)
-
-
-def _run_evaluate(options: argparse.Namespace) -> None:
-    from bn_jax.reporting.tables import evaluation_table
-    from bn_jax.training.config_files import saved_config
-    from bn_jax.training.evaluation.evaluate import evaluate
-
-    (workdir,) = options.workdirs
-    config = saved_config(workdir, options.settings)
-    method = {"statistics": options.statistics, "crops": options.crops}
-    print(evaluation_table(evaluate(config, workdir, **method), **method))
-
-
-def _run_ensemble(options: argparse.Namespace) -> None:
-    from bn_jax.reporting.tables import ensemble_table
-    from bn_jax.training.config_files import saved_config
-    from bn_jax.training.evaluation.ensemble import ensemble
-
-    workdirs = options.workdirs
-    configs = [saved_config(workdir, options.settings) for workdir in workdirs]
-    method = {"statistics": options.statistics, "crops": options.crops}
-    print(ensemble_table(ensemble(configs, workdirs, **method), **method))
-
-
-def _run_inspect(options: argparse.Namespace) -> None:
-    from bn_jax.reporting.tables import layer_table
-    from bn_jax.training.config_files import saved_config
-    from bn_jax.training.evaluation.inspect import inspect
-
-    (workdir,) = options.workdirs
-    step, layers = inspect(saved_config(workdir), workdir)
-    print(layer_table(layers, step=step))
-
-
-def _run_launch(options: argparse.Namespace) -> None:
-    from bn_jax.launch.launcher import launch
-
-    sys.exit(launch(options.command, num_processes=options.num_processes))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,3 @@
+"""Command line program `bn-jax`."""
+
+from bn_jax.cli.main import main as main
