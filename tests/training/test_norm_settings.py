@@ -48,11 +48,20 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("norm", [GROUPS, CUMULATIVE], ids=["groups", "cumulative"])
 @pytest.mark.parametrize(
-    "spec",
-    ["mnist_mlp:bn"]
-    + [pytest.param(spec, marks=pytest.mark.slow) for spec in [*CONFIGS][1:]],
+    ("spec", "norm"),
+    [
+        ("mnist_mlp:bn", GROUPS),
+        ("mnist_mlp:bn", CUMULATIVE),
+        pytest.param("mnist_cnn:bn", GROUPS, marks=pytest.mark.slow),
+        pytest.param("mnist_cnn:bn", CUMULATIVE, marks=pytest.mark.slow),
+        # XLA compiles this network for minutes.
+        pytest.param(
+            "inception_small:bn_x5",
+            GROUPS,
+            marks=[pytest.mark.slow, pytest.mark.timeout(1_200)],
+        ),
+    ],
 )
 def test_a_run_with_every_setting_trains_resumes_and_is_evaluated(
     tmp_path: Path, idx_dir: Path, spec: str, norm: dict[str, str]
