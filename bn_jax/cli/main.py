@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Arguments after the program's name; by default those of the process.
     """
-    parser = _make_parser()
+    parser = make_parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["train"]:
         verbs.run_train(words[1:])
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"bn-jax {options.verb}: {message}")
 
 
-def _make_parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Returns the parser; `options.run` is the function of the chosen verb."""
     parser = argparse.ArgumentParser(
         "bn-jax", description="Tools for training with Batch Normalization in JAX."

@@ -92,8 +92,7 @@ class BatchNorm(nnx.BatchNorm):
         """Creates the parameters and the running statistics.
 
         Args:
-            num_features: Size of the feature axis; for several axes, their sizes in
-                the order in which x has them.
+            num_features: Size of the feature axis, or of several axes in x's order.
             use_running_average: True normalizes by the running statistics (inference),
                 False by the batch's statistics (training). The argument of the call
                 has precedence. `train()`, `eval()` and `nnx.view` set it.
@@ -101,8 +100,7 @@ class BatchNorm(nnx.BatchNorm):
             momentum: Fraction of the running statistics that one step keeps, in
                 [0, 1); 0.99 is slow. None averages all batches with equal weight.
             epsilon: Added to the variance, inside the root.
-            dtype: Dtype of the result; None promotes the dtypes of input, statistics
-                and parameters, as Flax does.
+            dtype: Dtype of the result; None promotes input, statistics and parameters.
             param_dtype: Dtype of scale and bias.
             use_bias: True adds a bias (beta) to the result.
             use_scale: True multiplies the result by a scale (gamma).

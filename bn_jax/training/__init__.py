@@ -5,4 +5,6 @@ from bn_jax.extras import require_train_extra
 require_train_extra(__name__)
 
 from bn_jax.training.base_config import base_config as base_config  # noqa: E402
+from bn_jax.training.evaluation.evaluate import evaluate as evaluate  # noqa: E402
+from bn_jax.training.loop import train as train  # noqa: E402
 from bn_jax.training.trained import load as load  # noqa: E402

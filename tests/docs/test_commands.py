@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bn_jax import cli
+from bn_jax.cli.main import make_parser
 
 pytestmark = pytest.mark.docs
 
@@ -69,12 +69,12 @@ def test_each_command_names_programs_flags_and_files_that_exist(
     _check_program(command)
     _check_config_file(command)
     of_training = (_ROOT / "bn_jax" / "training" / "main.py").read_text()
-    of_verbs = (_ROOT / "bn_jax" / "cli.py").read_text()
+    of_verbs = (_ROOT / "bn_jax" / "cli" / "main.py").read_text()
     if command[:2] == ["python", "train.py"]:
         _check_flags(command[2:], of_training)
     if command[0] == "bn-jax":
         verb = command[1]
-        parser = cli._make_parser()
+        parser = make_parser()
         assert (
             _PLACEHOLDERS.fullmatch(verb)
             or f"'{verb}'" in parser.format_usage()

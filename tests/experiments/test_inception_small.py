@@ -10,7 +10,7 @@ from experiments.flat_settings import flat_settings
 from bn_jax.training.base_config import complete
 from bn_jax.training.config_checks import check_config
 from bn_jax.training.config_files import load_config
-from bn_jax.workdir.files import differences
+from bn_jax.workdir.differences import differences
 
 ARMS = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid")
 ARMS_TOLD = ("inception_x5", "inception_sigmoid")

@@ -13,7 +13,8 @@ from bn_jax.training.base_config import complete
 from bn_jax.training.config_files import load_config, override, saved_config
 from bn_jax.training.evaluation.evaluate import evaluate
 from bn_jax.training.loop import train
-from bn_jax.workdir.files import differences, read_metrics
+from bn_jax.workdir.differences import differences
+from bn_jax.workdir.files import read_metrics
 
 _FOLDER = Path(__file__).parent / "version_0_1"
 # The settings of all shipped configurations, as version 0.1 wrote them.

@@ -10,7 +10,7 @@ import jax
 import bn_jax
 from bn_jax.errors import UserError
 from bn_jax.training.distributed.processes import errors_in_all_processes, gather_texts
-from bn_jax.workdir.files import differences
+from bn_jax.workdir.differences import differences
 from bn_jax.workdir.lock import read_owner
 
 # Each machine may have data and code in other folders, and read with more threads.

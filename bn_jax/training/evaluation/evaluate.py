@@ -30,7 +30,11 @@ CROPS = (1, NUM_CROPS)
 
 
 def evaluate(
-    config: Settings, workdir: Path, *, statistics: str, crops: int = 1
+    config: Settings,
+    workdir: Path | str,
+    *,
+    statistics: str = "population",
+    crops: int = 1,
 ) -> Evaluation:
     """Evaluates the newest checkpoint of a run on the test set.
 
@@ -51,7 +55,7 @@ def evaluate(
     check_choices(statistics, crops)
     by_batch = statistics == "batch"
     parallel = local_devices([config], by_batch=by_batch)
-    parts, state = restore(config, workdir, parallel, by_batch=by_batch)
+    parts, state = restore(config, Path(workdir), parallel, by_batch=by_batch)
     read_test = read_test_set(parts, statistics=statistics, crops=crops)
     networks = with_statistics(
         parts, state.networks, step=int(state.step), statistics=statistics
