@@ -149,8 +149,14 @@ def test_the_probabilities_of_all_crops_of_each_image_are_averaged(
 
 @pytest.mark.parametrize(("batch_size", "images"), [(5, 1), (300, 2)])
 def test_as_many_images_are_cropped_at_once_as_fit_into_a_batch(
-    imagenet: Complete, asked: list[int], batch_size: int, images: int
+    imagenet: Complete,
+    asked: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    batch_size: int,
+    images: int,
 ) -> None:
+    one_device = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: one_device)
     config = saved_config(imagenet)
     config.evaluation.batch_size = batch_size
     with config.unlocked():
