@@ -44,7 +44,7 @@ from bn_jax.training.build import build_parts_for_data, build_train_step
 from bn_jax.training.config_files import load_config
 from bn_jax.training.distributed.parallel import compile_stretch, make_parallel
 from bn_jax.training.parts import Parts, build_init
-from bn_jax.training.steps import Examples, make_train_stretch
+from bn_jax.training.step.train_step import Examples, make_train_stretch
 
 _ROOT = Path(__file__).parent.parent
 _RESULTS = _ROOT / "results" / "aot.json"

@@ -118,7 +118,7 @@ def _prepare_jax(options: argparse.Namespace) -> _Prepared:
     from bn_jax.training.config_files import load_config
     from bn_jax.training.distributed.parallel import compile_stretch, make_parallel
     from bn_jax.training.parts import build_initial_state, read_batches
-    from bn_jax.training.steps import make_train_stretch
+    from bn_jax.training.step.train_step import make_train_stretch
 
     if jax.default_backend() == "cpu":
         sys.exit("benchmarks/imagenet_step.py: needs a GPU, and JAX sees none.")

@@ -35,7 +35,7 @@ from bn_jax.training.parts import (
     build_initial_state,
     read_batches,
 )
-from bn_jax.training.steps import make_train_stretch
+from bn_jax.training.step.train_step import make_train_stretch
 
 
 def main() -> None:

@@ -205,8 +205,8 @@ def _jax_block(arm: str, steps: int) -> tuple[Callable[[], None], dict[str, str]
     from bn_jax.data.preprocess import binarize
     from bn_jax.models import make_model, make_norm
     from bn_jax.training.optim.optimizers import make_optimizer
-    from bn_jax.training.state import init_state
-    from bn_jax.training.steps import Examples, make_train_step
+    from bn_jax.training.step.state import init_state
+    from bn_jax.training.step.train_step import Examples, make_train_step
 
     data = load_dataset("mnist")
     preprocess = partial(binarize, threshold=127)

@@ -34,8 +34,8 @@ from bn_jax.training.parts import (
     RunSettings,
     trace_init,
 )
+from bn_jax.training.step.train_step import TrainStep, make_train_step
 from bn_jax.training.step_schedule import checkpoint_steps, evaluation_steps
-from bn_jax.training.steps import TrainStep, make_train_step
 from bn_jax.user_code import is_object_name
 
 # Settings of a BatchNorm layer that accumulation over microbatches needs.

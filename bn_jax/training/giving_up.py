@@ -7,9 +7,9 @@ import numpy as np
 
 from bn_jax.errors import DivergedError
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
-from bn_jax.training.nonfinite import name_of_value
 from bn_jax.training.parts import RunSettings
-from bn_jax.training.state import TrainState, resume_tally
+from bn_jax.training.step.nonfinite import name_of_value
+from bn_jax.training.step.state import TrainState, resume_tally
 
 
 def give_up(

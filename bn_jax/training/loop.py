@@ -46,7 +46,7 @@ from bn_jax.training.resuming import (
 )
 from bn_jax.training.run import Run, compile_run
 from bn_jax.training.shutdown.signals import StoppedBySignalError, StopSignals
-from bn_jax.training.state import TrainState
+from bn_jax.training.step.state import TrainState
 from bn_jax.training.step_schedule import Steps, stretches
 from bn_jax.workdir.files import (
     check_metrics,

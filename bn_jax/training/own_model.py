@@ -15,7 +15,7 @@ from bn_jax.errors import UserError
 from bn_jax.models.own import NNXModel
 from bn_jax.stats.collections import layers_with_moments, layers_with_statistics
 from bn_jax.training.distributed.parallel import Parallel
-from bn_jax.training.steps import make_rngs, mutable_collections
+from bn_jax.training.step.train_step import make_rngs, mutable_collections
 from bn_jax.user_code import describe_error
 
 _MANY = 5

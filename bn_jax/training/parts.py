@@ -15,9 +15,9 @@ from bn_jax.data.dataset import Dataset
 from bn_jax.errors import UserError
 from bn_jax.training.distributed.parallel import Parallel, put_sharded, result_shapes
 from bn_jax.training.own_model import check_own_model, errors_in_model
-from bn_jax.training.state import TrainState, init_state
+from bn_jax.training.step.state import TrainState, init_state
+from bn_jax.training.step.train_step import Examples
 from bn_jax.training.step_schedule import Steps
-from bn_jax.training.steps import Examples
 
 
 class BatchSettings(NamedTuple):

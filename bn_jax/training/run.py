@@ -19,16 +19,16 @@ from bn_jax.training.evaluation.predict import (
     make_predict,
 )
 from bn_jax.training.evaluation.probes import Probe, make_probes
-from bn_jax.training.metrics import PredictionSums
 from bn_jax.training.parts import (
     Parts,
     build_init,
     errors_naming_config,
     read_batches,
 )
-from bn_jax.training.population import make_population_step
-from bn_jax.training.state import Tally, TrainState, clear_losses
-from bn_jax.training.steps import (
+from bn_jax.training.step.metrics import PredictionSums
+from bn_jax.training.step.population import make_population_step
+from bn_jax.training.step.state import Tally, TrainState, clear_losses
+from bn_jax.training.step.train_step import (
     Examples,
     TrainStep,
     make_train_stretch,

@@ -18,8 +18,12 @@ from bn_jax.data.preprocess import binarize
 from bn_jax.models import make_model, make_norm
 from bn_jax.stats.accumulate import accumulate_batch_stats
 from bn_jax.training.distributed.parallel import compile_stretch, make_parallel
-from bn_jax.training.state import TrainState, init_state
-from bn_jax.training.steps import Examples, make_train_step, make_train_stretch
+from bn_jax.training.step.state import TrainState, init_state
+from bn_jax.training.step.train_step import (
+    Examples,
+    make_train_step,
+    make_train_stretch,
+)
 
 LEARNING_RATE = 0.3
 MOMENTUM = 0.9

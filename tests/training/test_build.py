@@ -17,7 +17,7 @@ from bn_jax.training.parts import (
     errors_naming_config,
     read_batches,
 )
-from bn_jax.training.state import init_state
+from bn_jax.training.step.state import init_state
 
 
 def refuse() -> None:

@@ -26,8 +26,8 @@ from bn_jax.training.parts import (
     build_initial_state,
     read_batches,
 )
-from bn_jax.training.state import init_state
-from bn_jax.training.steps import make_train_stretch
+from bn_jax.training.step.state import init_state
+from bn_jax.training.step.train_step import make_train_stretch
 from bn_jax.workdir.files import read_metrics
 
 ARMS = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid", "modern")

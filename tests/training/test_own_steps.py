@@ -12,9 +12,9 @@ import optax
 
 import bn_jax
 from bn_jax.stats.accumulate import accumulate_batch_stats
-from bn_jax.training.population import make_population_step
-from bn_jax.training.state import TrainState, init_state
-from bn_jax.training.steps import Examples, make_train_step
+from bn_jax.training.step.population import make_population_step
+from bn_jax.training.step.state import TrainState, init_state
+from bn_jax.training.step.train_step import Examples, make_train_step
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(12, 4)).astype(np.float32)

@@ -25,7 +25,7 @@ from bn_jax.data.imagenet.crops import NUM_CROPS
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
 from bn_jax.training.evaluation.evaluate import evaluate
 from bn_jax.training.loop import train
-from bn_jax.training.metrics import mean_metrics
+from bn_jax.training.step.metrics import mean_metrics
 
 
 @pytest.fixture

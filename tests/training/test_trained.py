@@ -11,7 +11,7 @@ from training.tiny_runs import Complete, complete_run, final_state, tiny_config
 from bn_jax.data.idx import load_idx_folder
 from bn_jax.errors import UserError
 from bn_jax.training import load
-from bn_jax.training.metrics import cross_entropy
+from bn_jax.training.step.metrics import cross_entropy
 
 
 def test_a_loaded_network_is_that_of_the_checkpoint(

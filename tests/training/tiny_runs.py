@@ -19,7 +19,7 @@ from bn_jax.training.logs.writer import MetricsWriter
 from bn_jax.training.loop import train
 from bn_jax.training.parts import Parts, build_initial_state
 from bn_jax.training.run import Run, compile_run
-from bn_jax.training.state import TrainState
+from bn_jax.training.step.state import TrainState
 from bn_jax.workdir.files import read_config, read_metrics
 
 # Stretches are 10 or 5 steps long, so that little is compiled; the batches divide

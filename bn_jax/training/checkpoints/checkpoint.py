@@ -21,7 +21,7 @@ from bn_jax.training.checkpoints.saved import (
     read_saved,
 )
 from bn_jax.training.distributed.processes import LostProcessError
-from bn_jax.training.state import TrainState
+from bn_jax.training.step.state import TrainState
 
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
 

@@ -18,7 +18,7 @@ from bn_jax.training.checkpoints.same_tree import CheckpointMismatchError
 from bn_jax.training.distributed.parallel import Parallel, make_local_parallel
 from bn_jax.training.group_size import share_of_device, with_group_size
 from bn_jax.training.parts import Parts, build_init
-from bn_jax.training.state import TrainState
+from bn_jax.training.step.state import TrainState
 from bn_jax.workdir.files import read_config
 
 

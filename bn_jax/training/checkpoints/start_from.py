@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from bn_jax.errors import UserError
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
 from bn_jax.training.distributed.processes import is_primary
-from bn_jax.training.state import TrainState
+from bn_jax.training.step.state import TrainState
 
 _MANY = 5
 

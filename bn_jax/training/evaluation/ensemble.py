@@ -27,9 +27,9 @@ from bn_jax.training.evaluation.predict import (
     Predict,
     make_ensemble_step,
 )
-from bn_jax.training.metrics import mean_metrics
 from bn_jax.training.parts import Parts, errors_naming_config
-from bn_jax.training.state import TrainState
+from bn_jax.training.step.metrics import mean_metrics
+from bn_jax.training.step.state import TrainState
 from bn_jax.user_code import is_object_name
 from bn_jax.workdir.files import read_config
 

@@ -12,7 +12,7 @@ from bn_jax.data.batching import padded_batches
 from bn_jax.data.dataset import Split
 from bn_jax.training.distributed.parallel import Parallel, put_sharded
 from bn_jax.training.evaluation.predict import PaddedBatches
-from bn_jax.training.steps import Examples
+from bn_jax.training.step.train_step import Examples
 
 
 def make_test_reader(

@@ -21,9 +21,9 @@ from bn_jax.training.evaluation.predict import (
     make_predict,
     over_crops,
 )
-from bn_jax.training.metrics import PredictionSums, mean_metrics
 from bn_jax.training.parts import Parts, errors_naming_config, read_batches
-from bn_jax.training.population import make_population_step
+from bn_jax.training.step.metrics import PredictionSums, mean_metrics
+from bn_jax.training.step.population import make_population_step
 
 STATISTICS = ("moving", "population", "batch")
 CROPS = (1, NUM_CROPS)

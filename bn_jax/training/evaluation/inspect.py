@@ -14,7 +14,7 @@ from bn_jax.stats.collections import layers_with_statistics
 from bn_jax.training.build import Settings
 from bn_jax.training.checkpoints.restore import local_devices, restore
 from bn_jax.training.parts import read_batches
-from bn_jax.training.population import make_population_step
+from bn_jax.training.step.population import make_population_step
 
 
 def inspect(config: Settings, workdir: Path) -> tuple[int, list[Layer]]:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
-from bn_jax.training.metrics import PredictionSums, prediction_sums
-from bn_jax.training.steps import Examples, make_rngs, mutable_collections
+from bn_jax.training.step.metrics import PredictionSums, prediction_sums
+from bn_jax.training.step.train_step import Examples, make_rngs, mutable_collections
 
 # Function of a network's variables and of images that returns each image's scores, its
 # unnormalized log-probabilities.

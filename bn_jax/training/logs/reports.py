@@ -13,9 +13,9 @@ from bn_jax.errors import DivergedError
 from bn_jax.training.distributed.processes import is_primary
 from bn_jax.training.logs.profile import Profile
 from bn_jax.training.logs.writer import MetricsWriter
-from bn_jax.training.metrics import mean_metrics
 from bn_jax.training.run import EvaluationResults
-from bn_jax.training.state import Tally
+from bn_jax.training.step.metrics import mean_metrics
+from bn_jax.training.step.state import Tally
 
 
 class Pace:

@@ -16,7 +16,7 @@ from bn_jax.errors import UserError
 from bn_jax.models import make_model, make_norm
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
 from bn_jax.training.optim.optimizers import make_optimizer
-from bn_jax.training.state import TrainState, init_state
+from bn_jax.training.step.state import TrainState, init_state
 
 CONFIG = {"seed": 3, "norm": {"name": "batch_norm"}}
 PLAIN = {"weight_decay": 0.0, "decay_scale_and_bias": False, "clip_norm": None}

@@ -23,7 +23,7 @@ from bn_jax.training.checkpoints import checkpoint
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
 from bn_jax.training.checkpoints.manifest import damaged_files, write_manifest
 from bn_jax.training.checkpoints.saved import FORMAT_VERSION
-from bn_jax.training.state import TrainState, init_state
+from bn_jax.training.step.state import TrainState, init_state
 
 CONFIG = {"seed": 3, "norm": {"name": "batch_norm", "momentum": 0.9}}
 

@@ -13,7 +13,7 @@ from bn_jax.models import make_model, make_norm
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
 from bn_jax.training.checkpoints.saved import Saved
 from bn_jax.training.optim.optimizers import make_optimizer
-from bn_jax.training.state import init_state
+from bn_jax.training.step.state import init_state
 
 CONFIG = {"seed": 3}
 

@@ -13,7 +13,7 @@ from benchmarks.hlo import count_collectives, summed_dtypes
 from bn_jax.training.build import build_train_step
 from bn_jax.training.distributed.parallel import compile_stretch
 from bn_jax.training.parts import build_initial_state, read_batches
-from bn_jax.training.steps import make_train_stretch
+from bn_jax.training.step.train_step import make_train_stretch
 
 # Operands of an all-reduce in what JAX hands to XLA, before a backend changes them.
 _REDUCED = re.compile(r"stablehlo\.all_reduce.*?\}\) : \((.*?)\) ->", re.DOTALL)

@@ -22,7 +22,7 @@ from bn_jax.training.distributed.parallel import (
     put_sharded,
 )
 from bn_jax.training.parts import build_initial_state, read_batches
-from bn_jax.training.state import TrainState
+from bn_jax.training.step.state import TrainState
 
 STEPS = 20
 # Microbatches, the mode and devices; all but some of them are slow together.

@@ -23,8 +23,8 @@ from bn_jax.training.evaluation.predict import (
     make_predict,
     over_crops,
 )
-from bn_jax.training.metrics import mean_metrics
-from bn_jax.training.steps import Examples
+from bn_jax.training.step.metrics import mean_metrics
+from bn_jax.training.step.train_step import Examples
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (53, 6, 5, 1), dtype=np.uint8)

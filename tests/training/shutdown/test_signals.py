@@ -26,7 +26,7 @@ from bn_jax.training import loop
 from bn_jax.training.loop import train
 from bn_jax.training.run import Run
 from bn_jax.training.shutdown.signals import StoppedBySignalError, StopSignals
-from bn_jax.training.state import new_tally
+from bn_jax.training.step.state import new_tally
 from bn_jax.workdir.files import read_metrics, read_summary
 from bn_jax.workdir.lock import locked
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from bn_jax.training.loss_scale import is_overflow, next_loss_scale
-from bn_jax.training.state import Tally, TrainState
+from bn_jax.training.step.loss_scale import is_overflow, next_loss_scale
+from bn_jax.training.step.state import Tally, TrainState
 
 
 def first_nonfinite(

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from bn_jax.stats.precise import average_moments
-from bn_jax.training.steps import Examples, make_rngs, mutable_collections
+from bn_jax.training.step.train_step import Examples, make_rngs, mutable_collections
 
 
 def make_population_step(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bn_jax.training import metrics as module
-from bn_jax.training.metrics import PredictionSums, mean_metrics
+from bn_jax.training.step.metrics import PredictionSums, mean_metrics
 
 class_rank = jax.jit(module.class_rank)
 cross_entropy = jax.jit(module.cross_entropy)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training.test_nonfinite import BAD, GOOD, preprocess
+from training.step.test_nonfinite import BAD, GOOD, preprocess
 from training.tiny_runs import (
     assert_same_result,
     complete_run,
@@ -25,9 +25,13 @@ from bn_jax.stats.accumulate import accumulate_batch_stats
 from bn_jax.training.distributed.parallel import compile_stretch, make_parallel
 from bn_jax.training.evaluation.evaluate import evaluate
 from bn_jax.training.loop import train
-from bn_jax.training.loss_scale import LossScale, new_loss_scale, next_loss_scale
-from bn_jax.training.state import TrainState, init_state
-from bn_jax.training.steps import Examples, make_train_step, make_train_stretch
+from bn_jax.training.step.loss_scale import LossScale, new_loss_scale, next_loss_scale
+from bn_jax.training.step.state import TrainState, init_state
+from bn_jax.training.step.train_step import (
+    Examples,
+    make_train_step,
+    make_train_stretch,
+)
 
 TX = optax.sgd(0.5)
 FIRST = 2.0**16

@@ -14,9 +14,9 @@ from training.odd_model import Odd
 from training.tiny_runs import plain
 
 from bn_jax.models import make_model, make_norm
-from bn_jax.training.nonfinite import first_nonfinite, name_of_value
-from bn_jax.training.state import TrainState, init_state, resume_tally
-from bn_jax.training.steps import Examples, make_train_step
+from bn_jax.training.step.nonfinite import first_nonfinite, name_of_value
+from bn_jax.training.step.state import TrainState, init_state, resume_tally
+from bn_jax.training.step.train_step import Examples, make_train_step
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 255, (1, 12, 6, 5, 1), dtype=np.uint8)

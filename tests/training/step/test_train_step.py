@@ -14,9 +14,9 @@ from training.tiny_runs import plain
 from bn_jax.data.preprocess import binarize
 from bn_jax.models import make_model, make_norm
 from bn_jax.training.optim.optimizers import make_optimizer
-from bn_jax.training.population import make_population_step
-from bn_jax.training.state import TrainState, init_state
-from bn_jax.training.steps import (
+from bn_jax.training.step.population import make_population_step
+from bn_jax.training.step.state import TrainState, init_state
+from bn_jax.training.step.train_step import (
     Examples,
     make_train_step,
     make_train_stretch,

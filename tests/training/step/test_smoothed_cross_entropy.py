@@ -7,7 +7,7 @@ import pytest
 from training import numpy_mlp
 
 from bn_jax.training import metrics
-from bn_jax.training.metrics import cross_entropy
+from bn_jax.training.step.metrics import cross_entropy
 
 smoothed_cross_entropy = jax.jit(
     metrics.smoothed_cross_entropy, static_argnames="label_smoothing"

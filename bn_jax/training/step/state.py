@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from bn_jax.training.loss_scale import LossScale, new_loss_scale
+from bn_jax.training.step.loss_scale import LossScale, new_loss_scale
 
 
 class Tally(NamedTuple):

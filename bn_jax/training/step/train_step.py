@@ -10,9 +10,9 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from bn_jax.stats.collections import keep_layers
-from bn_jax.training.metrics import smoothed_cross_entropy
-from bn_jax.training.nonfinite import first_nonfinite, undo_nonfinite
-from bn_jax.training.state import Tally, TrainState
+from bn_jax.training.step.metrics import smoothed_cross_entropy
+from bn_jax.training.step.nonfinite import first_nonfinite, undo_nonfinite
+from bn_jax.training.step.state import Tally, TrainState
 
 
 class Examples(NamedTuple):

@@ -1,0 +1,1 @@
+"""A training step: its state, gradients, statistics and metrics."""
