@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_jax.training import metrics as module
+from bn_jax.training.step import metrics as module
 from bn_jax.training.step.metrics import PredictionSums, mean_metrics
 
 class_rank = jax.jit(module.class_rank)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from training import numpy_mlp
 
-from bn_jax.training import metrics
+from bn_jax.training.step import metrics
 from bn_jax.training.step.metrics import cross_entropy
 
 smoothed_cross_entropy = jax.jit(
