@@ -28,7 +28,7 @@ STATEMENTS = [
     "from bn_jax.training import base_config",
     "from bn_jax.training.loop import train",
     "from bn_jax.reporting import figure1",
-    "from bn_jax.data import load_dataset; load_dataset('cifar10')",
+    "from bn_jax.data.mnist import load_mnist",
 ]
 
 # Hides two packages of the extra, and prints how each command and statement ends.

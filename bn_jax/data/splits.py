@@ -7,7 +7,6 @@ import numpy as np
 
 from bn_jax.data.dataset import ArrayDataset, ArraySplit, join_splits
 from bn_jax.errors import UserError
-from bn_jax.extras import require_train_extra
 
 
 class SplitNames(NamedTuple):
@@ -143,7 +142,6 @@ def _slices(
     cause = None
     slices = [Slice(name, range(sizes[name]))] if name in sizes else []
     if not slices:
-        require_train_extra(f"dataset.{setting}")
         # Imported here, because the import takes most of a second.
         import tensorflow_datasets as tfds
 

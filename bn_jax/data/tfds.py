@@ -18,7 +18,6 @@ from bn_jax.data.imagenet.cropped import CroppedSplit, ImageSettings
 from bn_jax.data.imagenet.records import RecordSource
 from bn_jax.data.splits import SplitNames
 from bn_jax.errors import UserError
-from bn_jax.extras import require_train_extra
 
 _RECORDS_PER_READ = 500
 # Data sets that `bn-jax prepare` writes, with its options; {} is the data folder.
@@ -95,9 +94,7 @@ def prepared_builder(name: str, data_dir: str | None) -> Any:
     Raises:
         UserError: If the data set does not exist, is not prepared, is incomplete or
             damaged, or is prepared in another format.
-        MissingExtraError: If tensorflow-datasets is not installed.
     """
-    require_train_extra(f"dataset.name: {name!r}")
     # Imported here, because the import takes most of a second and the embedded MNIST
     # does not need it.
     import tensorflow_datasets as tfds

@@ -1,8 +1,9 @@
 """Configurations, from a file or from a workdir, and changes to their settings."""
 
 import ast
+import difflib
 import runpy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,27 +96,30 @@ def override(
         UserError: If the setting does not exist, or the value has a wrong type.
     """
     option = option or f"--config.{key}"
-    *parents, last = key.split(".")
-    try:
-        node: Any = config
-        for parent in parents:
-            node = node[parent]
-        # For an unknown name ConfigDict raises an error that suggests a similar name.
-        current = node[last]
-        value = _parse_value(text, node.get_type(last))
-        if value is None and current is not None and not _is_optional(node, key):
-            raise TypeError("this setting cannot be None.")
-        node[last] = value
-    except KeyError as error:
-        hint = str(error.args[0]).replace("\n", " ")
-        advice = ""
-        if parents and parents[0] in OPEN_GROUPS:
-            advice = f"; add it to the configuration file: config.{key} = {text}"
+    node: Any = config
+    group: Any = {}
+    for name in key.split("."):
+        group = node if isinstance(node, ConfigDict) else {}
+        if name not in group:
+            raise UserError(_unknown_setting_message(option, key, name, group, text))
+        node = group[name]
+    last = key.rpartition(".")[2]
+    if isinstance(node, ConfigDict):
         raise UserError(
-            f"{option}: the configuration has no such setting ({hint}){advice}"
+            f"{option}={text}: this is a group of settings; set one of "
+            f"{', '.join(f'{option}.{name}' for name in node)}."
+        )
+    kind = group.get_type(last)
+    value = _parse_value(text, kind)
+    try:
+        if value is None and node is not None and not _is_optional(group, key):
+            raise TypeError
+        group[last] = value
+    except TypeError as error:
+        raise UserError(
+            f"{option}={text}: the value must be of type {kind.__name__}, as "
+            f"{node!r} is."
         ) from error
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"{option}={text}: {error}") from error
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -155,6 +159,19 @@ def _run(path: Path, arguments: Sequence[str]) -> Any:
             f"such as `base_config()` with changes, but returns {config!r}."
         )
     return config
+
+
+def _unknown_setting_message(
+    option: str, key: str, name: str, group: Iterable[str], text: str
+) -> str:
+    """Returns a message with the nearest name, or with what to write into the file."""
+    message = f"{option}: the configuration has no such setting"
+    close = difflib.get_close_matches(name, list(group), n=1)
+    if close:
+        return f"{message}; did you mean {close[0]!r}?"
+    if key.partition(".")[0] in OPEN_GROUPS:
+        return f"{message}; add it to the configuration file: config.{key} = {text}"
+    return f"{message}."
 
 
 def _parse_value(text: str, kind: type) -> Any:

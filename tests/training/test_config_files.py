@@ -106,7 +106,7 @@ def test_several_settings_can_be_changed_and_no_other_one_is() -> None:
 def test_an_unknown_setting_is_refused_with_the_nearest_one(
     key: str, nearest: str
 ) -> None:
-    expected = f'--config.{key}: .* has no such setting .*Did you mean "{nearest}"'
+    expected = rf"--config.{key}: .* has no such setting; did you mean '{nearest}'"
     with pytest.raises(UserError, match=expected):
         load(key, "1")
 
@@ -136,7 +136,7 @@ def test_a_value_of_another_type_is_refused(key: str, text: str) -> None:
 
 def test_a_setting_for_the_file_says_so() -> None:
     expected = (
-        r"--config\.optimizer\.b1: .* has no such setting .*; add it to the "
+        r"--config\.optimizer\.b1: .* has no such setting; add it to the "
         r"configuration file: config\.optimizer\.b1 = 0\.8"
     )
     with pytest.raises(UserError, match=expected):

@@ -26,8 +26,8 @@ from bn_jax.data.batching import batch_indices
 from bn_jax.data.idx import load_idx_folder
 from bn_jax.errors import DivergedError, UserError
 from bn_jax.training import build
-from bn_jax.training.step import train_step as steps
 from bn_jax.training.loop import train
+from bn_jax.training.step import train_step as steps
 from bn_jax.training.step.metrics import smoothed_cross_entropy
 from bn_jax.training.step.state import TrainState
 from bn_jax.workdir.files import read_metrics
