@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
+from flax import nnx
 
+from bn_jax.layers.fixed import batch_norms, fix
 from bn_jax.layers.linen import BatchNorm
 
 LinenModule = TypeVar("LinenModule", bound=nn.Module)
@@ -27,7 +29,8 @@ def frozen(module: LinenModule, match: str | None = None) -> LinenModule:
 
     The result has the class, fields, methods and variables of the module, and is called
     in the same way: alone, or inside of another module. It freezes `bn_jax.BatchNorm`
-    and `flax.linen.BatchNorm`, at any depth. Initialization is unchanged.
+    and `flax.linen.BatchNorm`, at any depth, and the layers of an NNX module in
+    `nnx.bridge.ToLinen`. Initialization is unchanged.
 
     Args:
         module: The module, which itself is not changed. Only a module that was created
@@ -100,15 +103,21 @@ def _with_frozen_layers(method: Callable[..., Any], match: str | None) -> Any:
             return method(self, *args, **kwargs)
         layers: dict[str, bool] = {}
 
+        def fits(*names: str) -> bool:
+            path = "/".join(filter(None, names))
+            return layers.setdefault(path, pattern.search(path) is not None)
+
         def freeze(proceed: Any, args: Any, kwargs: Any, context: Any) -> Any:
             layer = context.module
-            is_layer = isinstance(layer, nn.BatchNorm)
+            is_layer = isinstance(layer, nn.BatchNorm | nnx.bridge.ToLinen)
             is_call = is_layer and context.method_name == "__call__"
             if not is_call or _is_in_layer.get():
                 return proceed(*args, **kwargs)
-            path = "/".join(layer.path[len(self.path) :])
-            layers[path] = pattern.search(path) is not None
-            if not layers[path] or layer.is_initializing():
+            names = layer.path[len(self.path) :]
+            if isinstance(layer, nnx.bridge.ToLinen):
+                call = functools.partial(proceed, *args, **kwargs)
+                return _run_nnx(layer, call, functools.partial(fits, *names))
+            if not fits(*names) or layer.is_initializing():
                 return proceed(*args, **kwargs)
             return _run_frozen(layer, *args, **kwargs)
 
@@ -149,4 +158,27 @@ def _run_frozen(
     try:
         return copy.apply(variables, x, use_running_average=True, **options)
     finally:
+        _is_in_layer.reset(token)
+
+
+def _run_nnx(
+    module: nnx.bridge.ToLinen, call: Callable[[], Any], fits: Callable[[str], bool]
+) -> Any:
+    """Calls an NNX module in Linen, with those of its layers fixed that fit."""
+    nnx_class, is_initializing = module.nnx_class, module.is_initializing()
+
+    def make(*args: Any, **kwargs: Any) -> Any:
+        made = nnx_class(*args, **kwargs)
+        for path, layer in batch_norms(made).items():
+            if fits(path) and not is_initializing:
+                fix(layer)
+        return made
+
+    # A subclass of ToLinen calls the `__call__` of its parent, which is intercepted too.
+    token = _is_in_layer.set(True)
+    object.__setattr__(module, "nnx_class", make)
+    try:
+        return call()
+    finally:
+        object.__setattr__(module, "nnx_class", nnx_class)
         _is_in_layer.reset(token)

@@ -12,9 +12,7 @@ from flax.core import freeze
 from jaxtyping import Array, Float, PyTree
 
 from bn_jax.errors import UserError, unknown_name_message
-from bn_jax.layers.frozen import frozen
 from bn_jax.layers.nnx import BatchMoments, BatchNorm
-from bn_jax.nnx.freeze import batch_norms, fix_statistics
 from bn_jax.user_code import load_object
 
 _SETTING = "config.model.name"
@@ -96,29 +94,13 @@ def takes_norm(model: nn.Module) -> bool:
     return fields.get("norm") is not None
 
 
-def freeze_norms(model: nn.Module) -> nn.Module:
-    """Returns a model whose BatchNorm layers normalize by their running statistics.
-
-    Args:
-        model: Model that `make_model` returns.
-    """
-    if isinstance(model, NNXModel):
-        return model.clone(has_frozen_norms=True)
-    return frozen(model)
-
-
 class NNXModel(nnx.bridge.ToLinen):
     """An NNX class as a Linen model.
 
     Each call makes an NNX model anew, sets its variables and brings it into the mode of
     training or of evaluation. Collections have Linen's names (`nnx.Param`: `params`,
     `nnx.BatchStat`: `batch_stats`). Random streams get new keys in each call.
-
-    Attributes:
-        has_frozen_norms: True to normalize by the running statistics in training too.
     """
-
-    has_frozen_norms: bool = False
 
     def __call__(
         self, x: Float[Array, "batch ..."], *, train: bool
@@ -133,9 +115,6 @@ class NNXModel(nnx.bridge.ToLinen):
 
         def run(module: Any, x: Array) -> Array:
             (module.train if train else module.eval)()
-            if self.has_frozen_norms:
-                for layer in batch_norms(module).values():
-                    fix_statistics(layer)
             takes = inspect.signature(module.__call__).parameters
             return module(x, train=train) if "train" in takes else module(x)
 

@@ -1,12 +1,11 @@
 """Freezing of the BatchNorm layers in any NNX model."""
 
-import functools
 from typing import Any
 
 from flax import nnx
 
+from bn_jax.layers.fixed import batch_norms, fix
 from bn_jax.layers.frozen import compile_match
-from bn_jax.layers.nnx import BatchNorm
 
 
 class FrozenParam(nnx.BatchStat):
@@ -36,7 +35,7 @@ def freeze(model: nnx.Module, match: str | None = None) -> None:
         ValueError: If `match` is not a regular expression, or the model has BatchNorm
             layers and `match` fits none of them.
 
-    >>> model = BatchNorm(2, rngs=nnx.Rngs(0))
+    >>> model = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
     >>> freeze(model)
     >>> model.train()
     >>> type(model.scale).__name__, len(nnx.to_flat_state(nnx.state(model, nnx.Param)))
@@ -52,7 +51,7 @@ def freeze(model: nnx.Module, match: str | None = None) -> None:
         )
     for layer in chosen:
         if not _is_fixed(layer):
-            fix_statistics(layer)
+            fix(layer)
             _convert(layer, FrozenParam)
 
 
@@ -64,7 +63,7 @@ def unfreeze(model: nnx.Module, match: str | None = None) -> None:
         match: Regular expression that is searched in the path of each layer; None
             takes all. Layers that are not frozen stay as they are.
 
-    >>> model = BatchNorm(2, rngs=nnx.Rngs(0))
+    >>> model = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
     >>> freeze(model)
     >>> unfreeze(model)
     >>> type(model.scale).__name__
@@ -75,47 +74,6 @@ def unfreeze(model: nnx.Module, match: str | None = None) -> None:
         if _is_fixed(layer) and pattern.search(path):
             layer.__class__ = type(layer).__bases__[0]
             _convert(layer, nnx.Param)
-
-
-def fix_statistics(layer: nnx.BatchNorm) -> None:
-    """Makes a layer normalize by its running statistics, whatever its settings say.
-
-    The layer gets a subclass of its own class. A setting would not last: `train()` and
-    `nnx.view` change settings.
-
-    Args:
-        layer: The layer, which changes in place.
-    """
-    if isinstance(layer, BatchNorm):
-        layer.update_running_average = None
-    layer.__class__ = _fixed_class(type(layer))
-
-
-@functools.cache
-def _fixed_class(layer_class: Any) -> Any:
-    def call_fixed(
-        self: Any, x: Any, use_running_average: object = None, *, mask: Any = None
-    ) -> Any:
-        del use_running_average
-        return layer_class.__call__(self, x, use_running_average=True, mask=mask)
-
-    body = {"__call__": call_fixed, "_is_fixed": True}
-    names = ("__module__", "__qualname__", "__doc__")
-    body |= {name: getattr(layer_class, name) for name in names}
-    return type(layer_class)(layer_class.__name__, (layer_class,), body)
-
-
-def batch_norms(model: nnx.Module) -> dict[str, Any]:
-    """Returns the BatchNorm layers of a model, ours and Flax's, by their paths.
-
-    Args:
-        model: The model.
-    """
-    return {
-        "/".join(map(str, path)): module
-        for path, module in nnx.iter_modules(model)
-        if isinstance(module, nnx.BatchNorm)
-    }
 
 
 def _is_fixed(layer: Any) -> bool:

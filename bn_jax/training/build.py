@@ -15,8 +15,9 @@ from bn_jax.data import load_dataset
 from bn_jax.data.dataset import Dataset
 from bn_jax.data.preprocess import make_preprocess
 from bn_jax.errors import UserError
+from bn_jax.layers.frozen import frozen
 from bn_jax.models import make_model, make_norm
-from bn_jax.models.own import freeze_norms, takes_norm
+from bn_jax.models.own import takes_norm
 from bn_jax.stats.accumulate import accumulate_batch_stats
 from bn_jax.training.distributed.parallel import Parallel
 from bn_jax.training.group_size import Settings, share_of_device, with_group_size
@@ -136,7 +137,7 @@ def build_model(
         module_dir=config.module_dir,
         **fields,
     )
-    return freeze_norms(model) if config.norm.frozen else model
+    return frozen(model) if config.norm.frozen else model
 
 
 def build_train_step(config: Settings, parts: Parts) -> TrainStep:

@@ -11,7 +11,7 @@ from flax import nnx
 from flax.core import freeze
 
 import bn_jax
-from bn_jax.models.own import NNXModel, freeze_norms
+from bn_jax.models.own import NNXModel
 
 X = np.random.default_rng(0).normal(1.0, 2.0, size=(8, 4)).astype(np.float32)
 
@@ -43,7 +43,7 @@ class Net(nnx.Module):
 def test_a_frozen_model_of_one_s_own_trains_with_its_running_statistics(
     model: Any,
 ) -> None:
-    frozen = freeze_norms(model)
+    frozen = bn_jax.frozen(model)
     variables = frozen.init(jax.random.key(0), X, train=False)
     chex.assert_trees_all_equal_shapes(
         variables, model.init(jax.random.key(0), X, train=False)
