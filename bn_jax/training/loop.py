@@ -48,11 +48,7 @@ from bn_jax.training.run import Run, compile_run
 from bn_jax.training.shutdown.signals import StoppedBySignalError, StopSignals
 from bn_jax.training.step.state import TrainState
 from bn_jax.training.step_schedule import Steps, stretches
-from bn_jax.workdir.files import (
-    check_metrics,
-    claim_workdir,
-    read_summary,
-)
+from bn_jax.workdir.files import check_metrics, claim_workdir, read_summary
 from bn_jax.workdir.lock import locked
 
 
@@ -123,11 +119,6 @@ def train(
         run = compile_run(parts, build_train_step(config, parts))
         if other_run is not None:
             run = run._replace(initial_state=start_from(other_run, run.initial_state))
-        with errors_in_all_processes():
-            if is_primary():
-                if old_num_steps is not None:
-                    continue_run(workdir, old_num_steps, evaluated=parts.run.evaluated)
-                claim_workdir(workdir, settings)
         log_network(
             settings["model"]["name"],
             run.initial_state.params,
@@ -139,6 +130,7 @@ def train(
             run,
             workdir,
             config=settings,
+            old_num_steps=old_num_steps,
             num_classes=parts.num_classes,
             signals=signals,
             profile=profile,
@@ -162,6 +154,7 @@ def _run_steps(
     workdir: Path,
     *,
     config: Mapping[str, Any],
+    old_num_steps: int | None,
     num_classes: int,
     signals: StopSignals,
     profile: Profile,
@@ -186,6 +179,12 @@ def _run_steps(
         profile,
     ):
         start = _restore(run, checkpoints, settings.evaluated, workdir)
+        # A run that cannot be restored stays as it is.
+        with errors_in_all_processes():
+            if is_primary():
+                if old_num_steps is not None:
+                    continue_run(workdir, old_num_steps, evaluated=settings.evaluated)
+                claim_workdir(workdir, config)
         writer.start(start.evaluated_until)
         pace = Pace(start.step, started=started)
         _take_steps(

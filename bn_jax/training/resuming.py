@@ -90,9 +90,9 @@ def continue_run(workdir: Path, old_num_steps: int, *, evaluated: Steps) -> None
         old_num_steps: Steps that the run had until now.
         evaluated: Steps after which the longer run is evaluated.
     """
+    (workdir / "summary.json").unlink(missing_ok=True)
     if old_num_steps not in evaluated:
         drop_metrics_after(workdir, old_num_steps - 1)
-    (workdir / "summary.json").unlink(missing_ok=True)
     logging.info("%s: continues after its %d steps.", workdir, old_num_steps)
 
 

@@ -40,6 +40,25 @@ def test_a_complete_run_continues_to_the_bits_of_a_longer_one(
         train(short, tmp_path)
 
 
+def test_a_complete_run_stays_as_it_is_if_it_cannot_continue(
+    bn: Complete, tmp_path: Path
+) -> None:
+    workdir = shutil.copytree(bn.workdir, tmp_path / "run")
+    for damaged in (workdir / "checkpoints").glob("*/manifest.json"):
+        damaged.write_text("damaged")
+    before = contents(workdir)
+    config = bn.config.copy_and_resolve_references()
+    config.num_steps = 90
+    with pytest.raises(UserError, match="all checkpoints are damaged"):
+        train(config, workdir, show_progress=False)
+    assert contents(workdir) == before
+    assert train(bn.config, workdir, show_progress=False) == bn.summary
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_gets_more_steps_too(
     bn: Complete, tmp_path: Path, idx_dir: Path
