@@ -77,8 +77,9 @@ def train(
         The content of `summary.json`: `final_test_accuracy` in [0, 1] (with a
         validation split `final_validation_accuracy` instead), `steps_to_accuracy` (a
         step for each of `config.report_steps_to`, by its text; None if never reached),
-        `steps_per_second` (evaluations included, compilation excluded), `wall_seconds`
-        of this call, `device` and `versions`.
+        `steps_per_second` (evaluations included, compilation excluded; None if less
+        than 2 seconds were measured), `wall_seconds` of this call, `device` and
+        `versions`.
 
     Raises:
         UserError: If the configuration, the data or the workdir cannot be used.
@@ -160,7 +161,7 @@ def _run_steps(
     profile: Profile,
     started: float,
     show_progress: bool,
-) -> float:
+) -> float | None:
     """Restores the newest state, takes the remaining steps, and returns their rate."""
     with (
         Checkpoints(
@@ -248,7 +249,7 @@ def _take_steps(
     """Takes the remaining steps, one stretch after the other.
 
     The next stretch is dispatched before the results of the last one are fetched. Thus
-    the device does not wait for Python, except for a checkpoint and if
+    the device does not wait for Python, except for a checkpoint, for compilation and if
     `run.must_wait` is set.
     """
     evaluated, saved = settings.evaluated, settings.saved
@@ -267,6 +268,7 @@ def _take_steps(
     try:
         for first, end in chain(due, remaining):
             profile.advance(first, end)
+            compiles = reports.begin(end - first, is_evaluated=end in evaluated)
             tally = state.tally
             if first < end:
                 state, tally = run.train_steps(state, first, end)
@@ -282,7 +284,7 @@ def _take_steps(
             reports.add(end, tally, measured, stop_flag=poll_signal())
             # Metrics are written before a checkpoint: a resumed run requires those of
             # each evaluation before it.
-            must_wait = end in saved or is_interrupted or run.must_wait
+            must_wait = compiles or end in saved or is_interrupted or run.must_wait
             signal_number = reports.write(all_but=0 if must_wait else 1)
             if end in saved:
                 checkpoints.save(state, step=end)

@@ -64,13 +64,14 @@ def test_the_summary_has_these_values(bn: Complete) -> None:
         "format_version": int,
         "final_test_accuracy": float,
         "steps_to_accuracy": dict,
-        "steps_per_second": float,
+        # A run this short has no rate.
+        "steps_per_second": type(None),
         "wall_seconds": float,
         "device": str,
         "versions": dict,
     }
     assert set(summary["versions"]) == {"jax", "flax", "bn_jax"}
-    assert min(summary["steps_per_second"], summary["wall_seconds"]) > 0
+    assert summary["wall_seconds"] > 0
 
 
 def test_the_summary_is_what_train_returns(bn: Complete) -> None:

@@ -65,7 +65,7 @@ class Display(AbstractContextManager):
         train_loss: float | None,
         *,
         evaluated: Mapping[str, float] | None,
-        steps_per_second: float,
+        steps_per_second: float | None,
     ) -> None:
         """Shows the end of a stretch.
 
@@ -73,7 +73,7 @@ class Display(AbstractContextManager):
             step: Steps taken.
             train_loss: Mean loss since the last evaluation; None if there is none.
             evaluated: Results of an evaluation at this step; None without one.
-            steps_per_second: Rate so far; 0 if it is not known yet.
+            steps_per_second: Rate so far; None if it is not known yet.
         """
         values = {} if train_loss is None else {"train_loss": train_loss}
         rate = []

@@ -19,9 +19,10 @@ from bn_jax.training.step.state import Tally
 
 
 class Pace:
-    """Clock that measures steps per second from the end of the first stretch on.
+    """Clock that measures steps per second, without the time of compilation.
 
-    The first stretch waits for compilation, so it counts only if it is the only one.
+    XLA compiles in the first stretch of each kind, which has a new number of steps or
+    the first evaluation. These stretches do not count.
     """
 
     def __init__(self, first_step: int, *, started: float | None = None) -> None:
@@ -32,43 +33,51 @@ class Pace:
             started: Time at which the program started, in seconds of `time.monotonic`;
                 now by default.
         """
-        self._started = time.monotonic() if started is None else started
-        self._marks = [(first_step, time.monotonic())]
+        self._last = (first_step, time.monotonic())
+        self._started = self._last[1] if started is None else started
+        self._kinds: set[tuple[int, bool]] = set()
+        self._num_stretches = self._num_steps = 0
+        self._seconds = 0.0
 
-    def advance(self, step: int) -> None:
+    def is_first(self, num_steps: int, *, is_evaluated: bool) -> bool:
+        """Returns True if no earlier stretch was of this kind.
+
+        Args:
+            num_steps: Steps of the stretch; 0 for an evaluation alone.
+            is_evaluated: True if an evaluation follows the steps.
+        """
+        return (num_steps, is_evaluated) not in self._kinds
+
+    def advance(self, step: int, *, is_evaluated: bool) -> None:
         """Records the end of a stretch.
 
         Args:
-            step: Steps taken; a stretch of no steps is ignored.
+            step: Steps taken.
+            is_evaluated: True if an evaluation followed the steps.
         """
-        if step == self._marks[-1][0]:
+        now = time.monotonic()
+        first_step, before = self._last
+        self._last, num_steps = (step, now), step - first_step
+        if self.is_first(num_steps, is_evaluated=is_evaluated):
+            if num_steps and not any(size for size, _ in self._kinds) and is_primary():
+                logging.info(
+                    "Steps %d to %d were complete after %.1f s, compilation included.",
+                    first_step + 1,
+                    step,
+                    now - self._started,
+                )
+            self._kinds.add((num_steps, is_evaluated))
             return
-        if len(self._marks) == 1 and is_primary():
-            logging.info(
-                "The first %d steps were complete after %.1f s, compilation included.",
-                step - self._marks[0][0],
-                time.monotonic() - self._started,
-            )
-        # The start, the end of the first stretch and the end of the latest one.
-        self._marks = [*self._marks[:2], (step, time.monotonic())]
+        self._num_stretches += 1
+        self._num_steps += num_steps
+        self._seconds += now - before
 
     @property
-    def steps_per_second(self) -> float:
-        """Steps per second so far; 0 before the end of the first stretch."""
-        if len(self._marks) < 2:
-            return 0.0
-        (step, seconds), (last_step, last_seconds) = self._marks[-2:]
-        return (last_step - step) / (last_seconds - seconds)
-
-    @property
-    def settled_rate(self) -> float:
-        """Steps per second, for estimates during the run; 0 until it is known.
-
-        The first second counts for nothing: stretches that the device took while Python
-        compiled the evaluation are reported in it, one right after the other.
-        """
-        is_settled = len(self._marks) == 3 and self._marks[2][1] - self._marks[1][1] > 1
-        return self.steps_per_second if is_settled else 0.0
+    def steps_per_second(self) -> float | None:
+        """Steps per second; None before two stretches and two seconds are measured."""
+        if self._num_stretches < 2 or self._seconds < 2:
+            return None
+        return self._num_steps / self._seconds
 
 
 class TooManyNonfiniteStepsError(Exception):
@@ -97,6 +106,23 @@ class Reports:
         self._pace = pace
         self._profile = profile
         self._waiting: deque[_Report] = deque()
+
+    def begin(self, num_steps: int, *, is_evaluated: bool) -> bool:
+        """Prepares for a stretch, which is not dispatched yet.
+
+        Args:
+            num_steps: Steps of the stretch.
+            is_evaluated: True if an evaluation follows the steps.
+
+        Returns:
+            True if the stretch is the first of its kind. All earlier ones are written
+            then. If this one is written before the next is dispatched, no other
+            stretch is taken for one that waited for compilation.
+        """
+        is_first = self._pace.is_first(num_steps, is_evaluated=is_evaluated)
+        if is_first:
+            self.write()
+        return is_first
 
     def add(
         self,
@@ -142,8 +168,8 @@ class Reports:
         loss = float(tally.loss_sum / tally.num_losses) if tally.num_losses else None
         if report.measured is not None:
             self._writer.write(step, _values(step, loss, tally, report.measured))
-        self._pace.advance(step)
-        self._writer.advance(step, loss, steps_per_second=self._pace.settled_rate)
+        self._pace.advance(step, is_evaluated=report.measured is not None)
+        self._writer.advance(step, loss, steps_per_second=self._pace.steps_per_second)
         self._profile.complete(step)
         return int(report.stop_flag)
 

@@ -16,7 +16,7 @@ from bn_jax.workdir.files import read_metrics, write_summary
 def summarize(
     workdir: Path,
     *,
-    steps_per_second: float,
+    steps_per_second: float | None,
     wall_seconds: float,
     report_steps_to: Sequence[float],
 ) -> None:
@@ -24,7 +24,7 @@ def summarize(
 
     Args:
         workdir: Workdir of the run, with all of its metrics.
-        steps_per_second: Steps per second, compilation excluded.
+        steps_per_second: Steps per second, compilation excluded; None if unknown.
         wall_seconds: Seconds since the run started or resumed.
         report_steps_to: Accuracies in (0, 1] whose first evaluated step is reported.
     """
@@ -73,13 +73,14 @@ def log_results(
     if "skipped_steps" in last:
         steps["skipped steps"] = str(last["skipped_steps"])
     time = format_duration(summary["wall_seconds"])
-    rate = format_rate(summary["steps_per_second"])
+    if summary["steps_per_second"]:
+        time += f", {format_rate(summary['steps_per_second'])} steps/s"
     log_rows(
         {
             "complete": f"after {last['step']:,} steps",
             **reached,
             **steps,
-            "time": f"{time}, {rate} steps/s on {summary['device']}",
+            "time": f"{time} on {summary['device']}",
             "results": f"{workdir}/metrics.jsonl, {workdir}/summary.json",
             "checkpoints": f"{workdir}/checkpoints",
         }

@@ -95,14 +95,14 @@ class MetricsWriter(AbstractContextManager):
                 self._tensorboard.add_scalar(tag, scalar, step)
 
     def advance(
-        self, step: int, train_loss: float | None, *, steps_per_second: float
+        self, step: int, train_loss: float | None, *, steps_per_second: float | None
     ) -> None:
         """Shows the end of a stretch, with the evaluation that was written before.
 
         Args:
             step: Steps taken.
             train_loss: Mean loss since the last evaluation; None if there is none.
-            steps_per_second: Rate so far; 0 if it is not known yet.
+            steps_per_second: Rate so far; None if it is not known yet.
         """
         if self._is_silent:
             return

@@ -97,8 +97,8 @@ def test_the_bar_shows_the_newest_loss_and_the_latest_accuracy(
 ) -> None:
     terminal = make_terminal(monkeypatch)
     with shown() as display:
-        display.advance(50, 0.25, evaluated=EVALUATED, steps_per_second=0.0)
-        display.advance(70, 0.125, evaluated=None, steps_per_second=0.0)
+        display.advance(50, 0.25, evaluated=EVALUATED, steps_per_second=None)
+        display.advance(70, 0.125, evaluated=None, steps_per_second=None)
     assert "70/50000, loss 0.1250, accuracy 0.8750" in terminal.bars[-1]
 
 

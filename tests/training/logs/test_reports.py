@@ -1,5 +1,6 @@
 """Steps per second, on a clock that the test turns."""
 
+import logging
 import time
 
 import pytest
@@ -15,45 +16,49 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def advance(pace: Pace, clock: list[float], *, seconds: float, step: int) -> None:
+def advance(
+    pace: Pace,
+    clock: list[float],
+    *,
+    seconds: float,
+    step: int,
+    is_evaluated: bool = False,
+) -> None:
     clock[0] += seconds
-    pace.advance(step)
+    pace.advance(step, is_evaluated=is_evaluated)
 
 
-def test_the_first_stretch_waits_for_compilation_and_does_not_count(
+def test_the_first_stretch_of_each_kind_compiles_and_does_not_count(
     clock: list[float],
 ) -> None:
-    pace = Pace(0)
-    advance(pace, clock, seconds=30.0, step=50)
-    advance(pace, clock, seconds=1.0, step=100)
-    advance(pace, clock, seconds=3.0, step=250)
-    assert pace.steps_per_second == 200 / 4.0
-
-
-def test_a_single_stretch_counts_for_want_of_another(clock: list[float]) -> None:
-    pace = Pace(0)
-    advance(pace, clock, seconds=4.0, step=50)
-    assert pace.steps_per_second == 12.5
-
-
-def test_steps_taken_before_do_not_count(clock: list[float]) -> None:
     pace = Pace(1000)
-    advance(pace, clock, seconds=10.0, step=1010)
-    advance(pace, clock, seconds=2.0, step=1030)
-    assert pace.steps_per_second == 10.0
+    advance(pace, clock, seconds=30.0, step=1050)
+    advance(pace, clock, seconds=1.0, step=1100)
+    advance(pace, clock, seconds=20.0, step=1150, is_evaluated=True)
+    advance(pace, clock, seconds=1.0, step=1200)
+    advance(pace, clock, seconds=2.0, step=1250, is_evaluated=True)
+    advance(pace, clock, seconds=10.0, step=1280)
+    assert pace.steps_per_second == 150 / 4.0
 
 
-def test_before_any_step_the_pace_is_zero(clock: list[float]) -> None:
-    assert Pace(5).steps_per_second == 0
-
-
-def test_the_rate_for_estimates_waits_for_a_second_after_compilation(
-    clock: list[float],
+@pytest.mark.parametrize("seconds", [[], [9.0], [9.0, 9.0], [9.0, 0.9, 1.0]])
+def test_two_stretches_and_two_seconds_are_needed(
+    clock: list[float], seconds: list[float]
 ) -> None:
     pace = Pace(0)
-    advance(pace, clock, seconds=30.0, step=50)
-    assert pace.settled_rate == 0
-    advance(pace, clock, seconds=0.01, step=100)
-    assert pace.settled_rate == 0
-    advance(pace, clock, seconds=1.99, step=150)
-    assert pace.settled_rate == 50
+    for i, duration in enumerate(seconds):
+        advance(pace, clock, seconds=duration, step=10 * (i + 1))
+    assert pace.steps_per_second is None
+
+
+def test_the_first_steps_of_a_resumed_run_are_named(
+    clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="absl")
+    pace = Pace(47)
+    advance(pace, clock, seconds=0.5, step=47, is_evaluated=True)
+    advance(pace, clock, seconds=3.0, step=67)
+    advance(pace, clock, seconds=3.0, step=77)
+    assert caplog.messages == [
+        "Steps 48 to 67 were complete after 3.5 s, compilation included."
+    ]
