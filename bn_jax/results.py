@@ -18,12 +18,14 @@ class Evaluation(NamedTuple):
         metrics: `test_loss` in nats, `test_accuracy` in [0, 1] and, if there are more
             than five classes, `test_top5_accuracy`. If the run keeps averaged
             parameters, also their metrics, with the prefix `ema_`.
+        statistics: Statistics that the layers normalized with, in words.
     """
 
     step: int
     data: str
     num_examples: int
     metrics: Mapping[str, float]
+    statistics: str
 
 
 class Member(NamedTuple):
@@ -52,12 +54,14 @@ class EnsembleEvaluation(NamedTuple):
         members: Results of each model.
         metrics: Metrics of the arithmetic mean of the models' probabilities, with the
             names and units of `Evaluation`.
+        statistics: Statistics that the layers normalized with, in words.
     """
 
     data: str
     num_examples: int
     members: Sequence[Member]
     metrics: Mapping[str, float]
+    statistics: str
 
 
 class Layer(NamedTuple):

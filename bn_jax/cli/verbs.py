@@ -92,7 +92,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     (workdir,) = options.workdirs
     config = saved_config(workdir, options.settings)
     method = {"statistics": options.statistics, "crops": options.crops}
-    print(evaluation_table(evaluate(config, workdir, **method), **method))
+    print(evaluation_table(evaluate(config, workdir, **method), crops=options.crops))
 
 
 def run_ensemble(options: argparse.Namespace) -> None:
@@ -104,7 +104,7 @@ def run_ensemble(options: argparse.Namespace) -> None:
     workdirs = options.workdirs
     configs = [saved_config(workdir, options.settings) for workdir in workdirs]
     method = {"statistics": options.statistics, "crops": options.crops}
-    print(ensemble_table(ensemble(configs, workdirs, **method), **method))
+    print(ensemble_table(ensemble(configs, workdirs, **method), crops=options.crops))
 
 
 def run_inspect(options: argparse.Namespace) -> None:

@@ -174,7 +174,7 @@ def _run_nnx(
                 fix(layer)
         return made
 
-    # A subclass of ToLinen calls the `__call__` of its parent, which is intercepted too.
+    # A subclass of ToLinen calls the `__call__` of its parent: it is intercepted too.
     token = _is_in_layer.set(True)
     object.__setattr__(module, "nnx_class", make)
     try:

@@ -5,33 +5,26 @@ from collections.abc import Mapping, Sequence
 from bn_jax.results import EnsembleEvaluation, Evaluation, Layer
 
 
-def evaluation_table(evaluation: Evaluation, *, statistics: str, crops: int) -> str:
+def evaluation_table(evaluation: Evaluation, *, crops: int) -> str:
     """Returns a heading and one line a metric.
 
     Args:
         evaluation: Test results of the model.
-        statistics: Statistics that the layers normalized with.
         crops: Number of crops of each image.
     """
     width = max(len(name) for name in evaluation.metrics)
-    lines = [
-        f"after step {evaluation.step}, "
-        + _describe(evaluation, statistics=statistics, crops=crops)
-    ]
+    lines = [f"after step {evaluation.step}, " + _describe(evaluation, crops)]
     lines += [
         f"{name:{width}} {value:.4f}" for name, value in evaluation.metrics.items()
     ]
     return "\n".join(lines)
 
 
-def ensemble_table(
-    evaluation: EnsembleEvaluation, *, statistics: str, crops: int
-) -> str:
+def ensemble_table(evaluation: EnsembleEvaluation, *, crops: int) -> str:
     """Returns a heading, one line a network, and one line for the ensemble.
 
     Args:
         evaluation: Test results of the ensemble and of its networks.
-        statistics: Statistics that the layers normalized with.
         crops: Number of crops of each image.
     """
     rows: list[tuple[str, ...]] = [("network", "parameters", "step", *_RATES, "loss")]
@@ -39,7 +32,7 @@ def ensemble_table(
         kind = "averaged" if member.is_averaged else "last"
         rows.append((member.name, kind, str(member.step), *_rates(member.metrics)))
     rows.append(("ensemble", "", "", *_rates(evaluation.metrics)))
-    heading = _describe(evaluation, statistics=statistics, crops=crops)
+    heading = _describe(evaluation, crops)
     return "\n".join([f"{heading}; rates in %, loss in nats", "", *_aligned(rows)])
 
 
@@ -70,14 +63,12 @@ def layer_table(layers: Sequence[Layer], *, step: int) -> str:
 _RATES = ("top-1", "error", "top-5", "top-5 error")
 
 
-def _describe(
-    evaluation: Evaluation | EnsembleEvaluation, *, statistics: str, crops: int
-) -> str:
+def _describe(evaluation: Evaluation | EnsembleEvaluation, crops: int) -> str:
     """Returns the number of examples, the data set and the evaluation method."""
     of_each = "" if crops == 1 else f", {crops} crops of each"
     return (
         f"{evaluation.num_examples} test examples of {evaluation.data}{of_each}, "
-        f"{statistics} statistics"
+        f"{evaluation.statistics}"
     )
 
 

@@ -113,6 +113,7 @@ def build_parts_for_data(data: Dataset, config: Settings, parallel: Parallel) ->
         num_classes=num_classes,
         own_model=f"config.model.name={name}" if is_object_name(name) else "",
         is_frozen=None,
+        freezes_norms=config.norm.frozen,
     )
     return _with_frozen_parameters(config, parts)
 

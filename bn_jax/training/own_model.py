@@ -1,9 +1,9 @@
 """Checks of a user's own model, by its shapes: no program runs."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from bn_jax.errors import UserError
 from bn_jax.models.own import NNXModel
-from bn_jax.stats.collections import layers_with_moments, layers_with_statistics
+from bn_jax.stats.collections import layers_with_statistics
 from bn_jax.training.distributed.parallel import Parallel
 from bn_jax.training.step.train_step import make_rngs, mutable_collections
 from bn_jax.user_code import describe_error
@@ -31,7 +31,7 @@ def check_own_model(
     num_classes: int,
     parallel: Parallel,
 ) -> None:
-    """Checks a user's model before it is compiled, and logs how it is evaluated.
+    """Checks a user's model before it is compiled.
 
     Args:
         who: Name of the model, for messages.
@@ -65,7 +65,30 @@ def check_own_model(
     if parallel.axis_name is not None and parallel.num_devices > 1:
         with errors_in_model(who, model):
             _check_synchronized(who, mapped_model, variables, microbatch, parallel)
-    _log_statistics(who, variables["batch_stats"], updates.get("batch_moments", {}))
+
+
+def log_running_layers(who: str, layers: Sequence[str], batch_stats: PyTree) -> None:
+    """Logs which layers are evaluated with their running statistics, if any are.
+
+    Args:
+        who: Name of the model, for the message.
+        layers: Paths of these layers.
+        batch_stats: The model's running statistics, or their shapes.
+    """
+    if layers:
+        some = len(layers) < len(list(layers_with_statistics(batch_stats)))
+        others = ", and population statistics in the others" if some else ""
+        more = f" and {len(layers) - _MANY} more" if len(layers) > _MANY else ""
+        names = ", ".join(path or "the layer" for path in layers[:_MANY])
+        _warn_once(
+            f"{who}: evaluations use the running statistics of {names}{more}{others}: "
+            "only layers of bn_jax that normalize by the batch give its moments."
+        )
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logging.warning("%s", message)
 
 
 @contextmanager
@@ -173,22 +196,4 @@ def _check_synchronized(
             "results would be lost. Use --config.parallel.mode=jit; or make the "
             "layer by the factory that a field `norm` of the class is given; or give "
             "the layer as its axis_name what a field `axis_name` of the class is given."
-        )
-
-
-def _log_statistics(who: str, batch_stats: PyTree, moments: PyTree) -> None:
-    """Logs which layers are evaluated with their running statistics, if any are."""
-    layers = [path for path, _ in layers_with_statistics(batch_stats)]
-    sowing = {path for path, _ in layers_with_moments(moments)} if moments else set()
-    rest = [path or "the layer" for path in layers if path not in sowing]
-    if rest:
-        more = f" and {len(rest) - _MANY} more" if len(rest) > _MANY else ""
-        others = ", and population statistics in the others" if sowing else ""
-        logging.warning(
-            "%s: evaluations use the running statistics of %s%s%s: only layers of "
-            "bn_jax that normalize by the batch give its moments.",
-            who,
-            ", ".join(rest[:_MANY]),
-            more,
-            others,
         )

@@ -1,6 +1,6 @@
 """Typed parts of a run; its initial state and its training batches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
@@ -14,7 +14,12 @@ from bn_jax.data.batching import batch_indices
 from bn_jax.data.dataset import Dataset
 from bn_jax.errors import UserError
 from bn_jax.training.distributed.parallel import Parallel, put_sharded, result_shapes
-from bn_jax.training.own_model import check_own_model, errors_in_model
+from bn_jax.training.own_model import (
+    check_own_model,
+    errors_in_model,
+    log_running_layers,
+)
+from bn_jax.training.step.population import layers_without_moments
 from bn_jax.training.step.state import TrainState, init_state
 from bn_jax.training.step.train_step import Examples
 from bn_jax.training.step_schedule import Steps
@@ -99,6 +104,7 @@ class Parts(NamedTuple):
         own_model: Name of a user's own model, for messages; empty for other networks.
         is_frozen: True for each parameter that training leaves as it is; None if all
             are trained.
+        freezes_norms: True if all layers normalize by their running statistics.
     """
 
     data: Dataset
@@ -115,6 +121,7 @@ class Parts(NamedTuple):
     num_classes: int
     own_model: str
     is_frozen: PyTree | None
+    freezes_norms: bool
 
 
 class StateInit(NamedTuple):
@@ -144,18 +151,42 @@ def build_init(parts: Parts) -> StateInit:
     """
     init = trace_init(parts)
     if parts.own_model:
-        size = parts.batches.batch_size // parts.batches.accumulation_steps
-        image = jax.eval_shape(lambda: init.arguments[1])
+        variables = init.shapes.variables
         check_own_model(
             parts.own_model,
             parts.model,
             parts.mapped_model,
-            variables=init.shapes.variables,
-            microbatch=image.update(shape=(size, *image.shape[1:])),
+            variables=variables,
+            microbatch=microbatch_shape(parts),
             num_classes=parts.num_classes,
             parallel=parts.parallel,
         )
+        if not parts.freezes_norms:
+            without = running_layers(parts, variables)
+            log_running_layers(parts.own_model, without, variables["batch_stats"])
     return init
+
+
+def running_layers(parts: Parts, variables: Mapping[str, PyTree]) -> list[str]:
+    """Returns the layers that evaluations use the running statistics of.
+
+    Args:
+        parts: Parts of the run.
+        variables: Variables of the network, or their shapes.
+    """
+    return layers_without_moments(parts.model, variables, microbatch_shape(parts))
+
+
+def microbatch_shape(parts: Parts) -> jax.ShapeDtypeStruct:
+    """Returns the shape of a microbatch of the model's inputs.
+
+    Args:
+        parts: Parts of the run.
+    """
+    size = parts.batches.batch_size // parts.batches.accumulation_steps
+    image, _ = parts.data.train.read(np.zeros(1, int), np.zeros(1, int))
+    shape = jax.eval_shape(parts.preprocess, image)
+    return shape.update(shape=(size, *shape.shape[1:]))
 
 
 def trace_init(parts: Parts) -> StateInit:

@@ -55,7 +55,7 @@ def test_evaluate_has_one_crop_of_each_image_unless_told_otherwise(
 
     def evaluate(config: Any, workdir: Path, **way: Any) -> Evaluation:
         ways.append((workdir, way))
-        return Evaluation(5, "digits", 9, {"test_loss": 0.5})
+        return Evaluation(5, "digits", 9, {"test_loss": 0.5}, "some statistics")
 
     monkeypatch.setattr(bn_jax.training.evaluation.evaluate, "evaluate", evaluate)
     main(["evaluate", str(runs[0])])
@@ -64,7 +64,7 @@ def test_evaluate_has_one_crop_of_each_image_unless_told_otherwise(
         (runs[0], {"statistics": "population", "crops": 1}),
         (runs[1], {"statistics": "moving", "crops": 144}),
     ]
-    assert "digits, 144 crops of each, moving" in capsys.readouterr().out
+    assert "digits, 144 crops of each, some" in capsys.readouterr().out
 
 
 def test_ensemble_gets_every_run_with_the_same_change_of_its_data(
@@ -75,7 +75,9 @@ def test_ensemble_gets_every_run_with_the_same_change_of_its_data(
     def ensemble(configs: Any, workdirs: Any, **way: Any) -> EnsembleEvaluation:
         names = [config.dataset.name for config in configs]
         calls.append((names, workdirs, way))
-        return EnsembleEvaluation("digits", 9, [], {"test_loss": 0, "test_accuracy": 1})
+        return EnsembleEvaluation(
+            "digits", 9, [], {"test_loss": 0, "test_accuracy": 1}, "some statistics"
+        )
 
     monkeypatch.setattr(bn_jax.training.evaluation.ensemble, "ensemble", ensemble)
     main(["ensemble", *map(str, runs), "--dataset.name=other", "--crops=144"])
@@ -91,7 +93,7 @@ def test_a_folder_of_the_run_can_be_left_out_for_another(
 
     def evaluate(config: Any, workdir: Path, **_: Any) -> Evaluation:
         given.append(config.dataset.to_dict())
-        return Evaluation(5, "digits", 9, {"test_loss": 0.5})
+        return Evaluation(5, "digits", 9, {"test_loss": 0.5}, "some statistics")
 
     monkeypatch.setattr(bn_jax.training.evaluation.evaluate, "evaluate", evaluate)
     change = ["--dataset.idx_dir=None", "--dataset.data_dir=prepared"]

@@ -38,21 +38,23 @@ def test_the_last_row_is_the_sum_of_all_parameters() -> None:
 
 
 def test_an_evaluation_says_of_what_it_is() -> None:
-    evaluation = Evaluation(60, "digits", 97, {"test_loss": 0.5, "test_accuracy": 0.9})
-    table = evaluation_table(evaluation, statistics="moving", crops=1)
+    evaluation = Evaluation(
+        60, "digits", 97, {"test_loss": 0.5, "test_accuracy": 0.9}, "running statistics"
+    )
+    table = evaluation_table(evaluation, crops=1)
     assert table.splitlines() == [
-        "after step 60, 97 test examples of digits, moving statistics",
+        "after step 60, 97 test examples of digits, running statistics",
         "test_loss     0.5000",
         "test_accuracy 0.9000",
     ]
 
 
 def test_an_evaluation_of_crops_says_so() -> None:
-    evaluation = Evaluation(60, "imagenet2012", 12, {"test_loss": 0.5})
-    table = evaluation_table(evaluation, statistics="population", crops=144)
+    evaluation = Evaluation(60, "imagenet2012", 12, {"test_loss": 0.5}, "no statistics")
+    table = evaluation_table(evaluation, crops=144)
     assert table.splitlines()[0] == (
         "after step 60, 12 test examples of imagenet2012, 144 crops of each, "
-        "population statistics"
+        "no statistics"
     )
 
 
@@ -62,10 +64,12 @@ ALL = {"test_loss": 1.0, "test_accuracy": 0.799, "test_top5_accuracy": 0.951}
 
 def test_an_ensemble_shows_each_network_and_all_together() -> None:
     members = [Member("runs/one", 600, False, ONE), Member("runs/2", 50, True, ONE)]
-    evaluation = EnsembleEvaluation("imagenet2012", 12, members, ALL)
-    table = ensemble_table(evaluation, statistics="moving", crops=144)
+    evaluation = EnsembleEvaluation(
+        "imagenet2012", 12, members, ALL, "batch statistics"
+    )
+    table = ensemble_table(evaluation, crops=144)
     assert table.splitlines() == [
-        "12 test examples of imagenet2012, 144 crops of each, moving statistics; "
+        "12 test examples of imagenet2012, 144 crops of each, batch statistics; "
         "rates in %, loss in nats",
         "",
         "network   parameters  step  top-1  error  top-5  top-5 error    loss",
@@ -79,6 +83,6 @@ def test_with_few_classes_an_ensemble_has_no_top_five() -> None:
     few = {"test_loss": 0.5, "test_accuracy": 0.9}
     members = [Member(name, 5, False, few) for name in "ab"]
     table = ensemble_table(
-        EnsembleEvaluation("digits", 97, members, few), statistics="batch", crops=1
+        EnsembleEvaluation("digits", 97, members, few, "batch statistics"), crops=1
     )
     assert row(table, "a ") == ["a", "last", "5", "90.00", "10.00", "0.5000"]

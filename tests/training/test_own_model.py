@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from training.tiny_runs import parts_of, tiny_config
 
 from bn_jax.errors import UserError
+from bn_jax.training import own_model
 from bn_jax.training.build import describe_normalization
 from bn_jax.training.parts import build_init
 
@@ -102,23 +103,27 @@ def test_collections_are_kept_in_the_state_without_what_is_sown(idx_dir: Path) -
 
 
 @pytest.mark.parametrize(
-    ("name", "fields", "expected"),
+    ("name", "settings", "expected"),
     [
         ("linen:Plain", {}, ["running statistics of BatchNorm_0: only layers of bn"]),
         ("linen:Net", {}, ["of flax, and population statistics in the others: only"]),
-        ("linen:Plain", {"kind": "none"}, []),
+        ("linen:Plain", {"fields": {"kind": "none"}}, []),
         ("of_nnx:Net", {}, []),
+        ("linen:Net", {"norm__frozen": True}, []),
     ],
 )
 def test_layers_that_are_evaluated_with_running_statistics_are_logged_once(
     idx_dir: Path,
     caplog: pytest.LogCaptureFixture,
     name: str,
-    fields: dict,
+    settings: dict,
     expected: list[str],
 ) -> None:
+    own_model._warn_once.cache_clear()
+    config = own_config(idx_dir, name, **settings)
     with caplog.at_level(logging.WARNING, logger="absl"):
-        check(own_config(idx_dir, name, fields=fields))
+        check(config)
+        check(config)
     assert len(caplog.messages) == len(expected)
     for message, part in zip(caplog.messages, expected, strict=True):
         assert part in message

@@ -18,6 +18,7 @@ from bn_jax.training.evaluation.eval_batches import add_up
 from bn_jax.training.evaluation.evaluate import (
     check_choices,
     choose_predict,
+    describe_statistics,
     read_test_set,
     with_statistics,
 )
@@ -106,6 +107,7 @@ def ensemble(
             )
         ],
         metrics=mean_metrics(sums.ensemble),
+        statistics=" and ".join(dict.fromkeys(one.statistics for one in networks)),
     )
 
 
@@ -115,6 +117,7 @@ class _Network(NamedTuple):
     num_classes: int
     predict: Predict
     variables: PyTree
+    statistics: str
 
 
 def _network(
@@ -133,6 +136,7 @@ def _network(
         num_classes=parts.num_classes,
         predict=choose_predict(parts, statistics=statistics, crops=crops),
         variables=ready[prefix],
+        statistics=describe_statistics(parts, variables, statistics),
     )
 
 

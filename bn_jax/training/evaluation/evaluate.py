@@ -11,6 +11,7 @@ from bn_jax.data.imagenet.crops import NUM_CROPS
 from bn_jax.errors import UserError
 from bn_jax.progress import progress_bar
 from bn_jax.results import Evaluation
+from bn_jax.stats.collections import layers_with_statistics
 from bn_jax.training.build import Settings
 from bn_jax.training.checkpoints.restore import local_devices, restore
 from bn_jax.training.evaluation.eval_batches import add_up, make_test_reader
@@ -21,7 +22,12 @@ from bn_jax.training.evaluation.predict import (
     make_predict,
     over_crops,
 )
-from bn_jax.training.parts import Parts, errors_naming_config, read_batches
+from bn_jax.training.parts import (
+    Parts,
+    errors_naming_config,
+    read_batches,
+    running_layers,
+)
 from bn_jax.training.step.metrics import PredictionSums, mean_metrics
 from bn_jax.training.step.population import make_population_step
 
@@ -77,7 +83,13 @@ def evaluate(
         for name, value in mean_metrics(sums_of_one).items()
     }
     num_examples = int(sums[""].num_examples)
-    return Evaluation(int(state.step), parts.data.name, num_examples, metrics)
+    return Evaluation(
+        step=int(state.step),
+        data=parts.data.name,
+        num_examples=num_examples,
+        metrics=metrics,
+        statistics=describe_statistics(parts, state.variables, statistics),
+    )
 
 
 def check_choices(statistics: str, crops: int) -> None:
@@ -169,6 +181,31 @@ def with_statistics(
         name: parts.parallel.wait_if_needed(population_step(variables, ahead))
         for name, variables in networks.items()
     }
+
+
+def describe_statistics(
+    parts: Parts, variables: Mapping[str, PyTree], statistics: str
+) -> str:
+    """Returns words for the statistics that the layers of a network normalize by.
+
+    Args:
+        parts: Parts of the run.
+        variables: Variables of the network.
+        statistics: One of `STATISTICS`, as chosen.
+    """
+    layers = list(layers_with_statistics(variables["batch_stats"]))
+    if not layers:
+        return "no statistics"
+    if statistics == "moving" or parts.freezes_norms:
+        return "running statistics"
+    if statistics == "batch":
+        return "batch statistics"
+    count = len(running_layers(parts, variables))
+    if count == len(layers):
+        return "running statistics"
+    plural = "s" if count > 1 else ""
+    some = f"; running statistics of {count} layer{plural}" if count else ""
+    return f"population statistics{some}"
 
 
 def choose_predict(parts: Parts, *, statistics: str, crops: int) -> Predict:

@@ -7,12 +7,20 @@ import jax
 import numpy as np
 import pytest
 from data.idx_files import write_idx_folder
+from ml_collections import ConfigDict
 from training import numpy_mlp
-from training.tiny_runs import Complete, final_state, saved_config, tiny_config
+from training.tiny_runs import (
+    Complete,
+    final_state,
+    parts_of,
+    saved_config,
+    tiny_config,
+)
 
 from bn_jax.data.idx import load_idx_folder
 from bn_jax.errors import UserError
-from bn_jax.training.evaluation.evaluate import evaluate
+from bn_jax.training.evaluation.evaluate import describe_statistics, evaluate
+from bn_jax.training.parts import trace_init
 
 
 def float64(tree: Any) -> Any:
@@ -127,3 +135,34 @@ def test_data_of_other_classes_are_named_when_they_are_refused(
         evaluate(config, bn.workdir, statistics="moving")
     # Another folder would be no way out.
     assert "--workdir" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "statistics", "expected"),
+    [
+        ({}, "population", "population statistics"),
+        ({}, "moving", "running statistics"),
+        ({}, "batch", "batch statistics"),
+        ({"norm__frozen": True}, "population", "running statistics"),
+        ({"norm__frozen": True}, "batch", "running statistics"),
+        ({"arm": "baseline"}, "population", "no statistics"),
+    ],
+)
+def test_an_evaluation_says_which_statistics_it_has_used(
+    idx_dir: Path, settings: dict, statistics: str, expected: str
+) -> None:
+    parts = parts_of(tiny_config(idx_dir, **settings))
+    variables = trace_init(parts).shapes.variables
+    assert describe_statistics(parts, variables, statistics) == expected
+
+
+def test_layers_of_flax_keep_running_statistics_in_an_evaluation(
+    idx_dir: Path, own_folder: Path
+) -> None:
+    config = tiny_config(idx_dir, module_dir=str(own_folder))
+    with config.unlocked():
+        config.model = ConfigDict({"name": "own_models.linen:Net"})
+    parts = parts_of(config)
+    variables = trace_init(parts).shapes.variables
+    described = describe_statistics(parts, variables, "population")
+    assert described == "population statistics; running statistics of 1 layer"
