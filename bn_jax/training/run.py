@@ -24,6 +24,7 @@ from bn_jax.training.parts import (
     build_init,
     errors_naming_config,
     read_batches,
+    running_layers,
 )
 from bn_jax.training.step.metrics import PredictionSums
 from bn_jax.training.step.population import make_population_step
@@ -114,6 +115,7 @@ def compile_run(parts: Parts, train_step: TrainStep) -> Run:
             model=parts.model,
             initial_variables=lambda: _variables(parts, programs, state, 0)[""],
             read_inputs=partial(_probe_inputs, parts),
+            running_layers=lambda: running_layers(parts, state.variables),
         ),
         out_shardings=parallel.replicated,
     )

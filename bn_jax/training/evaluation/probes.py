@@ -23,6 +23,7 @@ def make_probes(
     model: nn.Module,
     initial_variables: Callable[[], PyTree],
     read_inputs: Callable[[], Float[Array, "examples ..."]],
+    running_layers: Callable[[], Sequence[str]],
 ) -> Probe:
     """Returns one probe that takes all probes that a configuration lists.
 
@@ -32,17 +33,24 @@ def make_probes(
         initial_variables: Returns the model's variables before training, with
             population statistics. Called only if a listed probe needs them.
         read_inputs: Returns model inputs. Called only if a listed probe needs them.
+        running_layers: Returns the layers that give no moments, and therefore have no
+            drift. Called only if a listed probe needs them.
 
     Raises:
         UserError: If a probe does not exist or does not suit the model.
     """
-    probes = []
+    factories: Mapping[str, Callable[[], Probe]] = {
+        "percentiles": lambda: _percentiles_probe(
+            model, initial_variables, read_inputs
+        ),
+        "batch_norm": lambda: _batch_norm_probe(running_layers()),
+    }
     for name in names:
-        if name not in _PROBES:
+        if name not in factories:
             raise UserError(
-                f"config.probes must be from {', '.join(_PROBES)}, but has {name!r}."
+                f"config.probes must be from {', '.join(factories)}, but has {name!r}."
             )
-        probes.append(_PROBES[name](model, initial_variables, read_inputs))
+    probes = [factories[name]() for name in names]
 
     def probe_all(variables: PyTree, batch_stats: PyTree) -> Mapping[str, Array]:
         measured: dict[str, Array] = {}
@@ -84,20 +92,19 @@ def _percentiles_probe(
     return probe
 
 
-def _batch_norm_probe(
-    model: Any,
-    initial_variables: Callable[[], PyTree],
-    read_inputs: Callable[[], Array],
-) -> Probe:
+def _batch_norm_probe(running_layers: Sequence[str]) -> Probe:
     """Returns a probe of each normalization layer: its smallest variance and its drift.
 
-    The drift is the difference between running and population statistics.
+    The drift is the difference between running and population statistics. Layers
+    without population statistics of their own are left out.
     """
 
     def probe(variables: PyTree, batch_stats: PyTree) -> Mapping[str, Array]:
         measured = {}
         running = dict(layers_with_statistics(batch_stats))
         for layer, population in layers_with_statistics(variables["batch_stats"]):
+            if layer in running_layers:
+                continue
             drift = statistics_drift(running[layer], population)
             measured[f"min_var/{layer}"] = jnp.min(population["var"])
             measured[f"mean_drift/{layer}"] = drift.mean
@@ -105,11 +112,3 @@ def _batch_norm_probe(
         return measured
 
     return probe
-
-
-_PROBES: Mapping[
-    str, Callable[[Any, Callable[[], PyTree], Callable[[], Array]], Probe]
-] = {
-    "percentiles": _percentiles_probe,
-    "batch_norm": _batch_norm_probe,
-}

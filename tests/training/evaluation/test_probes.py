@@ -52,6 +52,7 @@ def test_percentiles_are_those_of_the_unit_with_the_median_spread(
         model=model,
         initial_variables=lambda: variables,
         read_inputs=lambda: INPUTS,
+        running_layers=list,
     )
     values = np.percentile(last_hidden_inputs(model, variables), (15, 50, 85), axis=0)
     measured = jax.jit(probe)(variables, variables["batch_stats"])["percentiles"]
@@ -66,6 +67,7 @@ def test_the_unit_stays_the_one_that_was_typical_before_training(
         model=model,
         initial_variables=lambda: variables,
         read_inputs=lambda: INPUTS,
+        running_layers=list,
     )
     stats = variables["batch_stats"]
     before = probe(variables, stats)["percentiles"]
@@ -83,6 +85,7 @@ def test_percentiles_are_three_numbers_in_rising_order(
         model=model,
         initial_variables=lambda: variables,
         read_inputs=lambda: INPUTS,
+        running_layers=list,
     )
     percentiles = jax.jit(probe)(variables, variables["batch_stats"])["percentiles"]
     assert percentiles.shape == (3,)
@@ -91,7 +94,11 @@ def test_percentiles_are_three_numbers_in_rising_order(
 
 def test_no_probe_measures_nothing(model: nn.Module, variables: Any) -> None:
     probe = make_probes(
-        [], model=model, initial_variables=lambda: variables, read_inputs=lambda: INPUTS
+        [],
+        model=model,
+        initial_variables=lambda: variables,
+        read_inputs=lambda: INPUTS,
+        running_layers=pytest.fail,
     )
     assert probe(variables, variables["batch_stats"]) == {}
 
@@ -101,7 +108,11 @@ def test_nothing_is_read_where_no_probe_uses_it(
     model: nn.Module, names: list[str]
 ) -> None:
     make_probes(
-        names, model=model, initial_variables=pytest.fail, read_inputs=pytest.fail
+        names,
+        model=model,
+        initial_variables=pytest.fail,
+        read_inputs=pytest.fail,
+        running_layers=list,
     )
 
 
@@ -112,6 +123,7 @@ def test_an_unknown_probe_is_refused(model: nn.Module, variables: Any) -> None:
             model=model,
             initial_variables=lambda: variables,
             read_inputs=lambda: INPUTS,
+            running_layers=list,
         )
 
 
@@ -122,6 +134,7 @@ def test_a_model_without_a_hidden_layer_to_look_at_is_refused() -> None:
             model=nn.Dense(3),
             initial_variables=dict,
             read_inputs=lambda: INPUTS,
+            running_layers=list,
         )
 
 
@@ -133,6 +146,7 @@ def test_each_norm_is_measured_against_its_moving_averages(
         model=model,
         initial_variables=lambda: variables,
         read_inputs=lambda: INPUTS,
+        running_layers=list,
     )
     population = {
         layer: {"mean": jnp.zeros(size), "var": jnp.arange(4.0, 4 + size)}
@@ -152,3 +166,16 @@ def test_each_norm_is_measured_against_its_moving_averages(
         drift = measured[f"log_std_drift/{layer}"]
         np.testing.assert_allclose(drift, np.log(2.0), **close)
     assert len(measured) == 6
+
+
+def test_a_norm_without_moments_is_left_out(model: nn.Module, variables: Any) -> None:
+    probe = make_probes(
+        ["batch_norm"],
+        model=model,
+        initial_variables=dict,
+        read_inputs=lambda: INPUTS,
+        running_layers=lambda: ["norm0"],
+    )
+    measured = probe(variables, variables["batch_stats"])
+    expected = {f"{what}/norm1" for what in ("min_var", "mean_drift", "log_std_drift")}
+    assert set(measured) == expected
