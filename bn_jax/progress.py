@@ -1,4 +1,4 @@
-"""Progress bars, lines above them, and durations, as a user reads them."""
+"""Progress bars, log lines above them, and durations, as a user reads them."""
 
 import logging
 import sys
@@ -51,6 +51,32 @@ def lines_above_bars() -> Iterator[None]:
                 handler.setStream(above)
                 undo.callback(handler.setStream, stream)
         undo.enter_context(redirect_stderr(above))
+        yield
+
+
+@contextmanager
+def our_log_lines() -> Iterator[None]:
+    """Context in which the log lines of bn_jax are shown, and those of Orbax are not.
+
+    The program's own handlers show them. If it has none, absl calls
+    `logging.basicConfig()` at the first line, for the standard error stream. The level
+    of the logger is as before when the context ends.
+    """
+    logger = logging.getLogger("absl")
+
+    # Orbax logs each detail of a checkpoint as INFO, and logs each error several times
+    # before it raises it.
+    def is_of_interest(record: logging.LogRecord) -> bool:
+        return "bn_jax" in record.pathname or (
+            record.levelno > logging.INFO and "orbax" not in record.pathname
+        )
+
+    with ExitStack() as undo:
+        undo.callback(logger.setLevel, logger.level)
+        if logger.getEffectiveLevel() == logging.WARNING:
+            logger.setLevel(logging.INFO)
+        logger.addFilter(is_of_interest)
+        undo.callback(logger.removeFilter, is_of_interest)
         yield
 
 

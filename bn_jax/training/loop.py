@@ -15,6 +15,7 @@ from absl import logging
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from bn_jax.progress import our_log_lines
 from bn_jax.training.base_config import check_setting_names
 from bn_jax.training.build import (
     build_parts,
@@ -41,14 +42,14 @@ from bn_jax.training.logs.writer import MetricsWriter
 from bn_jax.training.parts import RunSettings
 from bn_jax.training.resuming import (
     check_resumable,
-    continue_run,
+    claim,
     with_recorded_group_size,
 )
 from bn_jax.training.run import Run, compile_run
 from bn_jax.training.shutdown.signals import StoppedBySignalError, StopSignals
 from bn_jax.training.step.state import TrainState
 from bn_jax.training.step_schedule import Steps, stretches
-from bn_jax.workdir.files import check_metrics, claim_workdir, read_summary
+from bn_jax.workdir.files import check_metrics, read_summary
 from bn_jax.workdir.lock import locked
 
 
@@ -67,8 +68,8 @@ def train(
     Args:
         config: Configuration: `base_config()` with changes.
         workdir: Folder of this run, and of no other.
-        show_progress: True shows a progress bar on a terminal and log lines elsewhere;
-            False shows neither.
+        show_progress: True shows the first and last lines, and between them a progress
+            bar on a terminal and log lines elsewhere; False shows nothing.
         profile_steps: Numbers of completed steps at which a trace starts and ends, in
             `profile/`, for TensorBoard or Perfetto; None for no trace.
         devices: Devices to choose from; by default all devices of all processes.
@@ -93,10 +94,12 @@ def train(
     check_batch_size(config)
     settings = json.loads(config.to_json())
     profile = Profile(workdir, profile_steps)
-    with StopSignals() as signals, ExitStack() as locks:
+    with StopSignals() as signals, ExitStack() as context:
+        if show_progress:
+            context.enter_context(our_log_lines())
         with errors_in_all_processes():
             if is_primary():
-                locks.enter_context(locked(workdir))
+                context.enter_context(locked(workdir))
         check_same_settings(settings, workdir)
         with errors_in_all_processes():
             config = with_recorded_group_size(config, workdir)
@@ -183,9 +186,7 @@ def _run_steps(
         # A run that cannot be restored stays as it is.
         with errors_in_all_processes():
             if is_primary():
-                if old_num_steps is not None:
-                    continue_run(workdir, old_num_steps, evaluated=settings.evaluated)
-                claim_workdir(workdir, config)
+                claim(workdir, config, old_num_steps, evaluated=settings.evaluated)
         writer.start(start.evaluated_until)
         pace = Pace(start.step, started=started)
         _take_steps(

@@ -12,6 +12,7 @@ from bn_jax.training.group_size import Settings, with_group_size
 from bn_jax.training.step_schedule import Steps
 from bn_jax.workdir.files import (
     check_workdir,
+    claim_workdir,
     differences,
     drop_metrics_after,
     read_config,
@@ -79,21 +80,31 @@ def check_resumable(workdir: Path, settings: Mapping[str, Any]) -> int | None:
     return old_num_steps
 
 
-def continue_run(workdir: Path, old_num_steps: int, *, evaluated: Steps) -> None:
-    """Prepares the workdir of a run for more steps.
+def claim(
+    workdir: Path,
+    settings: Mapping[str, Any],
+    old_num_steps: int | None,
+    *,
+    evaluated: Steps,
+) -> None:
+    """Writes the configuration into the workdir, and prepares it for more steps.
 
-    The run is not complete any more. The line of its last evaluation is removed if a
-    run of more steps would not have one, so that both runs have equal metrics.
+    A run that gets more steps is not complete any more. The line of its last evaluation
+    is removed if a run of more steps would not have one, so that both runs have equal
+    metrics. The old command still resumes the run if this function does not end.
 
     Args:
         workdir: Workdir of the run.
-        old_num_steps: Steps that the run had until now.
-        evaluated: Steps after which the longer run is evaluated.
+        settings: Configuration of the command, JSON-ready.
+        old_num_steps: Steps that the run had until now; None if it gets no more steps.
+        evaluated: Steps after which the run is evaluated.
     """
-    (workdir / "summary.json").unlink(missing_ok=True)
-    if old_num_steps not in evaluated:
-        drop_metrics_after(workdir, old_num_steps - 1)
-    logging.info("%s: continues after its %d steps.", workdir, old_num_steps)
+    if old_num_steps is not None:
+        (workdir / "summary.json").unlink(missing_ok=True)
+        if old_num_steps not in evaluated:
+            drop_metrics_after(workdir, old_num_steps - 1)
+        logging.info("%s: continues after its %d steps.", workdir, old_num_steps)
+    claim_workdir(workdir, settings)
 
 
 def _check_schedule(

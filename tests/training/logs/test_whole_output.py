@@ -59,6 +59,21 @@ def test_a_run_says_what_it_is_then_each_evaluation_then_what_it_has_reached(
     ]
 
 
+def test_a_program_without_logging_sees_the_lines_while_it_trains(
+    bn: Complete, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    logger = logging.getLogger("absl")
+    before = (logger.level, logger.filters[:])
+    train(bn.config, bn.workdir, show_progress=False)
+    assert capsys.readouterr().err == ""
+    train(bn.config, bn.workdir)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"INFO:absl:{bn.workdir}: this run is already complete."
+    assert sum(line.startswith("INFO:absl:complete  ") for line in lines) == 1
+    assert (logger.level, logger.filters) == before
+
+
 def test_a_resumed_run_may_report_other_accuracies(
     bn: Complete, tmp_path: Path, idx_dir: Path, log: pytest.LogCaptureFixture
 ) -> None:
