@@ -126,6 +126,7 @@ def train(
         log_network(
             settings["model"]["name"],
             run.initial_state.params,
+            is_frozen=parts.is_frozen,
             normalization=describe_normalization(config, parts),
             workdir=workdir,
         )

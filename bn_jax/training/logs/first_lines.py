@@ -45,21 +45,32 @@ def log_inputs(parallel: Parallel, data: Dataset) -> None:
 
 
 def log_network(
-    name: str, params: PyTree, *, normalization: str, workdir: Path
+    name: str,
+    params: PyTree,
+    *,
+    is_frozen: PyTree | None,
+    normalization: str,
+    workdir: Path,
 ) -> None:
     """Logs the network, and where its results go.
 
     Args:
         name: Name of the network in the configuration.
         params: Parameters, or their shapes.
+        is_frozen: True for each parameter that is not trained; None if all are.
         normalization: Examples that share their mean and variance, in words.
         workdir: The run's workdir.
     """
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    trained = ""
+    if is_frozen is not None:
+        stays = jax.tree.leaves(is_frozen)
+        count = sum(n for n, one in zip(sizes, stays, strict=True) if not one)
+        trained = f", {count:,} trained"
     command = f"tensorboard --logdir {shlex.quote(str(workdir))}"
     log_rows(
         {
-            "network": f"{name}, {count:,} parameters",
+            "network": f"{name}, {sum(sizes):,} parameters{trained}",
             "normalization batch": normalization,
             "workdir": str(workdir),
             "TensorBoard": f"{command}  (pip install tensorboard)",

@@ -28,8 +28,8 @@ def frozen_parameters(
         Tree of booleans, with the structure of the parameters.
 
     Raises:
-        UserError: If a pattern is not a regular expression or fits no parameter, or the
-            model has no BatchNorm layer to freeze.
+        UserError: If a pattern is not a regular expression or fits no parameter, the
+            model has no BatchNorm layer to freeze, or nothing is left to train.
     """
     params, batch_stats = variables["params"], variables["batch_stats"]
     if freezes_norms and not batch_stats:
@@ -43,13 +43,17 @@ def frozen_parameters(
     ]
     chosen = {path for one in patterns for path in _matching(one, paths)}
     norms = jax.tree.leaves(norm_mask(params, batch_stats))
-    return jax.tree.unflatten(
-        structure,
-        [
-            path in chosen or (is_norm and freezes_norms)
-            for path, is_norm in zip(paths, norms, strict=True)
-        ],
-    )
+    is_frozen = [
+        path in chosen or (is_norm and freezes_norms)
+        for path, is_norm in zip(paths, norms, strict=True)
+    ]
+    if all(is_frozen):
+        raise UserError(
+            f"config.optimizer.freeze={tuple(patterns)} and config.norm.frozen="
+            f"{freezes_norms} freeze all {len(paths)} parameters, so that nothing is "
+            "left to train. Freeze fewer of them."
+        )
+    return jax.tree.unflatten(structure, is_frozen)
 
 
 def leave_alone(

@@ -94,6 +94,11 @@ def test_a_pattern_that_fits_nothing_is_refused(pattern: str, message: str) -> N
         chosen(pattern)
 
 
+def test_a_run_with_nothing_left_to_train_is_refused() -> None:
+    with pytest.raises(UserError, match=r"freeze all 6 parameters.* Freeze fewer"):
+        chosen("hidden|logits|layer", freezes_norms=True)
+
+
 def test_frozen_norms_need_a_model_that_has_some() -> None:
     variables = {"params": PARAMS, "batch_stats": {}}
     with pytest.raises(UserError, match=r"config.norm.frozen=True needs a model with"):
