@@ -63,14 +63,6 @@ def our_log_lines() -> Iterator[None]:
     of the logger is as before when the context ends.
     """
     logger = logging.getLogger("absl")
-
-    # Orbax logs each detail of a checkpoint as INFO, and logs each error several times
-    # before it raises it.
-    def is_of_interest(record: logging.LogRecord) -> bool:
-        return "bn_jax" in record.pathname or (
-            record.levelno > logging.INFO and "orbax" not in record.pathname
-        )
-
     with ExitStack() as undo:
         undo.callback(logger.setLevel, logger.level)
         if logger.getEffectiveLevel() == logging.WARNING:
@@ -78,6 +70,20 @@ def our_log_lines() -> Iterator[None]:
         logger.addFilter(is_of_interest)
         undo.callback(logger.removeFilter, is_of_interest)
         yield
+
+
+def is_of_interest(record: logging.LogRecord) -> bool:
+    """Returns True for lines of bn_jax, and for warnings of other packages than Orbax.
+
+    Orbax logs each detail of a checkpoint as INFO, and logs each error several times
+    before it raises it.
+
+    Args:
+        record: A line with its level and the file that has logged it.
+    """
+    return "bn_jax" in record.pathname or (
+        record.levelno > logging.INFO and "orbax" not in record.pathname
+    )
 
 
 def format_duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ def test_each_of_our_lines_is_shown_once_and_the_details_of_orbax_are_not(
 ) -> None:
     handler = logging.StreamHandler(sys.stderr)
     monkeypatch.setattr(logging.root, "handlers", [handler])
-    with our_log_lines(), our_log_lines(), lines_above_bars():
+    with our_log_lines(), lines_above_bars():
         log_from("site/bn_jax/loop.py", logging.INFO)
         log_from("site/orbax/manager.py", logging.INFO)
         log_from("site/orbax/manager.py", logging.ERROR)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 
 from bn_jax.errors import UserError
-from bn_jax.progress import our_log_lines
+from bn_jax.progress import is_of_interest
 from bn_jax.training.config_files import load_config
 from bn_jax.training.distributed.compilation import cache_compiled_programs
 from bn_jax.training.distributed.processes import join_processes
@@ -67,12 +67,13 @@ def main(words: Sequence[str] | None = None, *, program: str = "train.py") -> No
     flags.mark_flag_as_required("config")
 
     def run(_: Sequence[str]) -> None:
+        logging.get_absl_handler().addFilter(is_of_interest)
         # Lines for people to read: --showprefixforinfo adds time and place to each.
         flags.FLAGS.set_default("showprefixforinfo", False)
         # Until there is something to save, Ctrl-C ends the process at once. Python's
         # own handler would wait for the other processes and print a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        with our_log_lines(), exiting_with_message(program, workdir=workdir.value):
+        with exiting_with_message(program, workdir=workdir.value):
             loaded = load_config(str(config.value), overrides=settings)
             join_processes(coordinator.value, num_processes.value, process_id.value)
             cache_compiled_programs(cache.value)
@@ -111,9 +112,6 @@ def _parse_flags(arguments: Sequence[str], *, program: str) -> list[str]:
         words = flags.FLAGS(list(arguments))
     except flags.Error as error:
         sys.exit(f"{program}: {str(error).splitlines()[-1].strip()}")
-    # absl would show the details of all packages, unless the flag has a value.
-    if flags.FLAGS["verbosity"].using_default_value:
-        flags.FLAGS.verbosity = logging.WARNING
     if len(words) > 1:
         sys.exit(
             f"{program}: {words[1]!r} is not a flag; write settings as "
