@@ -29,11 +29,13 @@ def test_programs_that_there_are_not_are_not_compiled() -> None:
     assert text.endswith(", but include modern-float16-flax.\n")
 
 
+@pytest.mark.slow
 def test_steps_of_one_gpu_need_one() -> None:
     expected = "benchmarks/imagenet_step.py: needs a GPU, and JAX sees none.\n"
     assert refusal("imagenet_step.py") == expected
 
 
+@pytest.mark.slow
 def test_images_are_not_written_where_one_of_their_readers_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

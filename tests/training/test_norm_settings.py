@@ -52,7 +52,7 @@ CONFIGS = {
     ("spec", "norm"),
     [
         ("mnist_mlp:bn", GROUPS),
-        ("mnist_mlp:bn", CUMULATIVE),
+        pytest.param("mnist_mlp:bn", CUMULATIVE, marks=pytest.mark.slow),
         pytest.param("mnist_cnn:bn", GROUPS, marks=pytest.mark.slow),
         pytest.param("mnist_cnn:bn", CUMULATIVE, marks=pytest.mark.slow),
         # XLA compiles this network for minutes.

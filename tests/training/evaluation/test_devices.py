@@ -32,7 +32,7 @@ def unsynced(tmp_path_factory: pytest.TempPathFactory, idx_dir: Path) -> Complet
     return complete_run(config, tmp_path_factory.mktemp("runs") / "unsynced")
 
 
-@pytest.fixture(params=[1, 2, 8])
+@pytest.fixture(params=[1, pytest.param(2, marks=pytest.mark.slow), 8])
 def devices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """The number of devices that this process has."""
     found = jax.devices()[: request.param]

@@ -68,7 +68,10 @@ def _change(monkeypatch: pytest.MonkeyPatch, **functions: Callable[..., Any]) ->
 
 @pytest.mark.parametrize(
     ("step", "number", "code"),
-    [(10, signal.SIGTERM, 143), (30, signal.SIGINT, 130)],
+    [
+        (10, signal.SIGTERM, 143),
+        pytest.param(30, signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(
     bn: Complete,

@@ -144,7 +144,12 @@ def test_a_loss_that_is_not_finite_ends_the_run(mlp_step: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "num_microbatches"), [("jit", 3), ("shard_map", 1), ("pmap", 3)]
+    ("mode", "num_microbatches"),
+    [
+        pytest.param("jit", 3, marks=pytest.mark.slow),
+        ("shard_map", 1),
+        pytest.param("pmap", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_every_mode_takes_the_same_steps(mode: str, num_microbatches: int) -> None:
     parallel = make_parallel(mode, num_devices=2)
