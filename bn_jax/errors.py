@@ -35,16 +35,15 @@ class DivergedError(UserError):
         return self.args[0]
 
 
-def unknown_name_message(who: str, what: str, name: str, known: Iterable[str]) -> str:
+def unknown_name_message(what: str, name: str, known: Iterable[str]) -> str:
     """Returns a message about a name that is unknown, with the nearest known one.
 
     Args:
-        who: Beginning of the message.
-        what: Description of the names.
+        what: Setting that holds the name, or a description of the names.
         name: The unknown name.
         known: The known names; Flax's `parent` and `name` are left out.
     """
     known = [candidate for candidate in known if candidate not in ("parent", "name")]
     close = difflib.get_close_matches(name, known, n=1)
     end = f"; did you mean {close[0]!r}?" if close else "."
-    return f"{who}: {what} must be one of {', '.join(known)}, but is {name!r}{end}"
+    return f"{what} must be one of {', '.join(known)}, but is {name!r}{end}"

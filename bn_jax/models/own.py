@@ -52,9 +52,9 @@ def make_own_model(
     is_open = any(one.kind is one.VAR_KEYWORD for one in takes.values())
     for field in fields:
         if field not in takes and not is_open:
-            what = f"a field of {model_class.__name__}"
+            what = f"{who}: a field of {model_class.__name__}"
             known = [one for one in takes if one not in ("self", "rngs")]
-            raise UserError(unknown_name_message(who, what, field, known))
+            raise UserError(unknown_name_message(what, field, known))
     dtype = offered.get("dtype")
     if "dtype" not in takes and dtype not in (None, jnp.float32):
         raise UserError(
@@ -90,8 +90,16 @@ def takes_norm(model: nn.Module) -> bool:
     Args:
         model: Model that `make_model` returns.
     """
-    fields = model.kwargs if isinstance(model, NNXModel) else vars(model)
-    return fields.get("norm") is not None
+    return _fields(model).get("norm") is not None
+
+
+def gets_no_norm(model: nn.Module) -> bool:
+    """Returns True if a model takes a `norm`, but is given None.
+
+    Args:
+        model: Model that `make_model` returns.
+    """
+    return _fields(model).get("norm", ...) is None
 
 
 class NNXModel(nnx.bridge.ToLinen):
@@ -140,6 +148,10 @@ class NNXModel(nnx.bridge.ToLinen):
     def variables(self) -> Mapping[str, PyTree]:
         """The model's collections, as NNX names their entries."""
         return _map_keys(_nnx_key, super().variables)
+
+
+def _fields(model: nn.Module) -> Mapping[str, Any]:
+    return model.kwargs if isinstance(model, NNXModel) else vars(model)
 
 
 def _nnx_key(key: str) -> str | int:

@@ -57,7 +57,7 @@ def make_model(
     """
     if num_classes < 1:
         raise UserError(
-            f"make_model: num_classes must be at least 1, but is {num_classes}."
+            f"config.model.num_classes must be at least 1, but is {num_classes}."
         )
     _check_norm(fields.get("norm"))
     dtype = fields.get("dtype")
@@ -71,8 +71,11 @@ def make_model(
         return make_own_model(
             name, module_dir=module_dir, offered=offered, fields=fields
         )
-    model_class = _look_up("make_model", name, _MODELS)
-    _check_fields("make_model", model_class, fields)
+    if name not in _MODELS:
+        message = unknown_name_message("config.model.name", name, _MODELS)
+        raise UserError(f'{message} A class of your own is "package.module:Class".')
+    model_class = _MODELS[name]
+    _check_fields("config.model", model_class, fields)
     nonlinearity = fields.get("nonlinearity")
     if isinstance(nonlinearity, str):
         fields["nonlinearity"] = _nonlinearity(nonlinearity)
@@ -91,8 +94,10 @@ def make_norm(name: str | None, **fields: Any) -> Callable[..., nn.Module] | Non
     """
     if name is None:
         return None
-    layer_class = _look_up("make_norm", name, _NORMS)
-    _check_fields("make_norm", layer_class, fields)
+    if name not in _NORMS:
+        raise UserError(unknown_name_message("config.norm.name", name, _NORMS))
+    layer_class = _NORMS[name]
+    _check_fields("config.norm", layer_class, fields)
     return partial(layer_class, **fields)
 
 
@@ -109,23 +114,16 @@ def _check_norm(norm: Any) -> None:
 def _nonlinearity(name: str) -> Callable[..., Any]:
     names = ("relu", "sigmoid", "tanh", "gelu", "silu")
     if name not in names:
-        raise UserError(unknown_name_message("make_model", "nonlinearity", name, names))
+        what = "config.model.nonlinearity"
+        raise UserError(unknown_name_message(what, name, names))
     return getattr(nn, name)
 
 
 def _dtype(name: str) -> Any:
     names = ("float32", "bfloat16", "float16")
     if name not in names:
-        raise UserError(unknown_name_message("make_model", "dtype", name, names))
+        raise UserError(unknown_name_message("config.dtype", name, names))
     return getattr(jnp, name)
-
-
-def _look_up(
-    who: str, name: str, table: Mapping[str, type[nn.Module]]
-) -> type[nn.Module]:
-    if name not in table:
-        raise UserError(unknown_name_message(who, "name", name, table))
-    return table[name]
 
 
 def _check_fields(
@@ -134,5 +132,5 @@ def _check_fields(
     known = [field.name for field in dataclasses.fields(module_class)]
     for field in fields:
         if field not in known:
-            what = f"a field of {module_class.__name__}"
-            raise UserError(unknown_name_message(who, what, field, known))
+            what = f"{who}: a field of {module_class.__name__}"
+            raise UserError(unknown_name_message(what, field, known))

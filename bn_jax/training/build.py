@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from bn_jax.data import load_dataset
@@ -76,6 +78,7 @@ def build_parts_for_data(data: Dataset, config: Settings, parallel: Parallel) ->
     """
     _check_batch(config, data, parallel)
     config = with_group_size(config, share_of_device(config, parallel.num_devices))
+    _check_norm(config)
     num_classes = _num_classes(config, data)
     schedule = make_schedule(
         **config.schedule,
@@ -254,9 +257,22 @@ def _norm(config: Settings, axis_name: str | None) -> Callable[..., nn.Module] |
         for name, value in config.norm.items()
         if name not in ("sync", "frozen")
     }
-    if config.norm.name is None:
-        return make_norm(**fields)
     return make_norm(**fields, axis_name=axis_name)
+
+
+def _check_norm(config: Settings) -> None:
+    """Checks the settings by a layer alone: a network's error would name its code."""
+    norm = _norm(config, None)
+    if norm is None:
+        return
+    layer: Any = norm(use_running_average=False)
+    x = jax.ShapeDtypeStruct((share_of_device(config, 1), 2, 1), jnp.float32)
+    try:
+        variables = jax.eval_shape(layer.init, jax.random.key(0), x)
+        jax.eval_shape(partial(layer.apply, mutable=True), variables, x)
+    except ValueError as error:
+        message = str(error).removeprefix("BatchNorm: ")
+        raise UserError(f"config.norm.{message}") from error
 
 
 def _accumulate(

@@ -12,7 +12,7 @@ from absl import logging
 from jaxtyping import PyTree
 
 from bn_jax.errors import UserError
-from bn_jax.models.own import NNXModel
+from bn_jax.models.own import NNXModel, gets_no_norm
 from bn_jax.stats.collections import layers_with_statistics
 from bn_jax.training.distributed.parallel import Parallel
 from bn_jax.training.step.train_step import make_rngs, mutable_collections
@@ -59,7 +59,8 @@ def check_own_model(
             shapes = jax.tree.map(lambda leaf: leaf.shape, result)
             raise UserError(
                 f"{who} must return one array of scores, of the shape (batch, "
-                f"num_classes) = {wanted}, but returns {shapes}."
+                f"num_classes) = {wanted}, but returns {shapes} for an input of the "
+                f"shape {microbatch.shape}."
             )
     _check_shapes(who, variables, updates)
     if parallel.axis_name is not None and parallel.num_devices > 1:
@@ -109,6 +110,8 @@ def errors_in_model(who: str, model: nn.Module) -> Iterator[None]:
     except Exception as error:
         code: Any = model.nnx_class if isinstance(model, NNXModel) else type(model)
         message = describe_error(error, in_file=inspect.getfile(code))
+        if "'NoneType' object is not callable" in message and gets_no_norm(model):
+            message += ": the class is given norm=None, as config.norm.name is None."
         raise UserError(f"{who}: {message}") from error
 
 

@@ -58,11 +58,11 @@ def test_no_norm_has_no_factory():
     [
         (
             lambda: make_model("mpl", num_classes=2),
-            "make_model: name must be one of .*, but is 'mpl'; did you mean 'mlp'",
+            "config.model.name must be one of .*, but is 'mpl'; did you mean 'mlp'",
         ),
         (
             lambda: make_model("resnet", num_classes=2),
-            "name must be one of mlp, cnn, inception, but is 'resnet'",
+            r"one of mlp, cnn, inception, but is 'resnet'\. .* \"package.module:Class",
         ),
         (
             lambda: make_model("mlp", num_classes=2, hidden_feature=(3,)),
@@ -78,7 +78,7 @@ def test_no_norm_has_no_factory():
         ),
         (
             lambda: make_model("mlp", num_classes=2, dtype="bfloat61"),
-            "make_model: dtype .* but is 'bfloat61'; did you mean 'bfloat16'",
+            "config.dtype .* but is 'bfloat61'; did you mean 'bfloat16'",
         ),
         (
             lambda: make_model("cnn", num_classes=2, dtype="int8"),
@@ -86,11 +86,11 @@ def test_no_norm_has_no_factory():
         ),
         (
             lambda: make_norm("batchnorm"),
-            "make_norm: name .* but is 'batchnorm'; did you mean 'batch_norm'",
+            "config.norm.name .* but is 'batchnorm'; did you mean 'batch_norm'",
         ),
         (
             lambda: make_norm("batch_norm", eps=1e-3),
-            "make_norm: a field of BatchNorm must be one of .* but is 'eps'",
+            "config.norm: a field of BatchNorm must be one of .* but is 'eps'",
         ),
         (
             lambda: make_norm("batch_norm", momentun=0.9),

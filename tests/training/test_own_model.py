@@ -37,7 +37,10 @@ def check(config: ConfigDict) -> Any:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"classes": 5}, r"one array of scores.*\(24, 10\), but returns \(24, 5\)"),
+        (
+            {"classes": 5},
+            r"scores.*\(24, 10\), but returns \(24, 5\) for .* \(24, 28, 28, 1\)\.$",
+        ),
         ({"kind": "pair"}, r"but returns \(\(24, 10\), \(24, 10\)\)"),
         (
             {"kind": "growing"},
@@ -53,6 +56,19 @@ def test_a_model_that_cannot_be_trained_is_refused_in_a_line(
     with pytest.raises(UserError, match=expected) as refusal:
         check(own_config(idx_dir, "linen:Plain", fields=fields))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["linen:Net", "of_nnx:Net"])
+def test_a_class_that_calls_a_norm_of_none_is_told_so(idx_dir: Path, name: str) -> None:
+    config = own_config(idx_dir, name, norm__name=None)
+    with pytest.raises(UserError, match=r"norm=None, as config.norm.name is None\.$"):
+        check(config)
+
+
+def test_settings_of_the_norm_are_checked_before_the_class(idx_dir: Path) -> None:
+    config = own_config(idx_dir, "linen:Net", norm__momentum=2.0)
+    with pytest.raises(UserError, match=r"^config.norm.momentum must .* is 2.0; "):
+        parts_of(config)
 
 
 @pytest.mark.parametrize("mode", ["shard_map", "pmap"])
