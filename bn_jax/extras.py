@@ -36,6 +36,6 @@ def require_train_extra(who: str) -> None:
     missing = [name for name in _TRAIN if find_spec(name) is None]
     if missing:
         raise MissingExtraError(
-            f"{who} needs packages that are not installed ({', '.join(missing)}). "
-            "Install them: pip install 'bn-jax[train]'"
+            f"{who} is part of the extra `train`, of which packages are missing "
+            f"({', '.join(missing)}). Install them: pip install 'bn-jax[train]'"
         )

@@ -75,8 +75,8 @@ def test_a_line_says_how_to_install_an_absent_extra(
 ) -> None:
     message = ends[line]
     assert message.endswith(
-        " needs packages that are not installed (ml_collections, tensorboardX). "
-        "Install them: pip install 'bn-jax[train]'"
+        " is part of the extra `train`, of which packages are missing (ml_collections, "
+        "tensorboardX). Install them: pip install 'bn-jax[train]'"
     )
     assert "\n" not in message
     if line in COMMANDS:
