@@ -10,8 +10,11 @@ of several processes failed or ended; 143 and 130 stopped by SIGTERM and SIGINT,
 the state saved.
 """
 
+import signal
 import sys
 
+# Ctrl-C ends the program at once, without a traceback of the imports.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 try:
     from bn_jax.training.main import main
 except ModuleNotFoundError as error:

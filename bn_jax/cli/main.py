@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import bn_jax
 from bn_jax.cli import verbs
 from bn_jax.cli.folders import FOLDERS, add_folders, choose_folders
 from bn_jax.errors import UserError
@@ -58,6 +59,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "bn-jax", description="Tools for training with Batch Normalization in JAX."
     )
+    version = f"%(prog)s {bn_jax.__version__}"
+    parser.add_argument("--version", action="version", version=version)
     subparsers = parser.add_subparsers(dest="verb", required=True)
     # `train` has the flags of train.py, which absl parses.
     subparsers.add_parser("train", help="train from a configuration", add_help=False)

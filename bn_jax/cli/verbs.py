@@ -5,16 +5,22 @@ to import.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from bn_jax.errors import UserError
+from bn_jax.train_flags import exit_if_help_is_asked_for
 
 
 def run_train(words: Sequence[str]) -> NoReturn:
     """Trains, by the command line of `bn_jax.training.main`."""
+    exit_if_help_is_asked_for(words, program="bn-jax train")
+    # Until there is something to save, Ctrl-C ends the process at once. Python's own
+    # handler would print a traceback of the imports, and wait for other processes.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         from bn_jax.training.main import main as train
     except ModuleNotFoundError as error:

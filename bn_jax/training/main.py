@@ -5,7 +5,6 @@ of several processes failed or ended; 143 and 130 stopped by SIGTERM and SIGINT,
 the state saved.
 """
 
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -13,11 +12,17 @@ from absl import app, flags, logging
 
 from bn_jax.errors import UserError
 from bn_jax.progress import is_of_interest
+from bn_jax.train_flags import FLAGS, exit_if_help_is_asked_for
 from bn_jax.training.config_files import load_config
 from bn_jax.training.distributed.compilation import cache_compiled_programs
 from bn_jax.training.distributed.processes import join_processes
 from bn_jax.training.loop import train
 from bn_jax.training.shutdown.exit_codes import exiting_with_message
+
+_REQUIRED = {
+    "config": "the file of a configuration, or the name of one that bn_jax ships",
+    "workdir": "the folder of this run",
+}
 
 
 def main(words: Sequence[str] | None = None, *, program: str = "train.py") -> None:
@@ -28,58 +33,30 @@ def main(words: Sequence[str] | None = None, *, program: str = "train.py") -> No
             the process.
         program: Name of the program in messages.
     """
-    # `--help` shows the flags of the program, which is train.py and not this file.
-    flags.disclaim_key_flags()
-    words, settings = _take_settings(sys.argv[1:] if words is None else words)
-    config = flags.DEFINE_string(
-        "config",
-        None,
-        "Configuration of the run: FILE, or the NAME of one that bn_jax ships, perhaps "
-        "with :ARGUMENT. --config.NAME=VALUE changes a setting.",
-    )
-    workdir = flags.DEFINE_string(
-        "workdir", None, "Folder of this run, and of no other.", required=True
-    )
-    flags.register_validator("workdir", bool, "must be the name of a folder.")
+    words = sys.argv[1:] if words is None else words
+    exit_if_help_is_asked_for(words, program=program)
+    words, settings = _take_settings(words)
+    config = flags.DEFINE_string("config", None, FLAGS["config"])
+    workdir = flags.DEFINE_string("workdir", None, FLAGS["workdir"])
     coordinator = flags.DEFINE_string(
-        "coordinator_address",
-        None,
-        "host:port of process 0; JAX finds it by itself on clusters.",
+        "coordinator_address", None, FLAGS["coordinator_address"]
     )
-    num_processes = flags.DEFINE_integer(
-        "num_processes", None, "Number of processes of the run."
-    )
-    process_id = flags.DEFINE_integer(
-        "process_id", None, "Number of this process, from 0."
-    )
-    profile_steps = flags.DEFINE_string(
-        "profile_steps",
-        None,
-        "FIRST:LAST writes a trace of the steps after FIRST and up to LAST to "
-        "workdir/profile.",
-    )
-    cache = flags.DEFINE_string(
-        "compilation_cache",
-        None,
-        "Folder that keeps compiled programs between runs; by default "
-        "bn_jax/compiled in the user's cache, empty for none.",
-    )
-    flags.mark_flag_as_required("config")
+    num_processes = flags.DEFINE_integer("num_processes", None, FLAGS["num_processes"])
+    process_id = flags.DEFINE_integer("process_id", None, FLAGS["process_id"])
+    profile_steps = flags.DEFINE_string("profile_steps", None, FLAGS["profile_steps"])
+    cache = flags.DEFINE_string("compilation_cache", None, FLAGS["compilation_cache"])
 
     def run(_: Sequence[str]) -> None:
         logging.get_absl_handler().addFilter(is_of_interest)
         # Lines for people to read: --showprefixforinfo adds time and place to each.
         flags.FLAGS.set_default("showprefixforinfo", False)
-        # Until there is something to save, Ctrl-C ends the process at once. Python's
-        # own handler would wait for the other processes and print a traceback.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        with exiting_with_message(program, workdir=workdir.value):
+        with exiting_with_message(program, workdir=str(workdir.value)):
             loaded = load_config(str(config.value), overrides=settings)
             join_processes(coordinator.value, num_processes.value, process_id.value)
             cache_compiled_programs(cache.value)
             train(
                 loaded,
-                workdir.value,
+                str(workdir.value),
                 profile_steps=_parse_profile_steps(profile_steps.value),
             )
 
@@ -117,6 +94,9 @@ def _parse_flags(arguments: Sequence[str], *, program: str) -> list[str]:
             f"{program}: {words[1]!r} is not a flag; write settings as "
             "--config.NAME=VALUE."
         )
+    for name, advice in _REQUIRED.items():
+        if not flags.FLAGS[name].value:
+            sys.exit(f"{program}: --{name} is missing: give {advice}.")
     return words
 
 

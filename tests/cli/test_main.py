@@ -227,6 +227,15 @@ def test_without_a_known_verb_the_usage_is_shown(
     assert ",prepare,evaluate,ensemble,inspect,launch}" in capsys.readouterr().err
 
 
+def test_the_version_is_that_of_the_package(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"bn-jax {bn_jax.__version__}\n"
+
+
 def test_words_are_those_of_the_process_by_default(
     figures: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
