@@ -153,8 +153,8 @@ def _dataset() -> ConfigDict:
     dataset.distortion = 0.0
     # Determines crops, flips and colour changes.
     dataset.augmentation_seed = 0
-    # Threads that read and decode images; None takes one for each core, and one in all
-    # for the objects of a user's function.
+    # Threads that read and decode images; None takes one for each core. Objects of a
+    # user's function are then read by one thread.
     dataset.read_threads = config_dict.placeholder(int)
     return dataset
 

@@ -30,6 +30,7 @@ from bn_jax.training.optim.freeze import (
 )
 from bn_jax.training.optim.optimizers import make_optimizer
 from bn_jax.training.optim.schedules import make_schedule
+from bn_jax.training.own_model import check_norm_settings
 from bn_jax.training.parts import (
     BatchSettings,
     EvaluationSettings,
@@ -118,6 +119,8 @@ def build_parts_for_data(data: Dataset, config: Settings, parallel: Parallel) ->
         is_frozen=None,
         freezes_norms=config.norm.frozen,
     )
+    if parts.own_model and not takes_norm(parts.model):
+        check_norm_settings(parts.own_model, config.norm)
     return _with_frozen_parameters(config, parts)
 
 
@@ -175,7 +178,7 @@ def describe_normalization(config: Settings, parts: Parts) -> str:
         parts: Parts that it describes.
     """
     if config.norm.frozen:
-        return "none; running statistics (config.norm.frozen)"
+        return "running statistics, frozen (config.norm.frozen)"
     if parts.own_model and not takes_norm(parts.model):
         return "as the network makes it"
     if config.norm.name is None:

@@ -1,7 +1,7 @@
 """Checks of a user's own model, by its shapes: no program runs."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from bn_jax.errors import UserError
 from bn_jax.models.own import NNXModel, gets_no_norm
 from bn_jax.stats.collections import layers_with_statistics
+from bn_jax.training.base_config import base_config
 from bn_jax.training.distributed.parallel import Parallel
 from bn_jax.training.step.train_step import make_rngs, mutable_collections
 from bn_jax.user_code import describe_error
@@ -66,6 +67,29 @@ def check_own_model(
     if parallel.axis_name is not None and parallel.num_devices > 1:
         with errors_in_model(who, model):
             _check_synchronized(who, mapped_model, variables, microbatch, parallel)
+
+
+def check_norm_settings(who: str, norm: Mapping[str, Any]) -> None:
+    """Checks the settings of the norm for a class that does not take a norm.
+
+    Args:
+        who: Name of the model, for messages.
+        norm: `config.norm`. Only `frozen` applies to layers that a class makes itself.
+
+    Raises:
+        UserError: If a setting that has no effect is not that of the base.
+    """
+    if norm["name"] is None:
+        return
+    base = base_config().norm
+    # The trainer itself sets `group_size` if `sync` is False, so `sync` comes first.
+    for name in sorted(base, reverse=True):
+        if norm[name] != base[name] and name != "frozen":
+            raise UserError(
+                f"{who}: config.norm.{name}={norm[name]!r} has no effect, because the "
+                "class has no field `norm`. Leave the setting out, or make the layers "
+                "by such a field."
+            )
 
 
 def log_running_layers(who: str, layers: Sequence[str], batch_stats: PyTree) -> None:

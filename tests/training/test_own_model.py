@@ -145,6 +145,24 @@ def test_layers_that_are_evaluated_with_running_statistics_are_logged_once(
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("momentum", 0.5), ("group_size", 4), ("sync", False)]
+)
+def test_a_norm_setting_that_the_class_does_not_use_is_refused(
+    idx_dir: Path, name: str, value: Any
+) -> None:
+    config = own_config(idx_dir, "linen:Plain", **{f"norm__{name}": value})
+    with pytest.raises(UserError, match=rf"norm.{name}={value} has no effect, because"):
+        parts_of(config)
+
+
+def test_a_class_that_makes_its_norms_takes_frozen_and_no_name(idx_dir: Path) -> None:
+    frozen = own_config(idx_dir, "linen:Plain", norm__frozen=True)
+    described = describe_normalization(frozen, parts_of(frozen))
+    assert described == "running statistics, frozen (config.norm.frozen)"
+    parts_of(own_config(idx_dir, "linen:Plain", norm__name=None, norm__sync=False))
+
+
 def test_a_norm_that_a_class_makes_itself_is_not_described(idx_dir: Path) -> None:
     config = own_config(idx_dir, "linen:Plain")
     described = describe_normalization(config, parts_of(config))

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import PyTree
 
 from bn_jax.errors import UserError
+from bn_jax.stats.collections import layers_with_statistics
 from bn_jax.stats.norm_mask import norm_mask
 
 
@@ -32,10 +33,10 @@ def frozen_parameters(
             model has no BatchNorm layer to freeze, or nothing is left to train.
     """
     params, batch_stats = variables["params"], variables["batch_stats"]
-    if freezes_norms and not batch_stats:
+    if freezes_norms and not any(layers_with_statistics(batch_stats)):
         raise UserError(
             "config.norm.frozen=True needs a model with BatchNorm layers, but this one "
-            "has no running statistics. Set config.norm.frozen=False."
+            "has no running mean and variance. Set config.norm.frozen=False."
         )
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [

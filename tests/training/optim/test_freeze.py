@@ -99,7 +99,8 @@ def test_a_run_with_nothing_left_to_train_is_refused() -> None:
         chosen("hidden|logits|layer", freezes_norms=True)
 
 
-def test_frozen_norms_need_a_model_that_has_some() -> None:
-    variables = {"params": PARAMS, "batch_stats": {}}
+@pytest.mark.parametrize("batch_stats", [{}, {"spectral": {"u": 1.0, "sigma": 1.0}}])
+def test_frozen_norms_need_a_model_that_has_some(batch_stats: dict[str, Any]) -> None:
+    variables = {"params": PARAMS, "batch_stats": batch_stats}
     with pytest.raises(UserError, match=r"config.norm.frozen=True needs a model with"):
         frozen_parameters(variables, patterns=(), freezes_norms=True)
