@@ -1,9 +1,11 @@
 """Splits of a data set and slices of them, in the notation of tensorflow-datasets."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from bn_jax.data.dataset import ArrayDataset, ArraySplit, join_splits
 from bn_jax.errors import UserError
@@ -106,16 +108,63 @@ def chosen_slices(
         names: Splits to choose.
 
     Raises:
-        UserError: If a split does not have the notation, or contains no images.
+        UserError: As `find_slices` does.
     """
-    chosen = names._asdict()
-    if names.validation_split is None:
-        chosen["validation_split"] = "validation" if "validation" in sizes else None
-    return {
-        setting.removesuffix("_split"): _slices(data, sizes, setting, name)
-        for setting, name in chosen.items()
+    if names.validation_split is None and "validation" in sizes:
+        names = names._replace(validation_split="validation")
+    return find_slices(data, sizes, names)
+
+
+def find_slices(
+    data: str,
+    sizes: Mapping[str, int],
+    names: SplitNames,
+    *,
+    infos: Mapping[str, Any] | None = None,
+) -> Mapping[str, Sequence[Slice]]:
+    """Returns the slices of the splits in `names` that are not None.
+
+    A test split may share images with the training split, with a warning: the accuracy
+    on training images is of interest too.
+
+    Args:
+        data: Name of the data set, for errors.
+        sizes: Number of examples of each split that the data set has.
+        names: Splits to choose.
+        infos: Descriptions of the splits, `tfds.core.SplitInfo`, if they have shards.
+
+    Raises:
+        UserError: If a split does not have the notation, or contains no images, or if
+            the training and validation splits share images.
+    """
+    found = {
+        setting.removesuffix("_split"): _slices(data, sizes, setting, name, infos)
+        for setting, name in names._asdict().items()
         if name is not None
     }
+    train = found["train"]
+    if num_shared := _num_shared(train, found["test"]):
+        logging.warning(
+            "%s: the run trains on %d of the images of test_split=%r.",
+            data,
+            num_shared,
+            names.test_split,
+        )
+    held_out = found.get("validation", [])
+    if num_shared := _num_shared(train, held_out):
+        rest = _without(train, held_out)
+        advice = (
+            f"train_split={_spec(rest, sizes)!r}"
+            if rest
+            else "validation_split to images that the run does not train on"
+        )
+        raise UserError(
+            f"{data}: images for validation must not be used for training, but "
+            f"validation_split={names.validation_split!r} and "
+            f"train_split={names.train_split!r} share {num_shared} images. Set "
+            f"--config.dataset.{advice}."
+        )
+    return found
 
 
 def join_arrays(slices: Sequence[tuple[ArraySplit, range]]) -> ArraySplit:
@@ -137,7 +186,11 @@ def join_arrays(slices: Sequence[tuple[ArraySplit, range]]) -> ArraySplit:
 
 
 def _slices(
-    data: str, sizes: Mapping[str, int], setting: str, name: str
+    data: str,
+    sizes: Mapping[str, int],
+    setting: str,
+    name: str,
+    infos: Mapping[str, Any] | None,
 ) -> list[Slice]:
     cause = None
     slices = [Slice(name, range(sizes[name]))] if name in sizes else []
@@ -145,7 +198,7 @@ def _slices(
         # Imported here, because the import takes most of a second.
         import tensorflow_datasets as tfds
 
-        infos = {
+        infos = infos or {
             split: tfds.core.SplitInfo(name=split, shard_lengths=[size], num_bytes=0)
             for split, size in sizes.items()
         }
@@ -165,3 +218,39 @@ def _slices(
             "'train[:90%]'."
         ) from cause
     return [one for one in slices if one.examples]
+
+
+def _num_shared(some: Sequence[Slice], others: Sequence[Slice]) -> int:
+    return sum(
+        len(range(max(a.start, b.start), min(a.stop, b.stop)))
+        for (split, a), (other, b) in product(some, others)
+        if split == other
+    )
+
+
+def _without(slices: Sequence[Slice], removed: Sequence[Slice]) -> list[Slice]:
+    """Returns the examples of `slices` that are not in `removed`, as slices."""
+    rest = list(slices)
+    for split, cut in removed:
+        rest = [
+            Slice(one.split, part)
+            for one in rest
+            for part in (
+                (
+                    range(one.examples.start, min(one.examples.stop, cut.start)),
+                    range(max(one.examples.start, cut.stop), one.examples.stop),
+                )
+                if one.split == split
+                else (one.examples,)
+            )
+            if part
+        ]
+    return rest
+
+
+def _spec(slices: Sequence[Slice], sizes: Mapping[str, int]) -> str:
+    """Returns the notation of slices, such as "test+train[:-5000]"."""
+    return "+".join(
+        f"{split}[{part.start or ''}:{part.stop - sizes[split] or ''}]"
+        for split, part in slices
+    ).replace("[:]", "")

@@ -16,7 +16,7 @@ from bn_jax.data.dataset import (
 )
 from bn_jax.data.imagenet.cropped import CroppedSplit, ImageSettings
 from bn_jax.data.imagenet.records import RecordSource
-from bn_jax.data.splits import SplitNames
+from bn_jax.data.splits import SplitNames, find_slices
 from bn_jax.errors import UserError
 
 _RECORDS_PER_READ = 500
@@ -52,7 +52,8 @@ def load_tfds(
     Raises:
         UserError: If the data set or a split does not exist, is not prepared as
             array_record, is incomplete, or has no images with class labels; if images
-            of one size take more than 4 GiB; or if the settings do not fit.
+            of one size take more than 4 GiB; if the training and validation splits
+            share images; or if the settings do not fit.
     """
     if data_dir is not None:
         data_dir = str(Path(data_dir).expanduser())
@@ -61,8 +62,7 @@ def load_tfds(
     chosen = {
         key: split for key, split in splits._asdict().items() if split is not None
     }
-    for setting, split in chosen.items():
-        _check_split(name, builder, setting, split)
+    find_slices(name, _sizes(builder), splits, infos=builder.info.splits)
     if shape is None:
         recipe = _prepare_command(name, data_dir)
         streamed = {
@@ -160,8 +160,7 @@ def split_sizes(name: str, data_dir: str | None) -> dict[str, int]:
         UserError: If the data set does not exist, is not prepared, is incomplete or
             damaged, or is prepared in another format.
     """
-    splits = prepared_builder(name, data_dir).info.splits
-    return {split: splits[split].num_examples for split in sorted(splits)}
+    return _sizes(prepared_builder(name, data_dir))
 
 
 def _describe_damage(split: Any, *, is_imagenet: bool) -> str | None:
@@ -194,22 +193,9 @@ def _describe_damage(split: Any, *, is_imagenet: bool) -> str | None:
     return None
 
 
-def _check_split(name: str, builder: Any, setting: str, split: str) -> None:
-    """Checks that a split or a slice of one exists and is not empty."""
+def _sizes(builder: Any) -> dict[str, int]:
     splits = builder.info.splits
-    try:
-        if split and splits[split].num_examples > 0:
-            return
-        cause = None
-    except (ValueError, KeyError, AssertionError) as error:
-        cause = error
-    choices = ", ".join(
-        f"{name!r} (with {splits[name].num_examples} images)" for name in sorted(splits)
-    )
-    raise UserError(
-        f"{name}: split {split!r} does not exist or contains no images; set "
-        f"--config.dataset.{setting} to {choices}, or a slice such as 'train[:10%]'."
-    ) from cause
+    return {split: splits[split].num_examples for split in sorted(splits)}
 
 
 def _prepare_command(name: str, data_dir: str | None) -> str:

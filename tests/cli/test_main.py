@@ -124,7 +124,7 @@ def test_a_figure_without_seeds_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
-    expected = 'bn-jax figure1: --config.num_stps: .*; did you mean .num_steps.'
+    expected = "bn-jax figure1: --config.num_stps: .*; did you mean .num_steps."
     with pytest.raises(SystemExit, match=expected):
         main(["figure1", str(tmp_path), "--config.num_stps=1"])
 

@@ -68,10 +68,8 @@ def test_a_slice_of_the_training_split_may_be_the_validation_split(
 
 @pytest.mark.parametrize("function", [own_data.in_memory, own_data.on_request])
 def test_splits_may_be_joined(load: Load, function: Any) -> None:
-    data = load(function, train_split="test[:3]+validation")
-    expected = zip(
-        own_data.points(3, first=200), own_data.points(17, first=100), strict=True
-    )
+    data = load(function, train_split="test[:3]+train")
+    expected = zip(own_data.points(3, first=200), own_data.points(90), strict=True)
     expected = tuple(np.concatenate(pair) for pair in expected)
     np.testing.assert_equal(read_all(data.train), expected)
 

@@ -1,5 +1,7 @@
 """Slices and sums of the parts of a data set in memory."""
 
+import logging
+
 import numpy as np
 import pytest
 
@@ -53,3 +55,38 @@ def test_a_part_without_an_example_is_refused(name: str) -> None:
     expected = r"contains no images; set --config\.dataset\.train_split to"
     with pytest.raises(UserError, match=expected):
         choose_splits(DATA, SplitNames(name))
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "advice"),
+    [
+        ("train", "train[-3:]", r"train_split='train\[:-3\]'\."),
+        ("train", "train[:3]", r"train_split='train\[3:\]'\."),
+        ("train", "train[30%:50%]", r"train_split='train\[:-7\]\+train\[5:\]'\."),
+        ("test+train[:5]", "train[4:]", r"train_split='test\+train\[:-6\]'\."),
+        ("train[2:4]", "train", "validation_split to images that the run does not"),
+    ],
+)
+def test_images_for_validation_are_not_trained_on(
+    train: str, validation: str, advice: str
+) -> None:
+    names = SplitNames(train, "test", validation)
+    with pytest.raises(UserError, match=f"share [1-3] images. Set .*{advice}") as seen:
+        choose_splits(DATA, names)
+    assert "\n" not in str(seen.value)
+
+
+@pytest.mark.parametrize("validation", ["train[-3:]", "test", "test[1:]+train[7:]"])
+def test_other_images_may_be_for_validation(validation: str) -> None:
+    names = SplitNames("train[:-3]", "test", validation)
+    assert choose_splits(DATA, names).validation is not None
+
+
+def test_a_test_on_training_images_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        choose_splits(DATA, SplitNames("train[:-3]", "test"))
+        assert not caplog.text
+        choose_splits(DATA, SplitNames("train", "train[-3:]"))
+    assert "trains on 3 of the images of test_split='train[-3:]'" in caplog.text

@@ -115,6 +115,12 @@ def test_a_validation_split_is_read_only_if_it_is_chosen(tiny: str) -> None:
     assert (len(data.train), len(data.test)) == (4, 5)
 
 
+def test_a_validation_split_shares_no_images_with_training(tiny: str) -> None:
+    expected = r"share 3 images. Set --config.dataset.train_split='train\[:-3\]'"
+    with pytest.raises(UserError, match=expected):
+        load_dataset("tiny", data_dir=tiny, validation_split="train[4:]")
+
+
 def test_a_tilde_in_data_dir_is_the_home_folder(
     tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
