@@ -1,10 +1,11 @@
 """Progress bars, log lines above them, and durations, as a user reads them."""
 
+import io
 import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr
-from typing import Any
+from typing import Any, TextIO
 
 from absl.logging import get_absl_handler
 from tqdm import tqdm
@@ -15,23 +16,33 @@ from tqdm.contrib import DummyTqdmFile
 def progress_bar(**options: Any) -> Iterator[Any]:
     """Context with a progress bar on the standard error stream.
 
-    In a terminal, tqdm updates the bar ten times a second. In a file each update stays,
-    so there tqdm writes one update a minute.
+    Without a terminal there is no bar, but one line after each minute.
 
     Args:
         **options: Arguments of `tqdm.tqdm`.
     """
-    seconds = 0.1 if sys.stderr.isatty() else 60
-    with (
-        tqdm(
-            mininterval=seconds,
-            maxinterval=max(seconds, 10),
-            dynamic_ncols=True,
-            **options,
-        ) as bar,
-        lines_above_bars(),
-    ):
+    look: dict[str, Any] = {"dynamic_ncols": True}
+    if not sys.stderr.isatty():
+        look = {
+            "file": _Lines(sys.stderr),
+            "bar_format": "{desc}: {n_fmt} of {total_fmt}, {remaining} left",
+            **dict.fromkeys(("delay", "mininterval", "maxinterval"), 60),
+        }
+    with tqdm(**look, **options) as bar, lines_above_bars():
         yield bar
+
+
+class _Lines(io.StringIO):
+    """A stream that writes each state of a bar as a line of another stream."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            self._stream.write(f"{text.strip()}\n")
+        return len(text)
 
 
 @contextmanager

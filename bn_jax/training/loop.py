@@ -188,7 +188,7 @@ def _run_steps(
         with errors_in_all_processes():
             if is_primary():
                 claim(workdir, config, old_num_steps, evaluated=settings.evaluated)
-        writer.start(start.evaluated_until)
+        writer.start(start.step, evaluated_until=start.evaluated_until)
         pace = Pace(start.step, started=started)
         _take_steps(
             settings,

@@ -84,7 +84,7 @@ class Display(AbstractContextManager):
                 rate.insert(0, f"{format_duration(seconds)} left")
         if evaluated is not None:
             self._evaluated = _of_interest(evaluated)
-        self._bar.details = _details(self._evaluated | values, rate)
+        self._describe(self._evaluated | values, rate)
         self._bar.update(step - self._bar.n)
         is_due = evaluated is not None or (
             self._log_every is not None
@@ -98,11 +98,23 @@ class Display(AbstractContextManager):
             start = f"step {step} of {self._num_steps}"
             logging.info("%s", ", ".join([start, *words, *reversed(rate)]))
 
+    def _describe(self, values: Mapping[str, float], rate: Sequence[str]) -> None:
+        """Sets the details beside the bar."""
+        first = ("train_loss", "test_accuracy", "validation_accuracy")
+        head = {name: values[name] for name in first if name in values}
+        self._bar.long = [*map(_phrase, head, head.values()), *rate]
+        words = [name.split("_")[1] for name in head]
+        self._bar.short = [*map(_phrase, words, head.values()), *rate]
+        self._bar.rest = [_phrase(n, values[n]) for n in values if n not in head]
+
 
 class _Bar(tqdm):
     """A bar with as many details beside it as fit into the line."""
 
-    details: Sequence[str] = ("compiling",)
+    # In the order of their importance; the first ones in two wordings.
+    long: Sequence[str] = ("compiling",)
+    short = long
+    rest: Sequence[str] = ()
 
     @property
     def format_dict(self) -> dict[str, Any]:
@@ -110,9 +122,9 @@ class _Bar(tqdm):
         values = dict(super().format_dict)
         count = f"| {self.n}/{self.total}"
         room = (values["ncols"] or 80) - len("100%|") - _BAR_WIDTH - len(count)
+        is_wide = room >= sum(len(detail) + 2 for detail in self.long)
         shown = []
-        # In the order of their importance.
-        for detail in self.details:
+        for detail in (*(self.long if is_wide else self.short), *self.rest):
             if room >= len(detail) + 2:
                 room -= len(detail) + 2
                 shown.append(detail)
@@ -129,15 +141,6 @@ def _of_interest(evaluated: Mapping[str, Any]) -> dict[str, float]:
         for name, value in evaluated.items()
         if name.endswith(ends) and value is not None
     }
-
-
-def _details(values: Mapping[str, float], rate: Sequence[str]) -> list[str]:
-    """Returns phrases for the bar, the most important one first."""
-    first = ("train_loss", "test_accuracy", "validation_accuracy")
-    head = {name: values[name] for name in first if name in values}
-    rest = {name: value for name, value in values.items() if name not in head}
-    phrases = [_phrase(name.split("_")[1], value) for name, value in head.items()]
-    return [*phrases, *rate, *(_phrase(name, value) for name, value in rest.items())]
 
 
 def _phrase(name: str, value: float) -> str:

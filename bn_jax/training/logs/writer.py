@@ -43,19 +43,20 @@ class MetricsWriter(AbstractContextManager):
         self._is_silent = is_silent
         self._open = ExitStack()
 
-    def start(self, first_step: int) -> None:
-        """Opens the files, and removes the metrics of steps after `first_step`.
+    def start(self, first_step: int, *, evaluated_until: int) -> None:
+        """Opens the files, and removes the metrics of steps after `evaluated_until`.
 
         Args:
             first_step: Steps taken before; 0 for a new run.
+            evaluated_until: Step up to which all evaluations are written.
         """
         if self._is_silent:
             return
         self._evaluated: Mapping[str, Any] | None = None
-        drop_metrics_after(self._workdir, first_step)
+        drop_metrics_after(self._workdir, evaluated_until)
         path = self._workdir / "metrics.jsonl"
         self._file = self._open.enter_context(path.open("a"))
-        writer = SummaryWriter(str(self._workdir), purge_step=first_step + 1)
+        writer = SummaryWriter(str(self._workdir), purge_step=evaluated_until + 1)
         self._tensorboard = self._open.enter_context(closing(writer))
         self._display = self._open.enter_context(
             Display(

@@ -1,6 +1,5 @@
 """Progress of a run: a bar on a terminal, lines elsewhere."""
 
-import io
 import logging
 import sys
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from training.logs.terminal import Terminal
 
 from bn_jax.training.logs.display import Display
 
@@ -18,18 +18,6 @@ EVALUATED = {
     "test_top5_accuracy": 0.96875,
     "percentiles": [-1.0, 0.0, 2.0],
 }
-
-
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-    @property
-    def bars(self) -> list[str]:
-        """Everything that was on the bar's line, and is not empty."""
-        return [line for line in self.getvalue().split("\r") if line.strip()]
 
 
 @pytest.fixture
@@ -73,7 +61,8 @@ def bar_of(monkeypatch: pytest.MonkeyPatch, *, columns: int) -> str:
         (64, "25000/50000, loss 0.2500, accuracy 0.8750"),
         (76, "25000/50000, loss 0.2500, accuracy 0.8750, 125 steps/s"),
         (80, "25000/50000, loss 0.2500, accuracy 0.8750, 3 min 20 s left"),
-        (120, "accuracy 0.8750, 3 min 20 s left, 125 steps/s, test loss 0.5000"),
+        (103, "loss 0.2500, accuracy 0.8750, 3 min 20 s left, 125 steps/s"),
+        (122, "test accuracy 0.8750, 3 min 20 s left, 125 steps/s, test loss 0.5000"),
     ],
 )
 def test_the_bar_keeps_its_width_and_drops_the_least_important(
@@ -99,7 +88,7 @@ def test_the_bar_shows_the_newest_loss_and_the_latest_accuracy(
     with shown() as display:
         display.advance(50, 0.25, evaluated=EVALUATED, steps_per_second=None)
         display.advance(70, 0.125, evaluated=None, steps_per_second=None)
-    assert "70/50000, loss 0.1250, accuracy 0.8750" in terminal.bars[-1]
+    assert "70/50000, train loss 0.1250, test accuracy 0.8750" in terminal.bars[-1]
 
 
 def test_the_bar_goes_on_from_the_first_step_and_says_that_it_compiles(

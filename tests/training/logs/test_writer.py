@@ -1,6 +1,7 @@
 """Metrics in a file and in TensorBoard's events."""
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from training.logs.terminal import Terminal
 
 from bn_jax.training.logs.writer import MetricsWriter
 from bn_jax.workdir.files import read_metrics
@@ -21,7 +23,7 @@ def open_writer(
 ) -> Iterator[MetricsWriter]:
     settings = {"num_steps": 100, "log_every": 10, "show_progress": False}
     with MetricsWriter(workdir, **{**settings, **changes}) as writer:
-        writer.start(first_step)
+        writer.start(first_step, evaluated_until=first_step)
         yield writer
 
 
@@ -71,6 +73,19 @@ def test_lines_after_the_first_step_are_dropped(tmp_path: Path) -> None:
         writer.write(30, {"train_loss": 0.25})
     metrics = [(line["step"], line["train_loss"]) for line in read_metrics(tmp_path)]
     assert metrics == [(10, 0.5), (20, 0.5), (30, 0.25)]
+
+
+def test_the_bar_starts_at_the_step_whose_evaluation_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    settings = {"num_steps": 100, "log_every": None, "show_progress": True}
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20}\n')
+    with MetricsWriter(tmp_path, **settings) as writer:
+        writer.start(20, evaluated_until=19)
+        assert "20/100, compiling" in terminal.bars[0]
+    assert read_metrics(tmp_path) == [{"step": 10}]
 
 
 def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
