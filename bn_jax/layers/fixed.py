@@ -46,7 +46,7 @@ def _fixed_class(layer_class: Any) -> Any:
         constant = nnx.merge(graph, jax.lax.stop_gradient(state))
         return layer_class.__call__(constant, x, use_running_average=True, mask=mask)
 
-    body = {"__call__": call_fixed, "_is_fixed": True}
+    body: dict[str, Any] = {"__call__": call_fixed}
     names = ("__module__", "__qualname__", "__doc__")
     body |= {name: getattr(layer_class, name) for name in names}
     return type(layer_class)(layer_class.__name__, (layer_class,), body)

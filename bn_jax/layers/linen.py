@@ -3,7 +3,6 @@
 # Some fields accept more than Flax's: several axes, traced settings, momentum=None.
 # pyright: reportIncompatibleVariableOverride=false
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -233,14 +232,6 @@ class BatchNorm(nn.BatchNorm):
             raise ImmutableBatchStatsError(_layer_name(self))
         for name, value in batch_stats.items():
             self.put_variable("batch_stats", name, value)
-
-
-# `help` shows the signature before the docstring. Its types, which the fields have as
-# well, would fill half a screen.
-_signature = inspect.signature(BatchNorm.__init__)
-BatchNorm.__init__.__signature__ = _signature.replace(  # pyright: ignore[reportFunctionMemberAccess]
-    parameters=[p.replace(annotation=p.empty) for p in _signature.parameters.values()]
-)
 
 
 def _accept_single_value(_: str) -> None:

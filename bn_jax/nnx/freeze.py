@@ -23,7 +23,7 @@ def freeze(model: nnx.Module, match: str | None = None) -> None:
     `model.train()` does not change that. Its statistics stay. Its scale and bias become
     `FrozenParam`s: an optimizer of `nnx.Param` does not see them, so that weight decay
     and momentum leave them alone as well. Call the function before you make the
-    optimizer. Names in the model's state stay the same; `unfreeze` is the way back.
+    optimizer. Names in the model's state stay the same.
 
     Args:
         model: The model; its layers are `bn_jax.nnx.BatchNorm` or
@@ -50,40 +50,14 @@ def freeze(model: nnx.Module, match: str | None = None) -> None:
             f"layers are {', '.join(layers)}."
         )
     for layer in chosen:
-        if not _is_fixed(layer):
-            fix(layer)
-            _convert(layer, FrozenParam)
+        fix(layer)
+        _freeze_parameters(layer)
 
 
-def unfreeze(model: nnx.Module, match: str | None = None) -> None:
-    """Undoes `freeze`: scale and bias are `nnx.Param`s again, and statistics move.
-
-    Args:
-        model: The model, which changes in place.
-        match: Regular expression that is searched in the path of each layer; None
-            takes all. Layers that are not frozen stay as they are.
-
-    >>> model = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
-    >>> freeze(model)
-    >>> unfreeze(model)
-    >>> type(model.scale).__name__
-    'Param'
-    """
-    pattern = compile_match(match)
-    for path, layer in batch_norms(model).items():
-        if _is_fixed(layer) and pattern.search(path):
-            layer.__class__ = type(layer).__bases__[0]
-            _convert(layer, nnx.Param)
-
-
-def _is_fixed(layer: Any) -> bool:
-    return hasattr(layer, "_is_fixed")
-
-
-def _convert(layer: Any, variable_type: type[nnx.Variable[Any]]) -> None:
-    """Gives scale and bias another type; their values stay."""
+def _freeze_parameters(layer: Any) -> None:
+    """Makes scale and bias FrozenParams; their values stay."""
     for name in ("scale", "bias"):
         variable = getattr(layer, name)
         if variable is not None:
             value, metadata = variable.get_value(), variable.get_metadata()
-            setattr(layer, name, variable_type(value, **metadata))
+            setattr(layer, name, FrozenParam(value, **metadata))
