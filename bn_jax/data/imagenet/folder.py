@@ -15,9 +15,10 @@ from bn_jax.data.imagenet.opencv import MAX_IMAGE_BYTES
 from bn_jax.data.splits import Slice, SplitNames, chosen_slices
 from bn_jax.errors import UserError
 
-# Folders of splits, and the names of these splits.
+# Folders of splits, and the names of these splits; "training" is only refused.
 _SPLITS: Mapping[str, str] = {
     "train": "train",
+    "training": "train",
     "test": "test",
     "val": "validation",
     "validation": "validation",
@@ -41,8 +42,9 @@ def load_image_folder(
         settings: Settings for the images.
 
     Raises:
-        UserError: If there are no such folders, a class has no training images, a split
-            does not exist, or a setting is invalid.
+        UserError: If there are no such folders, there are folders of splits without
+            `train/` or two of one split, a class has no training images, a split does
+            not exist, or a setting is invalid.
     """
     if not folder.is_dir():
         raise UserError(
@@ -53,9 +55,9 @@ def load_image_folder(
     images = {
         split: sorted(
             (
-                _Image(path, classes.index(name))
-                for name, paths in by_class.items()
-                for path in paths
+                _Image(path, label)
+                for label, one in enumerate(classes)
+                for path in by_class.get(one, [])
             ),
             key=lambda image: _hash(image.path, folder),
         )
@@ -132,12 +134,16 @@ class _FolderSource:
 
 def _list_splits(folder: Path) -> dict[str, dict[str, list[str]]]:
     """Returns the paths of the images of each class of each split."""
-    found = {
-        split: _list_images(folder / directory)
-        for directory, split in _SPLITS.items()
-        if (folder / directory).is_dir()
-    }
-    return found if "train" in found else {"train": _list_images(folder)}
+    directories = [one for one in _SPLITS if (folder / one).is_dir()]
+    splits = {_SPLITS[one] for one in directories}
+    if len(splits) < len(directories) or (directories and "train" not in directories):
+        raise UserError(
+            f"{folder}: the folders of splits must be train/ and perhaps test/ and one "
+            f"of val/ and validation/, but are {', '.join(directories)}. Rename or "
+            "remove the others."
+        )
+    found = {_SPLITS[one]: _list_images(folder / one) for one in directories}
+    return found or {"train": _list_images(folder)}
 
 
 def _list_images(folder: Path) -> dict[str, list[str]]:

@@ -163,6 +163,19 @@ def test_classes_that_training_does_not_show_are_refused(pets: Path) -> None:
         load(pets)
 
 
+def test_folders_of_splits_are_not_taken_for_classes(pets: Path) -> None:
+    (pets / "train").rename(pets / "training")
+    with pytest.raises(UserError, match=r"must be train/ .* are training, test, val\."):
+        load(pets)
+
+
+@pytest.mark.parametrize("second", ["training", "validation"])
+def test_two_folders_of_one_split_are_refused(pets: Path, second: str) -> None:
+    (pets / second).mkdir()
+    with pytest.raises(UserError, match=f"one of val/ .* are train.* {second}"):
+        load(pets)
+
+
 def test_a_damaged_image_is_named_when_it_is_read(pets: Path) -> None:
     path = pets / "test" / "cat" / "0.JPG"
     path.write_bytes(path.read_bytes()[:100])
