@@ -92,35 +92,39 @@ def _prepare_imagenet(options: argparse.Namespace, data_dir: Path) -> Path:
 def run_evaluate(options: argparse.Namespace) -> None:
     """Prints the test results of a run."""
     from bn_jax.reporting.tables import evaluation_table
-    from bn_jax.training.config_files import saved_config
     from bn_jax.training.evaluation.evaluate import evaluate
 
     (workdir,) = options.workdirs
-    config = saved_config(workdir, options.settings)
-    method = {"statistics": options.statistics, "crops": options.crops}
-    print(evaluation_table(evaluate(config, workdir, **method), crops=options.crops))
+    evaluation = evaluate(
+        workdir,
+        dataset=options.settings,
+        statistics=options.statistics,
+        crops=options.crops,
+    )
+    print(evaluation_table(evaluation, crops=options.crops))
 
 
 def run_ensemble(options: argparse.Namespace) -> None:
     """Prints the test results of several runs together."""
     from bn_jax.reporting.tables import ensemble_table
-    from bn_jax.training.config_files import saved_config
     from bn_jax.training.evaluation.ensemble import ensemble
 
-    workdirs = options.workdirs
-    configs = [saved_config(workdir, options.settings) for workdir in workdirs]
-    method = {"statistics": options.statistics, "crops": options.crops}
-    print(ensemble_table(ensemble(configs, workdirs, **method), crops=options.crops))
+    evaluation = ensemble(
+        options.workdirs,
+        dataset=options.settings,
+        statistics=options.statistics,
+        crops=options.crops,
+    )
+    print(ensemble_table(evaluation, crops=options.crops))
 
 
 def run_inspect(options: argparse.Namespace) -> None:
     """Prints the layers of a run's network."""
     from bn_jax.reporting.tables import layer_table
-    from bn_jax.training.config_files import saved_config
     from bn_jax.training.evaluation.inspect import inspect
 
     (workdir,) = options.workdirs
-    step, layers = inspect(saved_config(workdir), workdir)
+    step, layers = inspect(workdir)
     print(layer_table(layers, step=step))
 
 

@@ -10,6 +10,7 @@ import bn_jax.training.evaluation.ensemble
 import bn_jax.training.evaluation.evaluate
 from bn_jax.cli import main
 from bn_jax.results import EnsembleEvaluation, Evaluation
+from bn_jax.training.config_files import saved_config
 
 
 @pytest.fixture
@@ -24,10 +25,16 @@ def runs(tmp_path: Path) -> list[Path]:
     return workdirs
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "inspect", "ensemble"])
-def test_a_folder_without_a_run_is_refused(tmp_path: Path, verb: str) -> None:
-    with pytest.raises(SystemExit, match=r"holds no run \(config.json is missing"):
-        main([verb, str(tmp_path)])
+@pytest.mark.parametrize(
+    ("verb", "folders"),
+    [("evaluate", ["one"]), ("inspect", ["one"]), ("ensemble", ["one", "two"])],
+)
+def test_a_folder_without_a_run_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, folders: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"one: holds no run \(config.json is missing"):
+        main([verb, *folders])
 
 
 @pytest.mark.parametrize("words", [["evaluate", "run"], ["ensemble", "run"]])
@@ -53,7 +60,7 @@ def test_evaluate_has_one_crop_of_each_image_unless_told_otherwise(
 ) -> None:
     ways: list[Any] = []
 
-    def evaluate(config: Any, workdir: Path, **way: Any) -> Evaluation:
+    def evaluate(workdir: Path, **way: Any) -> Evaluation:
         ways.append((workdir, way))
         return Evaluation(5, "digits", 9, {"test_loss": 0.5}, "some statistics")
 
@@ -61,8 +68,8 @@ def test_evaluate_has_one_crop_of_each_image_unless_told_otherwise(
     main(["evaluate", str(runs[0])])
     main(["evaluate", "--crops=144", "--statistics=moving", f"--workdir={runs[1]}"])
     assert ways == [
-        (runs[0], {"statistics": "population", "crops": 1}),
-        (runs[1], {"statistics": "moving", "crops": 144}),
+        (runs[0], {"dataset": {}, "statistics": "population", "crops": 1}),
+        (runs[1], {"dataset": {}, "statistics": "moving", "crops": 144}),
     ]
     assert "digits, 144 crops of each, some" in capsys.readouterr().out
 
@@ -72,17 +79,16 @@ def test_ensemble_gets_every_run_with_the_same_change_of_its_data(
 ) -> None:
     calls: list[Any] = []
 
-    def ensemble(configs: Any, workdirs: Any, **way: Any) -> EnsembleEvaluation:
-        names = [config.dataset.name for config in configs]
-        calls.append((names, workdirs, way))
+    def ensemble(workdirs: Any, **way: Any) -> EnsembleEvaluation:
+        calls.append((workdirs, way))
         return EnsembleEvaluation(
             "digits", 9, [], {"test_loss": 0, "test_accuracy": 1}, "some statistics"
         )
 
     monkeypatch.setattr(bn_jax.training.evaluation.ensemble, "ensemble", ensemble)
     main(["ensemble", *map(str, runs), "--dataset.name=other", "--crops=144"])
-    way = {"statistics": "population", "crops": 144}
-    assert calls == [(["other", "other"], runs, way)]
+    way = {"dataset": {"name": "other"}, "statistics": "population", "crops": 144}
+    assert calls == [(runs, way)]
     assert "ensemble" in capsys.readouterr().out
 
 
@@ -91,8 +97,8 @@ def test_a_folder_of_the_run_can_be_left_out_for_another(
 ) -> None:
     given: list[Any] = []
 
-    def evaluate(config: Any, workdir: Path, **_: Any) -> Evaluation:
-        given.append(config.dataset.to_dict())
+    def evaluate(workdir: Path, *, dataset: dict, **_: Any) -> Evaluation:
+        given.append(saved_config(workdir, dataset).dataset)
         return Evaluation(5, "digits", 9, {"test_loss": 0.5}, "some statistics")
 
     monkeypatch.setattr(bn_jax.training.evaluation.evaluate, "evaluate", evaluate)

@@ -116,17 +116,16 @@ def test_members_of_an_ensemble_are_trained_go_on_and_are_averaged_over_all_crop
     config.update_from_flattened_dict(
         {"dataset.data_dir": data_dir, **TINY, **ENSEMBLE_MEMBER}
     )
-    configs, workdirs = [], [tmp_path / name for name in ("first", "second")]
+    workdirs = [tmp_path / name for name in ("first", "second")]
     for seed, workdir in enumerate(workdirs):
-        configs.append(config.copy_and_resolve_references())
-        configs[-1].seed = seed
-        interrupt(configs[-1], workdir, where=Checkpoints, method="save", step=2)
-        train(configs[-1], workdir, show_progress=False)
+        config.seed = seed
+        interrupt(config, workdir, where=Checkpoints, method="save", step=2)
+        train(config, workdir, show_progress=False)
         assert [line["step"] for line in read_metrics(workdir)] == [1, 2]
-    found = ensemble(configs, workdirs, statistics="population", crops=NUM_CROPS)
+    found = ensemble(workdirs, statistics="population", crops=NUM_CROPS)
     assert found.num_examples == 12
-    for config, workdir, member in zip(configs, workdirs, found.members, strict=True):
-        alone = evaluate(config, workdir, statistics="population", crops=NUM_CROPS)
+    for workdir, member in zip(workdirs, found.members, strict=True):
+        alone = evaluate(workdir, statistics="population", crops=NUM_CROPS)
         assert alone.step == 2
         assert member.metrics == pytest.approx(alone.metrics, rel=1e-5)
     # The mean of probabilities has no higher loss than the members have on average.

@@ -8,7 +8,6 @@ from training.tiny_runs import (
     assert_same_result,
     complete_run,
     interrupt,
-    saved_config,
 )
 
 from bn_jax.training import load
@@ -73,7 +72,7 @@ def test_a_run_with_every_setting_trains_resumes_and_is_evaluated(
     train(config, tmp_path / "resumed", show_progress=False)
     assert_same_result(tmp_path / "resumed", run)
 
-    evaluation = evaluate(saved_config(run), run.workdir, statistics="population")
+    evaluation = evaluate(run.workdir, statistics="population")
     for name, value in evaluation.metrics.items():
         assert value == pytest.approx(run.metrics[name][-1], rel=1e-5)
 

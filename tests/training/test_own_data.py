@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from data.imagenet_files import encode, picture
 from ml_collections import ConfigDict
-from training.tiny_runs import Complete, complete_run, saved_config
+from training.tiny_runs import Complete, complete_run
 
 from bn_jax.errors import UserError
 from bn_jax.results import Evaluation
@@ -43,11 +43,8 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Complete:
     return complete_run(own_config("data.own_data:in_memory"), workdir)
 
 
-def evaluated(run: Complete, **dataset: Any) -> Evaluation:
-    config = saved_config(run)
-    with config.unlocked():
-        config.dataset.update(dataset)
-    return evaluate(config, run.workdir, statistics="population")
+def evaluated(run: Complete, **dataset: str) -> Evaluation:
+    return evaluate(run.workdir, dataset=dataset)
 
 
 def test_evaluations_in_training_use_the_validation_split(own: Complete) -> None:
@@ -82,7 +79,7 @@ def test_objects_give_the_run_that_arrays_give(own: Complete, tmp_path: Path) ->
 def test_a_run_on_own_data_is_inspected_and_joins_an_ensemble(
     own: Complete, tmp_path: Path
 ) -> None:
-    step, layers = inspect(saved_config(own), own.workdir)
+    step, layers = inspect(own.workdir)
     assert step == 6
     assert [layer.path for layer in layers] == ["hidden0", "logits", "norm0"]
     config = own_config("data.own_data:in_memory")
@@ -90,7 +87,6 @@ def test_a_run_on_own_data_is_inspected_and_joins_an_ensemble(
     other = complete_run(config, tmp_path / "run")
     runs = [own, other]
     found = ensemble(
-        [saved_config(run) for run in runs],
         [run.workdir for run in runs],
         statistics="moving",
     )
@@ -100,12 +96,10 @@ def test_a_run_on_own_data_is_inspected_and_joins_an_ensemble(
 def test_runs_on_two_functions_are_no_ensemble(own: Complete, tmp_path: Path) -> None:
     config = own_config("data.own_data:without_validation")
     other = complete_run(config, tmp_path / "run")
-    configs = [saved_config(own), saved_config(other)]
-    for config in configs:
-        config.dataset.name = "data.own_data:in_memory"
+    dataset = {"name": "data.own_data:in_memory"}
     expected = r"was trained on data\.own_data:in_memory, .* on data\.own_data:without"
     with pytest.raises(UserError, match=expected):
-        ensemble(configs, [own.workdir, other.workdir], statistics="moving")
+        ensemble([own.workdir, other.workdir], dataset=dataset)
 
 
 def test_a_folder_of_images_trains_and_evaluates(tmp_path: Path) -> None:

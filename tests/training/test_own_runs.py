@@ -16,7 +16,6 @@ from training.tiny_runs import (
     complete_run,
     final_state,
     interrupt,
-    saved_config,
     tiny_config,
 )
 
@@ -96,7 +95,7 @@ def test_evaluation_finds_the_model_from_another_folder(
 ) -> None:
     run: Complete = request.getfixturevalue(name)
     monkeypatch.chdir(tmp_path)
-    results = evaluate(saved_config(run), run.workdir, statistics="population")
+    results = evaluate(run.workdir, statistics="population")
     for metric, value in results.metrics.items():
         assert value == pytest.approx(run.metrics[metric][-1], rel=1e-4)
 
@@ -118,7 +117,7 @@ def test_a_loaded_model_is_the_one_that_was_trained(
 
 @pytest.mark.slow
 def test_layers_without_moments_are_shown_without_drift(linen: Complete) -> None:
-    _, layers = inspect(saved_config(linen), linen.workdir)
+    _, layers = inspect(linen.workdir)
     with_drift = {layer.path: layer.drift is not None for layer in layers}
     assert (with_drift["ours"], with_drift["flax"]) == (True, False)
 
@@ -127,7 +126,6 @@ def test_layers_without_moments_are_shown_without_drift(linen: Complete) -> None
 def test_models_of_both_kinds_make_an_ensemble(linen: Complete, nnx: Complete) -> None:
     runs = [linen, nnx]
     results = ensemble(
-        [saved_config(run) for run in runs],
         [run.workdir for run in runs],
         statistics="batch",
     )

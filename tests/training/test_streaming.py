@@ -16,7 +16,7 @@ from training.tiny_runs import (
     final_state,
     interrupt,
     parts_of,
-    saved_config,
+    with_settings,
 )
 
 from bn_jax.data import load_dataset
@@ -71,11 +71,12 @@ def assert_metrics(found: Any, expected: dict[str, float], prefix: str = "") -> 
 
 @pytest.mark.parametrize("batch_size", [5, 1000])
 def test_every_image_counts_once_whatever_is_read_at_once(
-    imagenet: Complete, imagenet_dir: str, batch_size: int
+    imagenet: Complete, imagenet_dir: str, tmp_path: Path, batch_size: int
 ) -> None:
-    config = saved_config(imagenet)
-    config.evaluation.batch_size = batch_size
-    evaluation = evaluate(config, imagenet.workdir, statistics="moving")
+    workdir = with_settings(
+        imagenet, tmp_path / "run", evaluation__batch_size=batch_size
+    )
+    evaluation = evaluate(workdir, statistics="moving")
     split = load_dataset("imagenet2012", data_dir=imagenet_dir, image_size=16).test
     images, labels = split.read(np.arange(12), np.arange(12))
     for prefix in ("", "ema_"):
@@ -87,8 +88,7 @@ def test_every_image_counts_once_whatever_is_read_at_once(
 def test_population_statistics_give_the_evaluation_of_training(
     imagenet: Complete,
 ) -> None:
-    config = saved_config(imagenet)
-    evaluation = evaluate(config, imagenet.workdir, statistics="population")
+    evaluation = evaluate(imagenet.workdir, statistics="population")
     assert len(evaluation.metrics) == 6
     for name, value in evaluation.metrics.items():
         assert value == pytest.approx(imagenet.metrics[name][-1], rel=1e-6)
@@ -137,9 +137,7 @@ def test_the_probabilities_of_all_crops_of_each_image_are_averaged(
 ) -> None:
     data = load_dataset("imagenet2012", data_dir=imagenet_dir, image_size=16)
     crops, labels = data.test.all_crops().read(np.arange(12), np.arange(12))
-    evaluation = evaluate(
-        saved_config(imagenet), imagenet.workdir, statistics="moving", crops=144
-    )
+    evaluation = evaluate(imagenet.workdir, statistics="moving", crops=144)
     for prefix in ("", "ema_"):
         p = probabilities(imagenet, crops.reshape(-1, *crops.shape[2:]), prefix)
         expected = expected_metrics(p.reshape(12, NUM_CROPS, -1).mean(axis=1), labels)
@@ -150,6 +148,7 @@ def test_the_probabilities_of_all_crops_of_each_image_are_averaged(
 @pytest.mark.parametrize(("batch_size", "images"), [(5, 1), (300, 2)])
 def test_as_many_images_are_cropped_at_once_as_fit_into_a_batch(
     imagenet: Complete,
+    tmp_path: Path,
     asked: list[int],
     monkeypatch: pytest.MonkeyPatch,
     batch_size: int,
@@ -157,11 +156,13 @@ def test_as_many_images_are_cropped_at_once_as_fit_into_a_batch(
 ) -> None:
     one_device = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: one_device)
-    config = saved_config(imagenet)
-    config.evaluation.batch_size = batch_size
-    with config.unlocked():
-        config.dataset.read_threads = 2
-    found = evaluate(config, imagenet.workdir, statistics="moving", crops=NUM_CROPS)
+    workdir = with_settings(
+        imagenet,
+        tmp_path / "run",
+        evaluation__batch_size=batch_size,
+        dataset__read_threads=2,
+    )
+    found = evaluate(workdir, statistics="moving", crops=NUM_CROPS)
     assert found.num_examples == 12
     # The last batch is filled up. One for each thread is read at once.
     batches = -(-12 // images)
@@ -170,11 +171,13 @@ def test_as_many_images_are_cropped_at_once_as_fit_into_a_batch(
 
 @pytest.mark.parametrize("statistics", ["moving", "batch"])
 def test_an_evaluation_that_reads_the_disk_shows_how_far_it_is(
-    imagenet: Complete, statistics: str, capfd: pytest.CaptureFixture[str]
+    imagenet: Complete,
+    tmp_path: Path,
+    statistics: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    config = saved_config(imagenet)
-    config.evaluation.batch_size = 5
-    evaluate(config, imagenet.workdir, statistics=statistics)
+    workdir = with_settings(imagenet, tmp_path / "run", evaluation__batch_size=5)
+    evaluate(workdir, statistics=statistics)
     assert "evaluated: 100%" in (shown := capfd.readouterr().err)
     assert "| 12/12 [" in shown
 
@@ -182,5 +185,5 @@ def test_an_evaluation_that_reads_the_disk_shows_how_far_it_is(
 def test_an_evaluation_in_memory_shows_none(
     bn: Complete, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    evaluate(saved_config(bn), bn.workdir, statistics="moving")
+    evaluate(bn.workdir, statistics="moving")
     assert "evaluated" not in capfd.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 
 from bn_jax.training import load
 from bn_jax.training.base_config import complete
-from bn_jax.training.config_files import load_config, override, saved_config
+from bn_jax.training.config_files import load_config, override
 from bn_jax.training.evaluation.evaluate import evaluate
 from bn_jax.training.loop import train
 from bn_jax.workdir.differences import differences
@@ -40,7 +40,7 @@ def test_a_shipped_configuration_describes_the_run_that_it_described(name: str) 
 
 
 def test_a_run_is_evaluated_with_its_own_figures(workdir: Path) -> None:
-    measured = evaluate(saved_config(workdir), workdir, statistics="population")
+    measured = evaluate(workdir, statistics="population")
     expected = read_metrics(workdir)[-1]
     assert measured.step == expected["step"] == 8
     for name, value in measured.metrics.items():

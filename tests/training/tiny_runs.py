@@ -1,5 +1,7 @@
 """The paper's experiment made tiny: 60 steps of a small network on few images."""
 
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ from bn_jax.training.loop import train
 from bn_jax.training.parts import Parts, build_initial_state
 from bn_jax.training.run import Run, compile_run
 from bn_jax.training.step.state import TrainState
-from bn_jax.workdir.files import read_config, read_metrics
+from bn_jax.workdir.files import claim_workdir, read_config, read_metrics
 
 # Stretches are 10 or 5 steps long, so that little is compiled; the batches divide
 # neither the training set nor the test set. One device, of the eight there are.
@@ -90,9 +92,21 @@ def complete_run(config: ConfigDict, workdir: Path) -> Complete:
     return Complete(config, workdir, train(config, workdir, show_progress=False))
 
 
-def saved_config(run: Complete) -> ConfigDict:
-    """The configuration as it comes back from the folder."""
-    return ConfigDict(read_config(run.workdir)).lock()
+def with_settings(run: Complete, folder: Path, **settings: Any) -> Path:
+    """Copies a workdir, and changes settings in the copy's `config.json`.
+
+    Args:
+        run: The run, which is not changed.
+        folder: The copy, which does not exist yet.
+        **settings: Settings to change, with `__` for each dot.
+    """
+    shutil.copytree(run.workdir, folder)
+    config = ConfigDict(read_config(folder))
+    config.update_from_flattened_dict(
+        {key.replace("__", "."): value for key, value in settings.items()}
+    )
+    claim_workdir(folder, json.loads(config.to_json()))
+    return folder
 
 
 def parts_of(config: ConfigDict) -> Parts:

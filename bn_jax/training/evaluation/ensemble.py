@@ -1,6 +1,6 @@
 """Accuracy of several trained models together, from their workdirs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from bn_jax.errors import UserError
 from bn_jax.results import EnsembleEvaluation, Member
 from bn_jax.training.build import Settings
 from bn_jax.training.checkpoints.restore import local_devices, restore
+from bn_jax.training.config_files import saved_config
 from bn_jax.training.evaluation.eval_batches import add_up
 from bn_jax.training.evaluation.evaluate import (
     check_choices,
@@ -41,10 +42,10 @@ _FOLDERS = ("data_dir", "idx_dir", "image_dir")
 
 
 def ensemble(
-    configs: Sequence[Settings],
-    workdirs: Sequence[Path],
+    workdirs: Sequence[Path | str],
     *,
-    statistics: str,
+    dataset: Mapping[str, str] | None = None,
+    statistics: str = "population",
     crops: int = 1,
 ) -> EnsembleEvaluation:
     """Evaluates the averaged probabilities of several runs' newest checkpoints.
@@ -53,10 +54,9 @@ def ensemble(
     all networks. Source: Ioffe & Szegedy (2015), section 4.2.3.
 
     Args:
-        configs: Configurations of the runs, perhaps with another `dataset`; the first
-            sets the batch size.
-        workdirs: Workdirs of the runs, in the order of `configs`; nothing in them is
-            changed.
+        workdirs: Workdirs of the runs; nothing in them is changed. The configuration
+            in the first sets the batch size.
+        dataset: Settings of `config.dataset` to change in all runs, as text.
         statistics: Statistics that layers normalize by, one of
             `bn_jax.training.evaluation.evaluate.STATISTICS`.
         crops: Crops of each image, 1 or 144; the probabilities of all crops by all
@@ -64,19 +64,21 @@ def ensemble(
 
     Raises:
         UserError: If there are fewer than two runs, a run is given twice or has no
-            checkpoint, the runs differ in their data or classes, or the data do not
-            suit the models or the crops.
+            checkpoint, a setting is unknown, the runs differ in their data or classes,
+            or the data do not suit the models or the crops.
     """
     check_choices(statistics, crops)
-    _check_folders(workdirs)
-    _check_same_data(configs, workdirs)
-    _check_same_label_spaces(workdirs)
+    folders = [Path(workdir) for workdir in workdirs]
+    _check_folders(folders)
+    configs = [saved_config(folder, dataset) for folder in folders]
+    _check_same_data(configs, folders)
+    _check_same_label_spaces(folders)
     # A generator, so that memory holds the training images of one run at a time.
     by_batch = statistics == "batch"
     parallel = local_devices(configs, by_batch=by_batch)
     restored = (
-        restore(config, workdir, parallel, by_batch=by_batch)
-        for config, workdir in zip(configs, workdirs, strict=True)
+        restore(config, folder, parallel, by_batch=by_batch)
+        for config, folder in zip(configs, folders, strict=True)
     )
     parts, state = next(restored)
     name = parts.data.name
@@ -85,7 +87,7 @@ def ensemble(
         _network(parts, state, statistics=statistics, crops=crops)
         for parts, state in chain([(parts, state)], restored)
     ]
-    _check_same_classes(networks, workdirs)
+    _check_same_classes(networks, folders)
     step = jax.jit(
         make_ensemble_step([network.predict for network in networks]),
         out_shardings=parallel.replicated,
@@ -101,9 +103,9 @@ def ensemble(
         data=name,
         num_examples=int(sums.ensemble.num_examples),
         members=[
-            Member(str(workdir), network.step, network.is_averaged, mean_metrics(one))
-            for workdir, network, one in zip(
-                workdirs, networks, sums.members, strict=True
+            Member(str(folder), network.step, network.is_averaged, mean_metrics(one))
+            for folder, network, one in zip(
+                folders, networks, sums.members, strict=True
             )
         ],
         metrics=mean_metrics(sums.ensemble),

@@ -12,8 +12,8 @@ from bn_jax.errors import UserError
 from bn_jax.progress import progress_bar
 from bn_jax.results import Evaluation
 from bn_jax.stats.collections import layers_with_statistics
-from bn_jax.training.build import Settings
 from bn_jax.training.checkpoints.restore import local_devices, restore
+from bn_jax.training.config_files import saved_config
 from bn_jax.training.evaluation.eval_batches import add_up, make_test_reader
 from bn_jax.training.evaluation.predict import (
     PaddedBatches,
@@ -36,17 +36,20 @@ CROPS = (1, NUM_CROPS)
 
 
 def evaluate(
-    config: Settings,
     workdir: Path | str,
     *,
+    dataset: Mapping[str, str] | None = None,
     statistics: str = "population",
     crops: int = 1,
 ) -> Evaluation:
     """Evaluates the newest checkpoint of a run on the test set.
 
+    The configuration is the one in the workdir.
+
     Args:
-        config: Configuration of the run, perhaps with another `dataset`.
         workdir: Workdir of the run; nothing in it is changed.
+        dataset: Settings of `config.dataset` to change, as text:
+            `{"idx_dir": "digits"}`.
         statistics: Statistics that layers normalize by: "moving" for the running
             statistics, "population" for population statistics of the batches that
             training would take next, "batch" for the moments of each test batch of
@@ -55,13 +58,15 @@ def evaluate(
             that many crops.
 
     Raises:
-        UserError: If there is no checkpoint, or the data do not suit the model or the
-            crops.
+        UserError: If there is no checkpoint, a setting is unknown, or the data do not
+            suit the model or the crops.
     """
     check_choices(statistics, crops)
+    workdir = Path(workdir)
+    config = saved_config(workdir, dataset)
     by_batch = statistics == "batch"
     parallel = local_devices([config], by_batch=by_batch)
-    parts, state = restore(config, Path(workdir), parallel, by_batch=by_batch)
+    parts, state = restore(config, workdir, parallel, by_batch=by_batch)
     read_test = read_test_set(parts, statistics=statistics, crops=crops)
     networks = with_statistics(
         parts, state.networks, step=int(state.step), statistics=statistics

@@ -11,22 +11,23 @@ from jaxtyping import Array, PyTree
 from bn_jax.analysis.drift import Drift, statistics_drift
 from bn_jax.results import Layer
 from bn_jax.stats.collections import layers_with_statistics
-from bn_jax.training.build import Settings
 from bn_jax.training.checkpoints.restore import local_devices, restore
+from bn_jax.training.config_files import saved_config
 from bn_jax.training.parts import read_batches
 from bn_jax.training.step.population import make_population_step
 
 
-def inspect(config: Settings, workdir: Path) -> tuple[int, list[Layer]]:
+def inspect(workdir: Path | str) -> tuple[int, list[Layer]]:
     """Returns the steps that a run was trained, and the layers of its network.
 
     Args:
-        config: Configuration of the run.
         workdir: Workdir of the run; nothing in it is changed.
 
     Raises:
-        UserError: If there is no checkpoint.
+        UserError: If there is no run or no checkpoint.
     """
+    workdir = Path(workdir)
+    config = saved_config(workdir)
     parts, state = restore(config, workdir, local_devices([config]))
     running = dict(layers_with_statistics(state.batch_stats))
     batch: Mapping[str, Any] = {}

@@ -5,7 +5,7 @@ from pathlib import Path
 import chex
 import jax
 import pytest
-from training.tiny_runs import Complete, complete_run, saved_config, tiny_config
+from training.tiny_runs import Complete, complete_run, tiny_config
 
 from bn_jax.errors import UserError
 from bn_jax.training.checkpoints.restore import local_devices
@@ -44,9 +44,7 @@ def test_a_run_without_sync_is_evaluated_as_it_was_trained(
     unsynced: Complete, devices: int
 ) -> None:
     assert local_devices([unsynced.config]).num_devices == devices
-    evaluation = evaluate(
-        saved_config(unsynced), unsynced.workdir, statistics="population"
-    )
+    evaluation = evaluate(unsynced.workdir, statistics="population")
     for name, value in evaluation.metrics.items():
         assert value == pytest.approx(unsynced.metrics[name][-1], rel=1e-5)
 
@@ -55,11 +53,10 @@ def test_a_run_without_sync_is_evaluated_as_it_was_trained(
 def test_eight_devices_evaluate_as_one_does(
     unsynced: Complete, monkeypatch: pytest.MonkeyPatch, statistics: str
 ) -> None:
-    config = saved_config(unsynced)
-    several = evaluate(config, unsynced.workdir, statistics=statistics)
+    several = evaluate(unsynced.workdir, statistics=statistics)
     one_device = jax.devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: one_device)
-    one = evaluate(config, unsynced.workdir, statistics=statistics)
+    one = evaluate(unsynced.workdir, statistics=statistics)
     assert several.num_examples == one.num_examples == 97
     assert several.metrics == pytest.approx(one.metrics, rel=1e-5)
 
@@ -71,11 +68,10 @@ def test_an_ensemble_and_its_layers_do_not_depend_on_the_devices(
 
     def measure() -> tuple:
         metrics = ensemble(
-            [saved_config(run) for run in runs],
             [run.workdir for run in runs],
             statistics="population",
         ).metrics
-        _, layers = inspect(saved_config(unsynced), unsynced.workdir)
+        _, layers = inspect(unsynced.workdir)
         return metrics, [layer.drift for layer in layers]
 
     several = measure()
@@ -96,7 +92,7 @@ def test_a_run_without_sync_keeps_its_groups_on_other_devices(
 
 
 def test_other_groups_are_another_run(unsynced: Complete) -> None:
-    config = saved_config(unsynced)
+    config = unsynced.config.copy_and_resolve_references()
     with config.unlocked():
         config.norm.group_size = 12
     expected = r"norm\.group_size is 6 in the workdir and 12 in this command"

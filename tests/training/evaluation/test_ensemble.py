@@ -15,7 +15,6 @@ from training.tiny_runs import (
     Complete,
     complete_run,
     final_state,
-    saved_config,
     tiny_config,
 )
 
@@ -44,7 +43,6 @@ def together(
     *runs: Complete, statistics: str = "moving", crops: int = 1
 ) -> EnsembleEvaluation:
     return ensemble(
-        [saved_config(run) for run in runs],
         [run.workdir for run in runs],
         statistics=statistics,
         crops=crops,
@@ -96,7 +94,7 @@ def test_members_do_as_well_as_when_they_are_evaluated_alone(
     for run, member, prefix in zip(
         (bn, averaged), found.members, ("", "ema_"), strict=True
     ):
-        alone = evaluate(saved_config(run), run.workdir, statistics=statistics)
+        alone = evaluate(run.workdir, statistics=statistics)
         assert (member.name, member.step) == (str(run.workdir), alone.step)
         assert member.is_averaged == bool(prefix)
         for name, value in member.metrics.items():
@@ -150,7 +148,7 @@ def test_crops_are_averaged_over_crops_and_networks(
     for run, member, prefix in zip(
         (imagenet, other), found.members, ("ema_", ""), strict=True
     ):
-        alone = evaluate(saved_config(run), run.workdir, statistics="moving", crops=144)
+        alone = evaluate(run.workdir, statistics="moving", crops=144)
         loss = alone.metrics[f"{prefix}test_loss"]
         assert member.metrics["test_loss"] == pytest.approx(loss, rel=1e-5)
     # The logarithm is concave.
@@ -175,9 +173,8 @@ def test_a_run_counts_once(bn: Complete, baseline: Complete, tmp_path: Path) -> 
 
 def test_a_member_without_a_checkpoint_is_refused(bn: Complete, tmp_path: Path) -> None:
     shutil.copy(bn.workdir / "config.json", tmp_path)
-    configs, workdirs = [saved_config(bn)] * 2, [bn.workdir, tmp_path]
     with pytest.raises(UserError, match=rf"{tmp_path}: holds no checkpoint yet"):
-        ensemble(configs, workdirs, statistics="moving")
+        ensemble([bn.workdir, tmp_path])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from training.tiny_imagenet import tiny_imagenet_config
-from training.tiny_runs import Complete, complete_run, saved_config, tiny_config
+from training.tiny_runs import Complete, complete_run, tiny_config
 
 from bn_jax.errors import UserError
 from bn_jax.results import EnsembleEvaluation
@@ -16,8 +16,13 @@ from bn_jax.workdir.files import claim_workdir
 
 
 def together(*runs: Complete) -> EnsembleEvaluation:
-    configs = [saved_config(run) for run in runs]
-    return ensemble(configs, [run.workdir for run in runs], statistics="moving")
+    return ensemble([run.workdir for run in runs], statistics="moving")
+
+
+def together_on(idx_dir: Path, workdirs: Sequence[Path]) -> EnsembleEvaluation:
+    """Evaluates on the images of one folder, whatever the runs were trained on."""
+    dataset = {"name": "mnist", "idx_dir": str(idx_dir)}
+    return ensemble(workdirs, dataset=dataset, statistics="moving")
 
 
 def trained_on(
@@ -78,6 +83,7 @@ def test_networks_of_other_classes_are_refused(
 def test_networks_trained_on_other_data_are_refused_whatever_they_are_tested_on(
     bn: Complete,
     baseline: Complete,
+    idx_dir: Path,
     tmp_path: Path,
     datasets: tuple[dict[str, str], dict[str, str]],
 ) -> None:
@@ -85,10 +91,9 @@ def test_networks_trained_on_other_data_are_refused_whatever_they_are_tested_on(
     # The refusal comes before the checkpoints are read: without them it is unchanged.
     for workdir in workdirs:
         shutil.rmtree(workdir / "checkpoints")
-    configs = [saved_config(run) for run in (bn, baseline)]
     expected = rf"{workdirs[0]} was trained on .*mnist, .* {workdirs[1]} on .*fashion"
     with pytest.raises(UserError, match=expected):
-        ensemble(configs, workdirs, statistics="moving")
+        together_on(idx_dir, workdirs)
 
 
 def test_folders_of_one_name_with_other_labels_are_other_data(
@@ -102,12 +107,11 @@ def test_folders_of_one_name_with_other_labels_are_other_data(
     labels.write_bytes(content)
     datasets = {"idx_dir": str(idx_dir)}, {"idx_dir": str(other)}
     workdirs = trained_on(datasets, (bn, baseline), tmp_path)
-    configs = [saved_config(run) for run in (bn, baseline)]
     expected = (
         rf"was trained on {idx_dir}, and the one in {workdirs[1]} on {other}\. Leave"
     )
     with pytest.raises(UserError, match=expected):
-        ensemble(configs, workdirs, statistics="moving")
+        together_on(idx_dir, workdirs)
 
 
 @pytest.mark.parametrize("folder", ["as it was", "gone"])
@@ -119,25 +123,25 @@ def test_copies_of_a_folder_are_one_set(
         shutil.copytree(idx_dir, copied)
     datasets = {"idx_dir": str(idx_dir)}, {"idx_dir": str(copied)}
     workdirs = trained_on(datasets, (bn, baseline), tmp_path)
-    configs = [saved_config(run) for run in (bn, baseline)]
-    assert len(ensemble(configs, workdirs, statistics="moving").members) == 2
+    assert len(together_on(idx_dir, workdirs).members) == 2
 
 
 def test_a_set_of_tfds_may_be_trained_on_in_another_version_or_a_folder_of_its_name(
-    bn: Complete, baseline: Complete, tmp_path: Path
+    bn: Complete, baseline: Complete, idx_dir: Path, tmp_path: Path
 ) -> None:
     datasets = {"name": "mnist:3.0.1"}, {"name": "mnist", "idx_dir": "/copied/mnist"}
     workdirs = trained_on(datasets, (bn, baseline), tmp_path)
-    configs = [saved_config(run) for run in (bn, baseline)]
-    assert len(ensemble(configs, workdirs, statistics="moving").members) == 2
+    assert len(together_on(idx_dir, workdirs).members) == 2
 
 
 def test_a_folder_of_data_may_be_spelled_in_several_ways(
-    bn: Complete, baseline: Complete, monkeypatch: pytest.MonkeyPatch
+    bn: Complete,
+    baseline: Complete,
+    idx_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    configs = [saved_config(run) for run in (bn, baseline)]
-    folder = Path(configs[1].dataset.idx_dir)
-    monkeypatch.chdir(folder.parent)
-    configs[1].dataset.idx_dir = folder.name
-    workdirs = [bn.workdir, baseline.workdir]
-    assert len(ensemble(configs, workdirs, statistics="moving").members) == 2
+    monkeypatch.chdir(idx_dir.parent)
+    datasets = {"idx_dir": str(idx_dir)}, {"idx_dir": idx_dir.name}
+    workdirs = trained_on(datasets, (bn, baseline), tmp_path)
+    assert len(ensemble(workdirs, statistics="moving").members) == 2

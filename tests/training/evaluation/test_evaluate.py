@@ -1,5 +1,6 @@
 """Trained models, evaluated from their folder."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ from training.tiny_runs import (
     Complete,
     final_state,
     parts_of,
-    saved_config,
     tiny_config,
+    with_settings,
 )
 
 from bn_jax.data.idx import load_idx_folder
 from bn_jax.errors import UserError
 from bn_jax.training.evaluation.evaluate import describe_statistics, evaluate
 from bn_jax.training.parts import trace_init
+from bn_jax.workdir.files import claim_workdir
 
 
 def float64(tree: Any) -> Any:
@@ -30,7 +32,7 @@ def float64(tree: Any) -> Any:
 def test_population_statistics_give_the_last_evaluation_of_training(
     bn: Complete,
 ) -> None:
-    evaluation = evaluate(saved_config(bn), bn.workdir, statistics="population")
+    evaluation = evaluate(bn.workdir, statistics="population")
     for name, value in evaluation.metrics.items():
         np.testing.assert_allclose(value, bn.metrics[name][-1], rtol=1e-6)
     assert (evaluation.step, evaluation.num_examples) == (60, 97)
@@ -44,7 +46,7 @@ def test_moving_statistics_are_those_of_the_checkpoint(
     _, logits = numpy_mlp.predict(
         float64(state.params), float64(state.batch_stats), images
     )
-    evaluation = evaluate(saved_config(bn), bn.workdir, statistics="moving")
+    evaluation = evaluate(bn.workdir, statistics="moving")
     expected = numpy_mlp.cross_entropy(logits, data.test_labels)
     np.testing.assert_allclose(evaluation.metrics["test_loss"], expected, rtol=1e-5)
 
@@ -63,7 +65,7 @@ def test_batch_statistics_are_those_of_each_test_batch(
             layer["var"] = layer["var"] * (1 - 1 / len(images))
         _, logits = numpy_mlp.predict(params, statistics, images)
         losses.append(len(labels) * numpy_mlp.cross_entropy(logits, labels))
-    evaluation = evaluate(saved_config(bn), bn.workdir, statistics="batch")
+    evaluation = evaluate(bn.workdir, statistics="batch")
     expected = sum(losses) / 97
     np.testing.assert_allclose(evaluation.metrics["test_loss"], expected, rtol=1e-5)
     assert evaluation.num_examples == 97
@@ -73,8 +75,7 @@ def test_batch_statistics_are_those_of_each_test_batch(
 def test_without_normalization_all_statistics_are_alike(
     baseline: Complete, statistics: str
 ) -> None:
-    config = saved_config(baseline)
-    evaluation = evaluate(config, baseline.workdir, statistics=statistics)
+    evaluation = evaluate(baseline.workdir, statistics=statistics)
     np.testing.assert_allclose(
         evaluation.metrics["test_loss"], baseline.metrics["test_loss"][-1], rtol=1e-5
     )
@@ -82,45 +83,45 @@ def test_without_normalization_all_statistics_are_alike(
 
 def test_nothing_in_the_folder_is_changed(bn: Complete) -> None:
     before = {path: path.stat().st_mtime_ns for path in bn.workdir.rglob("*")}
-    evaluate(saved_config(bn), bn.workdir, statistics="moving")
+    evaluate(bn.workdir, statistics="moving")
     assert {path: path.stat().st_mtime_ns for path in bn.workdir.rglob("*")} == before
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path, idx_dir: Path) -> None:
+    claim_workdir(tmp_path, json.loads(tiny_config(idx_dir).to_json()))
     with pytest.raises(UserError, match="holds no checkpoint yet"):
-        evaluate(tiny_config(idx_dir), tmp_path, statistics="moving")
+        evaluate(tmp_path, statistics="moving")
 
 
 @pytest.mark.parametrize("crops", [0, 2, 143, -144])
 def test_other_numbers_of_crops_are_refused(bn: Complete, crops: int) -> None:
     with pytest.raises(UserError, match=rf"--crops must be 1 or 144, but is {crops}"):
-        evaluate(bn.config, bn.workdir, statistics="moving", crops=crops)
+        evaluate(bn.workdir, statistics="moving", crops=crops)
 
 
 def test_images_of_one_size_have_no_crops(bn: Complete) -> None:
     expected = r"--crops: 144 crops need images of varying size.* all 28x28"
     with pytest.raises(UserError, match=expected):
-        evaluate(saved_config(bn), bn.workdir, statistics="moving", crops=144)
+        evaluate(bn.workdir, statistics="moving", crops=144)
 
 
 def test_crops_are_not_normalized_by_themselves(bn: Complete) -> None:
     expected = r"--statistics=batch: .* With --crops=144 use moving or population"
     with pytest.raises(UserError, match=expected):
-        evaluate(saved_config(bn), bn.workdir, statistics="batch", crops=144)
+        evaluate(bn.workdir, statistics="batch", crops=144)
 
 
 def test_unknown_statistics_are_refused(bn: Complete) -> None:
     with pytest.raises(UserError, match=r"moving, population, batch.*'running'"):
-        evaluate(bn.config, bn.workdir, statistics="running")
+        evaluate(bn.workdir, statistics="running")
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_the_leaf(
     bn: Complete, tmp_path: Path
 ) -> None:
-    config = saved_config(bn)
-    config.model.hidden_features = (8, 6)
+    workdir = with_settings(bn, tmp_path / "run", model__hidden_features=[8, 6])
     with pytest.raises(UserError, match=r"params/hidden1/kernel is float32\[8, 7\]"):
-        evaluate(config, bn.workdir, statistics="moving")
+        evaluate(workdir, statistics="moving")
 
 
 @pytest.mark.parametrize("num_classes", [9, 13])
@@ -128,11 +129,9 @@ def test_data_of_other_classes_are_named_when_they_are_refused(
     bn: Complete, tmp_path: Path, num_classes: int
 ) -> None:
     letters = write_idx_folder(tmp_path / "letters", num_classes=num_classes)
-    config = saved_config(bn)
-    config.dataset.idx_dir = str(letters)
     expected = rf"letters, of {num_classes} classes, .* is float32\[10\] in the"
     with pytest.raises(UserError, match=expected) as refused:
-        evaluate(config, bn.workdir, statistics="moving")
+        evaluate(bn.workdir, dataset={"idx_dir": str(letters)}, statistics="moving")
     # Another folder would be no way out.
     assert "--workdir" not in str(refused.value)
 

@@ -2,13 +2,13 @@
 
 import jax
 import numpy as np
-from training.tiny_runs import Complete, final_state, saved_config
+from training.tiny_runs import Complete, final_state
 
 from bn_jax.training.evaluation.inspect import inspect
 
 
 def test_every_layer_is_described_with_its_shapes_and_parameters(bn: Complete) -> None:
-    step, layers = inspect(saved_config(bn), bn.workdir)
+    step, layers = inspect(bn.workdir)
     shapes = {layer.path: layer.shapes for layer in layers}
     assert step == 60
     assert shapes["hidden1"] == {"kernel": (8, 7)}
@@ -19,7 +19,7 @@ def test_every_layer_is_described_with_its_shapes_and_parameters(bn: Complete) -
 
 
 def test_only_normalization_layers_have_statistics_and_drift(bn: Complete) -> None:
-    _, layers = inspect(saved_config(bn), bn.workdir)
+    _, layers = inspect(bn.workdir)
     with_drift = [layer.path for layer in layers if layer.drift is not None]
     assert with_drift == ["norm0", "norm1"]
     stats = final_state(bn.config, bn.workdir).batch_stats["norm0"]
@@ -33,5 +33,5 @@ def test_only_normalization_layers_have_statistics_and_drift(bn: Complete) -> No
 
 def test_to_be_looked_at_changes_nothing_in_the_folder(bn: Complete) -> None:
     before = {path: path.stat().st_mtime_ns for path in bn.workdir.rglob("*")}
-    inspect(saved_config(bn), bn.workdir)
+    inspect(bn.workdir)
     assert {path: path.stat().st_mtime_ns for path in bn.workdir.rglob("*")} == before

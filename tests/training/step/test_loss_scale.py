@@ -16,7 +16,6 @@ from training.tiny_runs import (
     complete_run,
     final_state,
     interrupt,
-    saved_config,
     tiny_config,
 )
 
@@ -188,8 +187,6 @@ def test_a_run_in_float16_resumes_to_the_same_bits_and_is_evaluated(
     state = final_state(config, tmp_path / "run")
     assert state.loss_scale
     assert 30 - state.loss_scale.finite_steps == state.tally.num_skipped
-    evaluation = evaluate(
-        saved_config(complete), complete.workdir, statistics="population"
-    )
+    evaluation = evaluate(complete.workdir, statistics="population")
     loss = complete.metrics["test_loss"][-1]
     assert evaluation.metrics["test_loss"] == pytest.approx(loss, rel=1e-3)
