@@ -74,7 +74,9 @@ def load_function(
     def split_of(slices: Sequence[Slice]) -> Split:
         parts = [(sources[one.split], one.examples) for one in slices]
         arrays = [(one.arrays, i) for one, i in parts if one.arrays is not None]
-        if len(arrays) == len(parts):
+        # To join arrays is to copy them, which would load files.
+        may_join = len(parts) == 1 or all(split.is_in_memory for split, _ in arrays)
+        if len(arrays) == len(parts) and may_join:
             return join_arrays(arrays)
         return ObjectSplit(
             Joined([(source.examples, indices) for source, indices in parts]),

@@ -100,8 +100,13 @@ def test_a_pair_of_objects_is_read_by_one_or_several_threads(
 def test_an_array_in_a_file_is_not_loaded(load: Load, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
     images = np.load(tmp_path / "x.npy", mmap_mode="r")
-    data = load({"train": (images, Y), "test": (images, Y)}, test_split="test[1:]")
+    data = load(
+        {"train": (images, Y), "test": (images, Y)},
+        train_split="train[:2]+train[3:]",
+        test_split="test[1:]",
+    )
     assert not data.train.is_in_memory
+    np.testing.assert_equal(read_all(data.train), (np.delete(X, 2, 0), np.delete(Y, 2)))
     assert isinstance(data.test.images, np.memmap)
     np.testing.assert_equal(read_all(data.test), (X[1:], Y[1:]))
 
