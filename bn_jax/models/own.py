@@ -136,6 +136,22 @@ class NNXModel(nnx.bridge.ToLinen):
         sows = is_sowing and not self.is_initializing()
         return super().__call__(x, nnx_method=run_and_sow if sows else run)
 
+    @nn.nowrap
+    def nnx_module(self, variables: Mapping[str, PyTree]) -> Any:
+        """Returns the NNX module itself, in evaluation mode.
+
+        Args:
+            variables: The model's collections, which become the module's variables.
+        """
+        made: Any = self.apply(
+            variables,
+            method=lambda bound: nnx.bridge.ToLinen.__call__(
+                bound, nnx_method=lambda module: module
+            ),
+        )
+        made.eval()
+        return made
+
     # The number of a module in an `nnx.List` is a string in Linen's collections: a
     # checkpoint that is read without its model has no other keys.
 

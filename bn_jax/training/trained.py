@@ -1,6 +1,6 @@
 """A trained network, loaded from its workdir for use in Python."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import flax.linen as nn
 from bn_jax.data import load_dataset
 from bn_jax.data.preprocess import make_preprocess
 from bn_jax.errors import UserError
+from bn_jax.models.own import NNXModel
 from bn_jax.training.build import Settings, build_model
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
 from bn_jax.training.checkpoints.saved import Saved
@@ -36,6 +37,31 @@ class Trained(NamedTuple):
     averaged_variables: dict[str, Any] | None
     preprocess: Callable[[Any], Any]
     num_classes: int
+
+    def nnx_model(self, variables: Mapping[str, Any] | None = None) -> Any:
+        """Returns the network as a module of the user's NNX class, to be called on x.
+
+        The module is in evaluation mode; its `train()` changes that.
+
+        Args:
+            variables: Collections that become the module's variables; `self.variables`
+                by default.
+
+        Raises:
+            UserError: If the class of the network is one of Linen.
+        """
+        if not isinstance(self.model, NNXModel):
+            raise UserError(
+                f"nnx_model: the network of this run, {type(self.model).__name__}, is "
+                "a Linen module; call trained.model.apply(trained.variables, x, "
+                "train=False)."
+            )
+        return self.model.nnx_module(self.variables if variables is None else variables)
+
+    def __repr__(self) -> str:
+        """Returns the step, the name of the network and the number of classes."""
+        name = self.config.model.name
+        return f"Trained(step={self.step}, {name!r}, num_classes={self.num_classes})"
 
 
 def load(workdir: Path | str, step: int | None = None) -> Trained:

@@ -89,6 +89,17 @@ def test_an_nnx_class_is_random_in_training_only(own_folder: Path, name: str) ->
     assert not np.array_equal(trained(0), trained(1))
 
 
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_an_nnx_class_gives_its_module_back(own_folder: Path, is_frozen: bool) -> None:
+    model: Any = make(own_folder, "of_nnx:Net")
+    variables = jax.tree.map(lambda leaf: leaf + 0.1, variables_of(model))
+    model = bn_jax.frozen(model) if is_frozen else model
+    module = model.nnx_module(variables)
+    assert type(module).__name__ == "Net"
+    expected = model.apply(variables, X, train=False)
+    np.testing.assert_array_equal(module(X), expected)
+
+
 def test_an_nnx_class_gives_moments_and_updates_its_variables(own_folder: Path) -> None:
     model = make(own_folder, "of_nnx:Net")
     variables = variables_of(model)

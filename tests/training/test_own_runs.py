@@ -116,6 +116,15 @@ def test_a_loaded_model_is_the_one_that_was_trained(
 
 
 @pytest.mark.slow
+def test_a_loaded_nnx_model_is_also_had_as_its_own_module(nnx: Complete) -> None:
+    trained = load(nnx.workdir)
+    x = np.ones((2, 28, 28, 1))
+    for variables in (trained.variables, trained.averaged_variables):
+        expected = trained.model.apply(variables, x, train=False)
+        np.testing.assert_array_equal(trained.nnx_model(variables)(x), expected)
+
+
+@pytest.mark.slow
 def test_layers_without_moments_are_shown_without_drift(linen: Complete) -> None:
     _, layers = inspect(linen.workdir)
     with_drift = {layer.path: layer.drift is not None for layer in layers}

@@ -29,6 +29,13 @@ def test_a_loaded_network_is_that_of_the_checkpoint(
     assert len(jax.tree.leaves(trained.variables)[0].devices()) == 1
 
 
+def test_a_network_shows_its_name_and_steps_and_is_no_nnx_module(bn: Complete) -> None:
+    trained = load(bn.workdir)
+    assert repr(trained) == "Trained(step=60, 'mlp', num_classes=10)"
+    with pytest.raises(UserError, match=r"nnx_model: .* MLP, is a Linen module; call"):
+        trained.nnx_model()
+
+
 def test_a_network_without_norms_scores_as_in_training(
     baseline: Complete, idx_dir: Path
 ) -> None:
