@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 import bn_jax
 from bn_jax.errors import UserError
@@ -158,7 +158,9 @@ def _run(path: Path, arguments: Sequence[str]) -> Any:
             f"{path}: must define a function `get_config` that returns a ConfigDict, "
             f"such as `base_config()` with changes, but returns {config!r}."
         )
-    return config
+    # Overrides change a frozen configuration too.
+    is_frozen = isinstance(config, FrozenConfigDict)
+    return config.as_configdict() if is_frozen else config
 
 
 def _unknown_setting_message(
@@ -195,5 +197,5 @@ def _is_optional(node: ConfigDict, key: str) -> bool:
     base: Any = base_config()
     *parents, last = key.split(".")
     for parent in parents:
-        base = base[parent]
+        base = base.get(parent, {})
     return node.get_type(last) is object or last not in base or base[last] is None

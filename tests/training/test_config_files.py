@@ -208,6 +208,22 @@ def test_an_error_in_a_file_is_reported_with_its_place(
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_may_have_nested_groups_and_be_frozen(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from bn_jax.training import base_config\n"
+        "from ml_collections import ConfigDict, FrozenConfigDict\n"
+        "def get_config():\n"
+        "    config = base_config()\n"
+        "    config.model.block = ConfigDict({'width': 8})\n"
+        "    return FrozenConfigDict(config)\n"
+    )
+    overrides = {"model.block.width": "None", "seed": "3", "init_from": "runs/one"}
+    config: Any = load_config(str(path), overrides=overrides)
+    assert config.model.block.width is None
+    assert (config.seed, config.init_from) == (3, "runs/one")
+
+
 def test_a_missing_file_is_called_missing() -> None:
     expected = r"there is no file mnist_mpl, .* ships .*mnist_cnn, mnist_mlp"
     with pytest.raises(UserError, match=expected):
