@@ -73,7 +73,9 @@ def check_resumable(workdir: Path, settings: Mapping[str, Any]) -> int | None:
             places=_PLACES,
             may_differ=(*_MAY_DIFFER, "num_steps", "schedule"),
         )
-        if settings["num_steps"] > old["num_steps"] and not rest:
+        # The numbers of a schedule may be computed from num_steps, but not its name.
+        is_other = rest or settings["schedule"]["name"] != old["schedule"]["name"]
+        if settings["num_steps"] > old["num_steps"] and not is_other:
             _check_schedule(workdir, old, settings)
             may_differ, old_num_steps = (*_MAY_DIFFER, "num_steps"), old["num_steps"]
     check_workdir(workdir, settings, may_differ=may_differ, complete=complete)

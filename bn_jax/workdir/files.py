@@ -34,8 +34,8 @@ def check_workdir(
         complete: Adds the settings that a run of an older version lacks.
 
     Raises:
-        UserError: If the workdir holds a run with another configuration, or cannot be
-            read.
+        UserError: If the workdir holds a run with another configuration, has other runs
+            directly below it, or cannot be read.
     """
     path = workdir / "config.json"
     if _exists(path):
@@ -45,6 +45,11 @@ def check_workdir(
         raise UserError(
             f"workdir {workdir}: holds a run, but its config.json is missing. Choose "
             "another --workdir."
+        )
+    elif runs := [*filter(_holds_version, workdir.glob("*/config.json"))]:
+        raise UserError(
+            f"workdir {workdir}: holds other runs, such as {min(runs).parent.name}, and "
+            f"must hold one only. Choose a new folder, such as --workdir={workdir}/new."
         )
 
 
@@ -202,6 +207,10 @@ def unusable_workdir_error(workdir: Path, error: Exception) -> UserError:
 
 def _with_version(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"format_version": FORMAT_VERSION, **values}
+
+
+def _holds_version(path: Path) -> bool:
+    return '"format_version"' in path.read_text()
 
 
 def _exists(path: Path) -> bool:

@@ -90,6 +90,14 @@ def test_a_cosine_leaves_no_room_for_more_steps(
     assert read_summary(workdir) is not None
 
 
+def test_another_schedule_is_another_configuration(bn: Complete) -> None:
+    config: Any = bn.config.copy_and_resolve_references()
+    config.num_steps, config.schedule.name = 90, "cosine"
+    expected = r"another configuration: .*schedule\.name is 'constant' in the workdir"
+    with pytest.raises(UserError, match=expected):
+        train(config, bn.workdir)
+
+
 def test_a_decay_that_is_computed_from_the_steps_is_named(tmp_path: Path) -> None:
     config: Any = load_config("inception_small:bn_x5")
     (tmp_path / "config.json").write_text(

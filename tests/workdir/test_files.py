@@ -102,6 +102,17 @@ def test_a_run_without_its_configuration_is_refused(tmp_path: Path) -> None:
         check_workdir(tmp_path, CONFIG)
 
 
+def test_the_folder_of_other_runs_is_refused(tmp_path: Path) -> None:
+    foreign = tmp_path / "another_program"
+    foreign.mkdir()
+    (foreign / "config.json").write_text("{}")
+    check_workdir(tmp_path, CONFIG)
+    claim_workdir(tmp_path / "run", CONFIG)
+    expected = f"{tmp_path}: holds other runs, such as run, .* --workdir={tmp_path}/new"
+    with pytest.raises(UserError, match=expected):
+        check_workdir(tmp_path, CONFIG)
+
+
 def test_settings_that_may_differ_are_no_difference(claimed: Path) -> None:
     other = {**CONFIG, "optimizer": {"name": "adam"}}
     check_workdir(claimed, other, may_differ=["optimizer"])

@@ -113,7 +113,7 @@ class _Bar(tqdm):
 
     # In the order of their importance; the first ones in two wordings.
     long: Sequence[str] = ("compiling",)
-    short = long
+    short: Sequence[str] = long
     rest: Sequence[str] = ()
 
     @property
