@@ -1,6 +1,5 @@
-"""Parameters and statistics of another run, for a new run to start from."""
+"""Variables of another run, for a new run to start from."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,11 @@ import numpy as np
 from absl import logging
 from jaxtyping import PyTree
 
-from bn_jax.errors import UserError
+from bn_jax.errors import UserError, shorten
+from bn_jax.stats.collections import leaves_by_path
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
 from bn_jax.training.distributed.processes import is_primary
 from bn_jax.training.step.state import TrainState
-
-_MANY = 5
 
 
 def find_other_run(init_from: str | None, workdir: Path) -> Path | None:
@@ -32,7 +30,7 @@ def find_other_run(init_from: str | None, workdir: Path) -> Path | None:
     """
     if init_from is None or _has_checkpoints(workdir):
         return None
-    other, who = Path(init_from), f"config.init_from={init_from}"
+    other, who = Path(init_from).expanduser(), f"config.init_from={init_from}"
     if other.resolve() == workdir.resolve():
         raise UserError(
             f"{who} must be the workdir of another run, but is that of this run. "
@@ -46,7 +44,7 @@ def find_other_run(init_from: str | None, workdir: Path) -> Path | None:
 
 
 def start_from(other: Path, state: TrainState) -> TrainState:
-    """Returns the state with the parameters and statistics of another run.
+    """Returns the state with the variables of another run.
 
     A value is taken wherever path and shape agree, in this state's dtype. The values
     are those after the last step, and not the averaged parameters, because the running
@@ -62,18 +60,15 @@ def start_from(other: Path, state: TrainState) -> TrainState:
     with Checkpoints(other / "checkpoints", keep=1) as checkpoints:
         saved = checkpoints.read()
     assert saved is not None
-    there = {
-        name: _by_path(saved.arrays.get(name, {})) for name in ("params", "batch_stats")
-    }
     taken, missing = 0, []
 
-    def choose(collection: str, tree: PyTree) -> PyTree:
+    def choose(part: str) -> PyTree:
         nonlocal taken
-        leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+        there = leaves_by_path(saved.arrays.get(part, {}))
+        tree = getattr(state, part)
         chosen = []
-        for path, leaf in leaves:
-            name = _name(path)
-            value = there[collection].get(name)
+        for name, leaf in leaves_by_path(tree).items():
+            value = there.get(name)
             if value is not None and value.shape == leaf.shape:
                 taken += 1
                 chosen.append(_put(value, like=leaf))
@@ -81,42 +76,32 @@ def start_from(other: Path, state: TrainState) -> TrainState:
             here = "missing" if value is None else list(value.shape)
             missing.append(f"{name} {list(leaf.shape)} ({here} there)")
             chosen.append(leaf)
-        return jax.tree.unflatten(structure, chosen)
+        return jax.tree.unflatten(jax.tree.structure(tree), chosen)
 
-    params = choose("params", state.params)
-    batch_stats = choose("batch_stats", state.batch_stats)
+    parts = {part: choose(part) for part in ("params", "batch_stats", "collections")}
     if not taken:
         raise UserError(
-            f"config.init_from={other}: no parameter agrees in path and shape with "
-            f"this network: {_shorten(missing)}. Choose a run of a similar network."
+            f"config.init_from={other}: no variable agrees in path and shape with "
+            f"this network: {shorten(missing)}. Choose a run of a similar network."
         )
     logging.log_if(
         logging.INFO,
-        "%s: starts from step %d; %d of %d parameters and statistics are taken%s.",
+        "%s: starts from step %d; %d of %d variables are taken%s.",
         is_primary(),
         other,
         saved.step,
         taken,
         taken + len(missing),
-        f", and not {_shorten(missing)}" if missing else "",
+        f", and not {shorten(missing)}" if missing else "",
     )
     # A copy, because a step's state is donated, and no buffer can be donated twice.
-    ema_params = jax.tree.map(jnp.copy, params) if state.ema_params else {}
-    return state._replace(params=params, batch_stats=batch_stats, ema_params=ema_params)
+    averaged = jax.tree.map(jnp.copy, parts["params"]) if state.ema_params else {}
+    return state._replace(**parts, ema_params=averaged)
 
 
 def _has_checkpoints(workdir: Path) -> bool:
     folder = workdir / "checkpoints"
     return folder.is_dir() and any(one.name.isdigit() for one in folder.iterdir())
-
-
-def _by_path(tree: PyTree) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {_name(path): leaf for path, leaf in leaves}
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _put(value: Any, *, like: jax.Array) -> jax.Array:
@@ -125,8 +110,3 @@ def _put(value: Any, *, like: jax.Array) -> jax.Array:
     return jax.make_array_from_callback(
         like.shape, like.sharding, lambda index: host[index]
     )
-
-
-def _shorten(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MANY} more" if len(names) > _MANY else ""
-    return f"{', '.join(names[:_MANY])}{more}"

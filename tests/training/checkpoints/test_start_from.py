@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import chex
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -19,6 +20,7 @@ from training.tiny_runs import (
 )
 
 from bn_jax.errors import UserError
+from bn_jax.training.checkpoints.checkpoint import Checkpoints
 from bn_jax.training.checkpoints.start_from import find_other_run, start_from
 
 # Weight decay and Adam's moments would move all parameters.
@@ -61,8 +63,7 @@ def test_parameters_and_statistics_are_those_of_the_other_run(
     chex.assert_trees_all_equal(state.opt_state, new.opt_state)
     assert int(state.step) == 0
     assert (
-        f"{bn.workdir}: starts from step 60; 12 of 12 parameters and statistics are "
-        "taken."
+        f"{bn.workdir}: starts from step 60; 12 of 12 variables are taken."
     ) in messages(caplog)
 
 
@@ -75,7 +76,7 @@ def test_a_new_head_keeps_its_initial_values_and_is_named(
     chex.assert_trees_all_equal(state.params["logits"], new.params["logits"])
     chex.assert_trees_all_equal(state.params["norm1"], trained.params["norm1"])
     shape = list(trained.params["logits"]["kernel"].shape)
-    assert "10 of 12 parameters and statistics are taken, and not" in messages(caplog)
+    assert "10 of 12 variables are taken, and not" in messages(caplog)
     assert f"logits/kernel [7, 12] ({shape} there)" in messages(caplog)
 
 
@@ -91,10 +92,27 @@ def test_a_network_without_norms_takes_the_kernels(
     assert "hidden0/bias [8] (missing there)" in messages(caplog)
 
 
+def test_other_collections_are_taken_by_path_and_shape(
+    idx_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="absl")
+    new = initial_state(tiny_config(idx_dir))
+    old = new._replace(collections={"ema": {"mean": jnp.ones(3), "size": jnp.ones(2)}})
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(old, step=1)
+    new = new._replace(
+        collections={"ema": {"mean": jnp.zeros(3), "size": jnp.zeros(4)}}
+    )
+    collections = start_from(tmp_path, new).collections
+    np.testing.assert_array_equal(collections["ema"]["mean"], np.ones(3))
+    np.testing.assert_array_equal(collections["ema"]["size"], np.zeros(4))
+    assert "not ema/size [4] ([2] there)" in messages(caplog)
+
+
 def test_a_network_that_shares_nothing_is_refused(bn: Complete, idx_dir: Path) -> None:
     config = tiny_config(idx_dir, model__hidden_features=(5, 4))
     new = initial_state(with_classes(config, 12))
-    with pytest.raises(UserError, match=r"no parameter agrees .*hidden0/kernel"):
+    with pytest.raises(UserError, match=r"no variable agrees .*hidden0/kernel"):
         start_from(bn.workdir, new)
 
 
@@ -111,12 +129,21 @@ def test_a_folder_without_a_run_to_start_from_is_refused(
         find_other_run(str(tmp_path / other), tmp_path / "own")
 
 
+def test_the_other_folder_may_lie_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "other" / "checkpoints" / "1").mkdir(parents=True)
+    (tmp_path / "other" / "config.json").write_text("{}")
+    assert find_other_run("~/other", tmp_path / "own") == tmp_path / "other"
+
+
 def test_a_refused_run_leaves_its_workdir_free(
     bn: Complete, idx_dir: Path, tmp_path: Path
 ) -> None:
     fields = {"init_from": str(bn.workdir), "model__hidden_features": (5, 4)}
     config = tiny_config(idx_dir, **fields)
-    with pytest.raises(UserError, match="no parameter agrees"):
+    with pytest.raises(UserError, match="no variable agrees"):
         complete_run(with_classes(config, 12), tmp_path / "new")
     assert not (tmp_path / "new" / "config.json").exists()
 
