@@ -1,7 +1,7 @@
 """Errors that a user can fix; their messages say how."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -44,6 +44,34 @@ def unknown_name_message(what: str, name: str, known: Iterable[str]) -> str:
         known: The known names; Flax's `parent` and `name` are left out.
     """
     known = [candidate for candidate in known if candidate not in ("parent", "name")]
-    close = difflib.get_close_matches(name, known, n=1)
-    end = f"; did you mean {close[0]!r}?" if close else "."
+    end = did_you_mean(name, known)
     return f"{what} must be one of {', '.join(known)}, but is {name!r}{end}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns the end of a message about an unknown name: the nearest known one.
+
+    Args:
+        name: The unknown name.
+        known: The known names.
+
+    >>> did_you_mean("momemtum", ["momentum", "epsilon"]), did_you_mean("x", ["y"])
+    ("; did you mean 'momentum'?", '.')
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else "."
+
+
+def shorten(items: Sequence[object], *, most: int = 5, separator: str = ", ") -> str:
+    """Returns the first few items, and the number of the others.
+
+    Args:
+        items: The items.
+        most: Number of items that are named.
+        separator: Text between two items.
+
+    >>> shorten(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(map(str, items[:most])) + more

@@ -1,7 +1,10 @@
-"""Traversal of a model's `batch_stats` and `batch_moments`, layer by layer."""
+"""Traversal of a model's `batch_stats` and `batch_moments`, by layers or leaves."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+import jax
+from jaxtyping import PyTree
 
 from bn_jax.core.types import BatchStats, Moments
 
@@ -61,6 +64,21 @@ def keep_layers(
     return {
         name: keep_layers(moments[name], old[name], child) if name in moments else child
         for name, child in new.items()
+    }
+
+
+def leaves_by_path(tree: PyTree) -> dict[str, Any]:
+    """Returns the leaves of a tree by their paths, in the order of `jax.tree.leaves`.
+
+    Args:
+        tree: Any tree.
+
+    >>> leaves_by_path({"norm": {"mean": 0.0}, "layers": [1.0]})
+    {'layers/0': 1.0, 'norm/mean': 0.0}
+    """
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
     }
 
 

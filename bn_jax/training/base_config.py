@@ -11,13 +11,12 @@ A configuration file starts from `base_config()` and states what it changes:
         return config
 """
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from bn_jax.errors import UserError
+from bn_jax.errors import UserError, did_you_mean
 
 # Groups to which a configuration adds the fields of its model and the arguments of its
 # optimizer.
@@ -249,9 +248,8 @@ def _check_names(
 ) -> None:
     for name in settings if path.removeprefix("config.") not in OPEN_GROUPS else ():
         if name not in base:
-            close = difflib.get_close_matches(name, base, n=1)
-            hint = f" Did you mean {path}.{close[0]}?" if close else ""
-            raise UserError(f"{path}.{name}: there is no such setting.{hint}")
+            end = did_you_mean(name, base)
+            raise UserError(f"{path}.{name}: there is no such setting{end}")
     for name, value in base.items():
         is_group = isinstance(value, Mapping)
         if name not in settings or is_group > isinstance(settings[name], Mapping):

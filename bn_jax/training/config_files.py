@@ -1,7 +1,6 @@
 """Configurations, from a file or from a workdir, and changes to their settings."""
 
 import ast
-import difflib
 import runpy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 import bn_jax
-from bn_jax.errors import UserError
+from bn_jax.errors import UserError, did_you_mean
 from bn_jax.training.base_config import (
     OPEN_GROUPS,
     base_config,
@@ -168,12 +167,10 @@ def _unknown_setting_message(
 ) -> str:
     """Returns a message with the nearest name, or with what to write into the file."""
     message = f"{option}: the configuration has no such setting"
-    close = difflib.get_close_matches(name, list(group), n=1)
-    if close:
-        return f"{message}; did you mean {close[0]!r}?"
-    if key.partition(".")[0] in OPEN_GROUPS:
-        return f"{message}; add it to the configuration file: config.{key} = {text}"
-    return f"{message}."
+    end = did_you_mean(name, group)
+    if end == "." and key.partition(".")[0] in OPEN_GROUPS:
+        end = f"; add it to the configuration file: config.{key} = {text}"
+    return message + end
 
 
 def _parse_value(text: str, kind: type) -> Any:

@@ -11,15 +11,13 @@ import jax
 from absl import logging
 from jaxtyping import PyTree
 
-from bn_jax.errors import UserError
+from bn_jax.errors import UserError, shorten
 from bn_jax.models.own import NNXModel, gets_no_norm
-from bn_jax.stats.collections import layers_with_statistics
+from bn_jax.stats.collections import layers_with_statistics, leaves_by_path
 from bn_jax.training.base_config import base_config
 from bn_jax.training.distributed.parallel import Parallel
 from bn_jax.training.step.train_step import make_rngs, mutable_collections
 from bn_jax.user_code import describe_error
-
-_MANY = 5
 
 
 def check_own_model(
@@ -103,10 +101,9 @@ def log_running_layers(who: str, layers: Sequence[str], batch_stats: PyTree) -> 
     if layers:
         some = len(layers) < len(list(layers_with_statistics(batch_stats)))
         others = ", and population statistics in the others" if some else ""
-        more = f" and {len(layers) - _MANY} more" if len(layers) > _MANY else ""
-        names = ", ".join(path or "the layer" for path in layers[:_MANY])
+        names = shorten([path or "the layer" for path in layers])
         _warn_once(
-            f"{who}: evaluations use the running statistics of {names}{more}{others}: "
+            f"{who}: evaluations use the running statistics of {names}{others}: "
             "only layers of bn_jax that normalize by the batch give its moments."
         )
 
@@ -168,12 +165,8 @@ def _check_shapes(who: str, old: PyTree, new: PyTree) -> None:
 
 
 def _shapes(tree: PyTree) -> dict[str, str]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    leaves = leaves_by_path(tree)
+    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves.items()}
 
 
 def _check_synchronized(
@@ -195,7 +188,7 @@ def _check_synchronized(
 
     differing: list[str] = []
 
-    def note_if_mapped(path: Any, leaf: Any) -> Any:
+    def note_if_mapped(path: str, leaf: Any) -> Any:
         @jax.custom_batching.custom_vmap
         def same(leaf: Any) -> Any:
             return leaf
@@ -203,7 +196,7 @@ def _check_synchronized(
         # JAX calls this rule only for a value that differs along the axis.
         @same.def_vmap
         def rule(axis_size: int, in_batched: Any, leaf: Any) -> Any:
-            differing.append(_name(path))
+            differing.append(path)
             return leaf, True
 
         return same(leaf)
@@ -211,16 +204,16 @@ def _check_synchronized(
     def step(x: Any, key: Any, variables: dict[str, PyTree]) -> PyTree:
         new = dict(_training(model)(variables, x, key)[1])
         new.pop("batch_moments", None)
-        return jax.tree_util.tree_map_with_path(note_if_mapped, new)
+        return [note_if_mapped(*one) for one in leaves_by_path(new).items()]
 
     mapped = jax.vmap(step, in_axes=(0, 0, None), axis_name=parallel.axis_name)
     jax.eval_shape(mapped, x, keys, variables)
     if differing:
-        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise UserError(
             f"{who}: in mode {parallel.mode}, each device would compute "
-            f"{differing[0]}{more} from its own examples alone, and all but one of the "
-            "results would be lost. Use --config.parallel.mode=jit; or make the "
-            "layer by the factory that a field `norm` of the class is given; or give "
-            "the layer as its axis_name what a field `axis_name` of the class is given."
+            f"{shorten(differing, most=1)} from its own examples alone, and all but "
+            "one of the results would be lost. Use --config.parallel.mode=jit; or make "
+            "the layer by the factory that a field `norm` of the class is given; or "
+            "give the layer as its axis_name what a field `axis_name` of the class is "
+            "given."
         )

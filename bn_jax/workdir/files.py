@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bn_jax.errors import UserError
+from bn_jax.errors import UserError, shorten
 from bn_jax.workdir.differences import differences
 
 FORMAT_VERSION = 2
@@ -170,11 +170,10 @@ def check_metrics(workdir: Path, steps: Iterable[int]) -> None:
     evaluated = {line["step"] for line in read_metrics(workdir)}
     missing = sorted(set(steps) - evaluated)
     if missing:
-        shown = ", ".join(map(str, missing[:5])) + (", ..." if missing[5:] else "")
         raise UserError(
             f"{workdir / 'metrics.jsonl'}: must have a line for every evaluation, but "
-            f"has none for the steps {shown}. Restore the file from a copy, or choose "
-            "another --workdir."
+            f"has none for the steps {shorten(missing)}. Restore the file from a "
+            "copy, or choose another --workdir."
         )
 
 

@@ -47,11 +47,11 @@ def test_models_and_optimizers_have_settings_of_their_own() -> None:
     [
         (
             {"num_stps": 1},
-            r"config\.num_stps: there is no such setting\. .* config\.num_steps\?",
+            r"config\.num_stps: there is no such setting; did you mean 'num_steps'\?",
         ),
         (
             {"norm": {"momentun": 1}},
-            r"config\.norm\.momentun: .* Did you mean config\.norm\.momentum\?",
+            r"config\.norm\.momentun: .* did you mean 'momentum'\?",
         ),
         ({"something": 1}, r"config\.something: there is no such setting\.$"),
         ({"dataset": "mnist"}, r"config\.dataset: .* lacks this group of settings"),

@@ -194,7 +194,7 @@ def test_the_folder_of_a_file_that_names_code_is_recorded(tmp_path: Path) -> Non
             "    config = base_config()\n"
             "    config.num_stps = 3\n"
             "    return config\n",
-            r"mine\.py: config\.num_stps: .* Did you mean config\.num_steps\?",
+            r"mine\.py: config\.num_stps: .* did you mean 'num_steps'\?",
         ),
     ],
 )

@@ -2,11 +2,11 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from bn_jax.errors import UserError
+from bn_jax.errors import UserError, shorten
+from bn_jax.stats.collections import leaves_by_path
 
 
 class CheckpointMismatchError(UserError):
@@ -55,10 +55,9 @@ def check_same_leaves(who: str, saved: PyTree, wanted: PyTree) -> None:
         if there.get(name) != here.get(name)
     ]
     if differing:
-        shown = "; ".join(differing[:5])
-        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
+        shown = shorten(differing, separator="; ")
         raise CheckpointMismatchError(
-            f"{who} holds another model or optimizer: {shown}{more}"
+            f"{who} holds another model or optimizer: {shown}"
         )
 
 
@@ -71,16 +70,8 @@ class _Leaf(NamedTuple):
 
 
 def _leaves(tree: PyTree) -> dict[str, _Leaf]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    # Orbax saves a NamedTuple as a dictionary; the paths of the two are equal.
     return {
-        "/".join(_name_of(key) for key in path): _Leaf(tuple(leaf.shape), leaf.dtype)
-        for path, leaf in leaves
+        path: _Leaf(tuple(leaf.shape), leaf.dtype)
+        for path, leaf in leaves_by_path(tree).items()
     }
-
-
-def _name_of(key: Any) -> str:
-    # Orbax saves a NamedTuple as a dictionary, so that its fields become keys.
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import PyTree
 
 from bn_jax.errors import UserError
-from bn_jax.stats.collections import layers_with_statistics
+from bn_jax.stats.collections import layers_with_statistics, leaves_by_path
 from bn_jax.stats.norm_mask import norm_mask
 
 
@@ -38,10 +38,7 @@ def frozen_parameters(
             "config.norm.frozen=True needs a model with BatchNorm layers, but this one "
             "has no running mean and variance. Set config.norm.frozen=False."
         )
-    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-    paths = [
-        jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves
-    ]
+    paths = list(leaves_by_path(params))
     chosen = {path for one in patterns for path in _matching(one, paths)}
     norms = jax.tree.leaves(norm_mask(params, batch_stats))
     is_frozen = [
@@ -54,7 +51,7 @@ def frozen_parameters(
             f"{freezes_norms} freeze all {len(paths)} parameters, so that nothing is "
             "left to train. Freeze fewer of them."
         )
-    return jax.tree.unflatten(structure, is_frozen)
+    return jax.tree.unflatten(jax.tree.structure(params), is_frozen)
 
 
 def leave_alone(

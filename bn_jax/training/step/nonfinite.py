@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from bn_jax.stats.collections import leaves_by_path
 from bn_jax.training.step.loss_scale import is_overflow, next_loss_scale
 from bn_jax.training.step.state import Tally, TrainState
 
@@ -55,9 +56,9 @@ def name_of_value(index: int, state: TrainState) -> str:
         return "the loss"
     named = {"the gradient of": state.params, **_changed(state)}
     leaves = [
-        f"{what} {jax.tree_util.keystr(path, simple=True, separator='/')}"
+        f"{what} {path}"
         for what, tree in named.items()
-        for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
+        for path in leaves_by_path(tree)
     ]
     return leaves[index - 1]
 
