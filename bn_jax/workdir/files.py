@@ -48,8 +48,8 @@ def check_workdir(
         )
     elif runs := [*filter(_holds_version, workdir.glob("*/config.json"))]:
         raise UserError(
-            f"workdir {workdir}: holds other runs, such as {min(runs).parent.name}, and "
-            f"must hold one only. Choose a new folder, such as --workdir={workdir}/new."
+            f"workdir {workdir}: must be the folder of one run, but holds others, such "
+            f"as {min(runs).parent.name}. Choose a new one: --workdir={workdir}/new."
         )
 
 

@@ -108,7 +108,7 @@ def test_the_folder_of_other_runs_is_refused(tmp_path: Path) -> None:
     (foreign / "config.json").write_text("{}")
     check_workdir(tmp_path, CONFIG)
     claim_workdir(tmp_path / "run", CONFIG)
-    expected = f"{tmp_path}: holds other runs, such as run, .* --workdir={tmp_path}/new"
+    expected = f"{tmp_path}: must be .* such as run. .* --workdir={tmp_path}/new"
     with pytest.raises(UserError, match=expected):
         check_workdir(tmp_path, CONFIG)
 
