@@ -30,7 +30,8 @@ def frozen(module: LinenModule, match: str | None = None) -> LinenModule:
     The result has the class, fields, methods and variables of the module, and is called
     in the same way: alone, or inside of another module. It freezes `bn_jax.BatchNorm`
     and `flax.linen.BatchNorm`, at any depth, and the layers of an NNX module in
-    `nnx.bridge.ToLinen`. Initialization is unchanged.
+    `nnx.bridge.ToLinen`. Initialization is unchanged. The result is not equal to the
+    module, and cannot be pickled: save its variables, and freeze the module again.
 
     Args:
         module: The module, which itself is not changed. Only a module that was created

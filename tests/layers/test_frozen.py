@@ -130,6 +130,7 @@ def test_the_result_is_of_the_module_s_class_and_the_module_unchanged() -> None:
     assert isinstance(frozen, Net)
     assert type(model) is Net
     assert repr(frozen) == repr(model)
+    assert frozen != model
     assert frozen == bn_jax.frozen(Net())
     assert frozen != bn_jax.frozen(Net(), "block1")
 
@@ -207,6 +208,20 @@ def test_a_single_layer_may_be_frozen_with_all_of_its_arguments() -> None:
     assert "batch_moments" not in updates
     chex.assert_trees_all_equal(updates["batch_stats"], variables["batch_stats"])
     np.testing.assert_allclose(y, np.where(mask, X, 0), rtol=1e-5)
+
+
+def test_flax_has_the_private_parts_of_a_module_that_frozen_builds_on() -> None:
+    called = []
+
+    class Recording(Block):
+        @nn.nowrap
+        def _call_wrapped_method(self, method: Any, args: Any, kwargs: Any) -> Any:
+            called.append((method.__name__, self.scope.has_flag("flag")))
+            self.scope.flags = self.scope.flags.copy({"flag": True})
+            return super()._call_wrapped_method(method, args, kwargs)
+
+    Recording().init(jax.random.key(0), X, method="twice")
+    assert called == [("twice", False), ("__call__", True)]
 
 
 def test_a_match_that_fits_no_layer_is_refused_with_those_that_there_are() -> None:

@@ -117,3 +117,30 @@ def test_an_nnx_class_gives_moments_and_updates_its_variables(own_folder: Path) 
     assert "batch_moments" not in variables
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(variables))
     assert jnp.isfinite(moments.var).all()
+
+
+def test_flax_has_the_private_parts_of_the_bridge_that_nnx_models_build_on() -> None:
+    made, stored = [], []
+
+    class Recording(nnx.bridge.ToLinen):
+        @nn.nowrap
+        def put_variable(self, col: str, name: str, value: Any) -> None:
+            stored.append((col, name))
+            super().put_variable(col, name, value)
+
+        @property
+        def variables(self) -> Any:
+            return {"params": {"kernel": jnp.ones((784, 2)), "bias": jnp.ones(2)}}
+
+    def make(*args: Any, rngs: nnx.Rngs) -> nnx.Module:
+        made.append(args)
+        return nnx.Linear(*args, rngs=rngs)
+
+    model = Recording(nnx.Linear, (784, 2), metadata_fn=None)
+    # `frozen` replaces the class, which Linen reads in each call.
+    object.__setattr__(model, "nnx_class", make)
+    variables = model.init(KEY, X)
+    assert stored == [("params", "bias"), ("params", "kernel")]
+    y = model.apply(variables, X, nnx_method=lambda module, x: module(x))
+    np.testing.assert_allclose(y, X.sum(1, keepdims=True).repeat(2, 1) + 1, rtol=1e-3)
+    assert made == [(784, 2)] * 2

@@ -34,7 +34,9 @@ def next_loss_scale(old: LossScale, *, is_finite: Bool[Array, ""]) -> LossScale:
     """Returns the scale for the next step.
 
     It halves after a step that is not finite, down to 1, and doubles after 2,000 finite
-    steps, up to 2^24. The numbers are those of `flax.training.dynamic_scale`.
+    steps, up to 2^24. First scale, factors and number of steps are those of
+    `flax.training.dynamic_scale.DynamicScale`, which cannot be used itself: it changes
+    in each microbatch, and judges a step by its gradients alone.
     Source: Micikevicius et al. (2018), Mixed Precision Training, section 3.2.
 
     Args:
