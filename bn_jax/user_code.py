@@ -78,6 +78,24 @@ def load_object(name: str, *, module_dir: str | None, setting: str) -> Any:
         ) from error
 
 
+def folder_of_code(*names: str) -> str | None:
+    """Returns the folder from which the first of some objects was imported.
+
+    Installed packages are left out, because Python finds them in any case.
+
+    Args:
+        *names: Names in the configuration. Only those of loaded objects count.
+    """
+    for name in names:
+        module_name = name.partition(":")[0]
+        file = getattr(sys.modules.get(module_name), "__file__", None)
+        if is_object_name(name) and file and not file.startswith(_LIBRARIES):
+            path = Path(file).resolve()
+            inner = module_name.count(".") + (path.name == "__init__.py")
+            return str(path.parents[inner])
+    return None
+
+
 def describe_error(error: BaseException, *, in_file: str | None = None) -> str:
     """Returns type, message, file and line of an error in a user's code, in one line.
 

@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 
 from bn_jax.errors import UserError
-from bn_jax.user_code import describe_error, is_object_name, load_object
+from bn_jax.user_code import (
+    describe_error,
+    folder_of_code,
+    is_object_name,
+    load_object,
+)
 
 
 @pytest.fixture
@@ -58,6 +63,17 @@ def test_a_module_is_found_in_the_current_folder(
     (folder / "in_cwd" / "inner.py").write_text("answer = 43")
     monkeypatch.chdir(folder)
     assert load("in_cwd.inner:answer") == 43
+
+
+def test_the_folder_of_a_module_is_that_of_its_outermost_package(folder: Path) -> None:
+    (folder / "outer" / "inner").mkdir(parents=True)
+    (folder / "outer" / "inner" / "__init__.py").write_text("Net = 1")
+    (folder / "outer" / "data.py").write_text("Data = 1")
+    for name in ("outer.inner:Net", "outer.data:Data"):
+        load(name, folder)
+        assert folder_of_code("mlp", name) == str(folder)
+        assert folder_of_code("json:dumps", name) == str(folder)
+    assert folder_of_code("json:dumps", "mnist") is None
 
 
 def test_two_modules_of_one_name_are_refused(folder: Path) -> None:

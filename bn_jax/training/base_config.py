@@ -45,7 +45,8 @@ def base_config() -> Any:
     # Workdir of another run, whose parameters and statistics this run starts from.
     config.init_from = config_dict.placeholder(str)
     # Folder in which `package.module:name` is looked for, besides the current folder
-    # and Python's path. The command line sets it to the folder of the configuration.
+    # and Python's path. The command line sets it to the folder of the configuration,
+    # and a workdir records the folder in which the model or the data were found.
     config.module_dir = config_dict.placeholder(str)
 
     config.dataset = _dataset()

@@ -10,6 +10,7 @@ from bn_jax.errors import UserError
 from bn_jax.training.base_config import complete
 from bn_jax.training.group_size import Settings, with_group_size
 from bn_jax.training.step_schedule import Steps
+from bn_jax.user_code import folder_of_code
 from bn_jax.workdir.files import (
     check_workdir,
     claim_workdir,
@@ -95,6 +96,9 @@ def claim(
     is removed if a run of more steps would not have one, so that both runs have equal
     metrics. The old command still resumes the run if this function does not end.
 
+    `module_dir` becomes the folder in which the model, or else the data function, was
+    found, so that other commands find it from any folder.
+
     Args:
         workdir: Workdir of the run.
         settings: Configuration of the command, JSON-ready.
@@ -106,7 +110,8 @@ def claim(
         if old_num_steps not in evaluated:
             drop_metrics_after(workdir, old_num_steps - 1)
         logging.info("%s: continues after its %d steps.", workdir, old_num_steps)
-    claim_workdir(workdir, settings)
+    code = folder_of_code(settings["model"]["name"], settings["dataset"]["name"])
+    claim_workdir(workdir, {**settings, "module_dir": code or settings["module_dir"]})
 
 
 def _check_schedule(

@@ -1,5 +1,6 @@
 """Checks of a user's model before it is compiled."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from bn_jax.errors import UserError
 from bn_jax.training import own_model
 from bn_jax.training.build import describe_normalization
 from bn_jax.training.parts import build_init
+from bn_jax.training.resuming import claim
+from bn_jax.workdir.files import read_config
 
 
 @pytest.fixture(autouse=True)
@@ -161,6 +164,17 @@ def test_a_class_that_makes_its_norms_takes_frozen_and_no_name(idx_dir: Path) ->
     described = describe_normalization(frozen, parts_of(frozen))
     assert described == "running statistics, frozen (config.norm.frozen)"
     parts_of(own_config(idx_dir, "linen:Plain", norm__name=None, norm__sync=False))
+
+
+def test_the_workdir_records_the_folder_of_the_model(
+    own_folder: Path, idx_dir: Path, tmp_path: Path
+) -> None:
+    config = own_config(idx_dir, "linen:Plain", num_steps=10)
+    parts = parts_of(config)
+    settings = json.loads(config.to_json())
+    claim(tmp_path, settings, None, evaluated=parts.run.evaluated)
+    assert settings["module_dir"] is None
+    assert read_config(tmp_path)["module_dir"] == str(own_folder)
 
 
 def test_a_norm_that_a_class_makes_itself_is_not_described(idx_dir: Path) -> None:
