@@ -22,7 +22,7 @@ from bn_jax.models import make_model, make_norm
 from bn_jax.models.own import takes_norm
 from bn_jax.stats.accumulate import accumulate_batch_stats
 from bn_jax.training.distributed.parallel import Parallel
-from bn_jax.training.group_size import Settings, share_of_device, with_group_size
+from bn_jax.training.group_size import Settings, share_of_device
 from bn_jax.training.optim.freeze import (
     frozen_parameters,
     leave_alone,
@@ -78,7 +78,6 @@ def build_parts_for_data(data: Dataset, config: Settings, parallel: Parallel) ->
         UserError: If a setting is out of its range.
     """
     _check_batch(config, data, parallel)
-    config = with_group_size(config, share_of_device(config, parallel.num_devices))
     _check_norm(config)
     num_classes = _num_classes(config, data)
     schedule = make_schedule(
@@ -154,9 +153,6 @@ def build_train_step(config: Settings, parts: Parts) -> TrainStep:
         config: Configuration, as the files in `configs/` make it.
         parts: Parts that it describes.
     """
-    config = with_group_size(
-        config, share_of_device(config, parts.parallel.num_devices)
-    )
     return make_train_step(
         parts.mapped_model,
         parts.tx,
@@ -185,8 +181,7 @@ def describe_normalization(config: Settings, parts: Parts) -> str:
         return "none"
     num_devices = parts.parallel.num_devices
     share = share_of_device(config, num_devices)
-    norm = with_group_size(config, share).norm
-    size = norm.group_size or share_of_device(config, 1)
+    size = config.norm.group_size or share_of_device(config, 1)
     devices = f" on {num_devices} devices" if num_devices > 1 else ""
     if devices and size == share:
         devices = f", separately on each of {num_devices} devices"
@@ -253,8 +248,8 @@ def _with_frozen_parameters(config: Settings, parts: Parts) -> Parts:
 
 
 def _norm(config: Settings, axis_name: str | None) -> Callable[..., nn.Module] | None:
-    # Without sync, one device's share of a microbatch is a group. `group_size`, not the
-    # mapped axis, makes the groups, so that jit, shard_map and pmap agree.
+    # Without sync, the loop has set `group_size` to a device's share of a microbatch.
+    # That makes the groups, not the mapped axis: jit, shard_map and pmap agree.
     fields = {
         name: value
         for name, value in config.norm.items()

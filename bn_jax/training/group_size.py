@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+
 # A ConfigDict: type checkers do not know its settings.
 Settings = Any
 
@@ -24,6 +26,31 @@ def with_group_size(config: Settings, group_size: int) -> Settings:
     with config.unlocked():
         config.norm.group_size = group_size
     return config
+
+
+def with_groups_of_devices(config: Settings, num_devices: int) -> Settings:
+    """Returns the configuration of a run without `norm.sync` on a number of devices.
+
+    Each device's share of a microbatch shares its statistics.
+
+    Args:
+        config: Configuration, as the files in `configs/` make it.
+        num_devices: Number of devices that train.
+    """
+    return with_group_size(config, share_of_device(config, num_devices))
+
+
+def with_groups_of_the_run(config: Settings) -> Settings:
+    """Returns the saved configuration of a run, with the group size of its training.
+
+    A run of version 0.1 without `norm.sync` does not record its group size. It has
+    trained on `config.parallel.num_devices`, or on as many devices as there are here.
+
+    Args:
+        config: Configuration in the workdir.
+    """
+    num_devices = config.parallel.num_devices or jax.local_device_count()
+    return with_groups_of_devices(config, num_devices)
 
 
 def share_of_device(config: Settings, num_devices: int) -> int:

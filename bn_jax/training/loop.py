@@ -33,7 +33,7 @@ from bn_jax.training.distributed.processes import (
 )
 from bn_jax.training.distributed.same_settings import check_same_settings
 from bn_jax.training.giving_up import give_up
-from bn_jax.training.group_size import share_of_device, with_group_size
+from bn_jax.training.group_size import with_groups_of_devices
 from bn_jax.training.logs.first_lines import log_inputs, log_network
 from bn_jax.training.logs.profile import Profile
 from bn_jax.training.logs.reports import Pace, Reports, TooManyNonfiniteStepsError
@@ -113,9 +113,7 @@ def train(
         with errors_in_all_processes():
             check_config(config)
             parallel = make_parallel(**settings["parallel"], devices=devices)
-            config = with_group_size(
-                config, share_of_device(config, parallel.num_devices)
-            )
+            config = with_groups_of_devices(config, parallel.num_devices)
             settings = json.loads(config.to_json())
             other_run = find_other_run(settings["init_from"], workdir)
             parts = build_parts(config, parallel)

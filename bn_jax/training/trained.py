@@ -14,6 +14,7 @@ from bn_jax.training.build import Settings, build_model
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
 from bn_jax.training.checkpoints.saved import Saved
 from bn_jax.training.config_files import saved_config
+from bn_jax.training.group_size import with_groups_of_the_run
 
 
 class Trained(NamedTuple):
@@ -79,7 +80,7 @@ def load(workdir: Path | str, step: int | None = None) -> Trained:
         UserError: If there is no run or no such checkpoint, or the model is not found.
     """
     workdir = Path(workdir)
-    config = saved_config(workdir)
+    config = with_groups_of_the_run(saved_config(workdir))
     saved = _read(workdir / "checkpoints", step, keep=config.checkpoint.keep)
     if saved is None:
         raise UserError(f"workdir {workdir}: holds no checkpoint yet; train first.")

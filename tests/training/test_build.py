@@ -7,7 +7,7 @@ import chex
 import jax
 import numpy as np
 import pytest
-from training.tiny_runs import initial_state, parts_of, tiny_config
+from training.tiny_runs import grouped, initial_state, parts_of, tiny_config
 
 from bn_jax.data.batching import batch_indices
 from bn_jax.data.idx import load_idx_folder
@@ -66,7 +66,7 @@ def test_each_step_gets_its_examples_in_microbatches(
 def test_what_shares_statistics_is_said_in_words(
     idx_dir: Path, settings: dict, expected: str
 ) -> None:
-    config = tiny_config(idx_dir, batch_size=24, **settings)
+    config = grouped(tiny_config(idx_dir, batch_size=24, **settings))
     assert describe_normalization(config, parts_of(config)) == expected
 
 
@@ -79,7 +79,7 @@ def test_a_network_without_norms_says_so(idx_dir: Path) -> None:
 def test_frozen_norms_say_that_no_batch_counts(idx_dir: Path) -> None:
     config = tiny_config(idx_dir, norm__frozen=True)
     description = describe_normalization(config, parts_of(config))
-    assert description == "none; running statistics (config.norm.frozen)"
+    assert description == "running statistics, frozen (config.norm.frozen)"
 
 
 def test_a_network_of_fewer_classes_than_the_data_is_refused(idx_dir: Path) -> None:

@@ -3,9 +3,12 @@
 import json
 import shutil
 import tarfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
 from bn_jax.training import load
@@ -52,6 +55,26 @@ def test_a_run_is_loaded_with_the_classes_of_its_data(workdir: Path) -> None:
     assert (trained.step, trained.num_classes) == (8, 10)
     assert trained.averaged_variables is not None
     assert load(workdir, step=4).step == 4
+
+
+def test_a_run_without_sync_is_loaded_with_the_groups_of_its_devices(
+    workdir: Path,
+) -> None:
+    path = workdir / "config.json"
+    config = json.loads(path.read_text())
+    config["norm"]["sync"] = False
+    config["parallel"]["num_devices"] = 2
+    path.write_text(json.dumps(config))
+    trained = load(workdir)
+    assert trained.config.norm.group_size == config["batch_size"] // 2
+    # The first group does not see what is in the second.
+    apply = jax.jit(partial(trained.model.apply, train=True, mutable=True))
+    images = np.ones((config["batch_size"], 28, 28, 1), np.float32)
+    images[::2] = 0
+    scores, _ = apply(trained.variables, images)
+    images[len(images) // 2 :] = 0
+    others, _ = apply(trained.variables, images)
+    np.testing.assert_array_equal(*(x[: len(x) // 2] for x in (scores, others)))
 
 
 def test_a_run_resumes_from_its_checkpoint(workdir: Path) -> None:

@@ -17,6 +17,7 @@ from bn_jax.training.build import build_parts, build_train_step
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
 from bn_jax.training.config_files import load_config
 from bn_jax.training.distributed.parallel import make_parallel
+from bn_jax.training.group_size import with_groups_of_devices
 from bn_jax.training.logs.writer import MetricsWriter
 from bn_jax.training.loop import train
 from bn_jax.training.parts import Parts, build_initial_state
@@ -109,16 +110,22 @@ def with_settings(run: Complete, folder: Path, **settings: Any) -> Path:
     return folder
 
 
+def grouped(config: ConfigDict) -> ConfigDict:
+    """The configuration with the groups of its devices, as the loop builds from it."""
+    num_devices = make_parallel(**config.parallel).num_devices
+    return with_groups_of_devices(config, num_devices)
+
+
 def parts_of(config: ConfigDict) -> Parts:
     """Returns the parts of a run, as its configuration describes them."""
-    return build_parts(config, make_parallel(**config.parallel))
+    return build_parts(grouped(config), make_parallel(**config.parallel))
 
 
 def compile_tiny_run(config: ConfigDict, data: Dataset | None = None) -> Run:
     """Returns the compiled run of a configuration, on other data if they are given."""
     parts = parts_of(config)
     parts = parts if data is None else parts._replace(data=data)
-    return compile_run(parts, build_train_step(config, parts))
+    return compile_run(parts, build_train_step(grouped(config), parts))
 
 
 def initial_state(config: ConfigDict) -> TrainState:

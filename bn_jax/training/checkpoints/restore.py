@@ -5,8 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import jax
-
 from bn_jax.errors import UserError
 from bn_jax.training.base_config import complete
 from bn_jax.training.build import (
@@ -16,7 +14,7 @@ from bn_jax.training.build import (
 from bn_jax.training.checkpoints.checkpoint import Checkpoints
 from bn_jax.training.checkpoints.same_tree import CheckpointMismatchError
 from bn_jax.training.distributed.parallel import Parallel, make_local_parallel
-from bn_jax.training.group_size import share_of_device, with_group_size
+from bn_jax.training.group_size import share_of_device, with_groups_of_the_run
 from bn_jax.training.parts import Parts, build_init
 from bn_jax.training.step.state import TrainState
 from bn_jax.workdir.files import read_config
@@ -58,9 +56,7 @@ def restore(
     with config.unlocked():
         if by_batch:
             config.norm.update(sync=True, group_size=None)
-    # A run of version 0.1 without `norm.sync` does not record its group size.
-    trained_on = config.parallel.num_devices or jax.local_device_count()
-    config = with_group_size(config, share_of_device(config, trained_on))
+    config = with_groups_of_the_run(config)
     parts = build_parts(config, parallel)
     like = build_init(parts).shapes
     folder = workdir / "checkpoints"

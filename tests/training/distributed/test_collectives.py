@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import pytest
-from training.tiny_runs import parts_of, tiny_config
+from training.tiny_runs import grouped, parts_of, tiny_config
 
 from benchmarks.hlo import count_collectives, summed_dtypes
 from bn_jax.training.build import build_train_step
@@ -30,7 +30,7 @@ def lowered(idx_dir: Path, mode: str, *, num_layers: int = 1, **settings: Any) -
         **settings,
     )
     parts = parts_of(config)
-    chunk = make_train_stretch(build_train_step(config, parts))
+    chunk = make_train_stretch(build_train_step(grouped(config), parts))
     return jax.jit(compile_stretch(parts.parallel, chunk)).lower(
         build_initial_state(parts), read_batches(parts, 0, 3)
     )

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from training.tiny_runs import parts_of, tiny_config
+from training.tiny_runs import grouped, parts_of, tiny_config
 
 from bn_jax.errors import UserError
 from bn_jax.training.build import build_train_step
@@ -56,7 +56,7 @@ class Stretch(NamedTuple):
 
 def stretch(config: ConfigDict, *, num_steps: int) -> Stretch:
     parts = parts_of(config)
-    step = build_train_step(config, parts)
+    step = build_train_step(grouped(config), parts)
     steps = compile_stretch(
         parts.parallel, lambda state, batches: jax.lax.scan(step, state, batches)
     )
