@@ -6,13 +6,13 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from bn_jax.data.dataset import ArrayDataset
+from bn_jax.data.dataset import ArraySplit, Dataset
 from bn_jax.training.parts import Parts
 
 _NUM_CLASSES = 1000
 
 
-def dataset_of(images: np.ndarray) -> ArrayDataset:
+def dataset_of(images: np.ndarray) -> Dataset[ArraySplit]:
     """Returns a dataset of the images, labeled with as many classes as ImageNet has.
 
     The images are used for both training and test.
@@ -21,7 +21,8 @@ def dataset_of(images: np.ndarray) -> ArrayDataset:
         images: uint8 pixels, `(images, height, width, 3)`.
     """
     labels = np.arange(len(images), dtype=np.int32) % _NUM_CLASSES
-    return ArrayDataset("made up", images, labels, images, labels, _NUM_CLASSES)
+    split = ArraySplit(images, labels)
+    return Dataset("made up", _NUM_CLASSES, train=split, test=split)
 
 
 def with_flax(config: Any, parts: Parts) -> Parts:

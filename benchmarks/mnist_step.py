@@ -230,15 +230,15 @@ def _jax_block(arm: str, steps: int) -> tuple[Callable[[], None], dict[str, str]
         return jax.lax.scan(take_and_train, state, indices)
 
     state = init_state(
-        model, tx, key=jax.random.key(0), example=preprocess(data.train_images[:1])
+        model, tx, key=jax.random.key(0), example=preprocess(data.train.images[:1])
     )
-    examples = Examples(jnp.asarray(data.train_images), jnp.asarray(data.train_labels))
+    examples = Examples(jnp.asarray(data.train.images), jnp.asarray(data.train.labels))
     done = 0
 
     def run() -> None:
         nonlocal state, done
         indices = batch_indices(
-            len(data.train_labels),
+            len(data.train.labels),
             _BATCH_SIZE,
             seed=0,
             first_step=done,
@@ -266,8 +266,8 @@ def _torch_block(
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     data = load_dataset("mnist")
-    images = torch.from_numpy(data.train_images.reshape(-1, 784).copy())
-    labels = torch.from_numpy(data.train_labels.astype(np.int64))
+    images = torch.from_numpy(data.train.images.reshape(-1, 784).copy())
+    labels = torch.from_numpy(data.train.labels.astype(np.int64))
     layers: list[torch.nn.Module] = []
     for inputs in (784, 100, 100):
         layers.append(torch.nn.Linear(inputs, 100, bias=arm == "baseline"))

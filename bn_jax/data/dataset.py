@@ -1,9 +1,9 @@
-"""Protocols of a data set and its splits, and data sets in memory."""
+"""Data sets and their splits, of which some are in memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from absl import logging
@@ -102,103 +102,26 @@ class ArraySplit:
         )
 
 
-class Dataset(Protocol):
-    """Images and labels for training, validation and testing."""
-
-    @property
-    def name(self) -> str:
-        """Name of the data set in logs and results."""
-        ...
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        ...
-
-    @property
-    def train(self) -> Split:
-        """Split for training."""
-        ...
-
-    @property
-    def test(self) -> Split:
-        """Split for testing."""
-        ...
-
-    @property
-    def validation(self) -> Split | None:
-        """Split for evaluations during training; None if the test split is used."""
-        ...
+S = TypeVar("S", bound=Split)
 
 
-class StreamedDataset(NamedTuple):
-    """A `Dataset` whose splits read an image from disk when a caller needs it."""
-
-    name: str
-    num_classes: int
-    train: Split
-    test: Split
-    validation: Split | None = None
-
-
-class ArrayDataset(NamedTuple):
-    """A `Dataset` whose images and labels are in memory.
+class Dataset(NamedTuple, Generic[S]):
+    """Images and labels for training, validation and testing.
 
     Attributes:
         name: Name of the data set in logs and results.
-        train_images: uint8 pixels, `(examples, height, width, channels)`, or numbers of
-            any other shape and dtype.
-        train_labels: int32 classes from 0, `(examples,)`.
-        test_images: Images like those for training.
-        test_labels: int32 classes from 0, `(examples,)`.
         num_classes: Number of classes.
-        validation: Split for evaluations during training, if there is one.
+        train: Split for training.
+        test: Split for testing.
+        validation: Split for evaluations during training; None if the test split is
+            used.
     """
 
     name: str
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
     num_classes: int
-    validation: ArraySplit | None = None
-
-    @property
-    def train(self) -> ArraySplit:
-        """Split for training."""
-        return ArraySplit(self.train_images, self.train_labels)
-
-    @property
-    def test(self) -> ArraySplit:
-        """Split for testing."""
-        return ArraySplit(self.test_images, self.test_labels)
-
-
-def join_splits(
-    name: str, num_classes: int, splits: Mapping[str, ArraySplit]
-) -> ArrayDataset:
-    """Returns the data set of some splits after a check that they fit together.
-
-    Args:
-        name: Name of the data set.
-        num_classes: Number of classes.
-        splits: The splits "train", "test" and, if there is one, "validation".
-
-    Raises:
-        UserError: As `check_dataset` does.
-    """
-    train, test = splits["train"], splits["test"]
-    return check_dataset(
-        ArrayDataset(
-            name,
-            train_images=train.images,
-            train_labels=train.labels,
-            test_images=test.images,
-            test_labels=test.labels,
-            num_classes=num_classes,
-            validation=splits.get("validation"),
-        )
-    )
+    train: S
+    test: S
+    validation: S | None = None
 
 
 def evaluated_split(data: Dataset) -> tuple[str, Split]:
@@ -235,45 +158,64 @@ def count_classes(name: str, labels: np.ndarray) -> int:
     return num_classes
 
 
-def check_dataset(dataset: ArrayDataset) -> ArrayDataset:
+def check_dataset(dataset: Dataset[ArraySplit]) -> Dataset[ArraySplit]:
     """Returns the data set after a check that its arrays fit together.
 
     Raises:
         UserError: If a split is empty, the numbers of its images and labels differ, the
             images of two splits differ in shape or dtype, or a label is not a class.
     """
-    splits = {"training": dataset.train, "test": dataset.test}
+    splits = {"train": dataset.train, "test": dataset.test}
     if dataset.validation is not None:
         splits["validation"] = dataset.validation
     for name, split in splits.items():
-        _check_split(dataset, name, split)
+        where, labels = f"{dataset.name}: split {name!r}", split.labels
+        check_sizes(where, len(split.images), len(labels))
+        if labels.min() < 0 or labels.max() >= dataset.num_classes:
+            raise UserError(
+                f"{where}: labels must be from 0 to {dataset.num_classes - 1}, but are "
+                f"from {labels.min()} to {labels.max()}. Is it a split without labels?"
+            )
+    first_images = {name: split.images[0] for name, split in splits.items()}
+    check_same_shape(dataset.name, first_images)
     return dataset
 
 
-def _check_split(dataset: ArrayDataset, name: str, split: ArraySplit) -> None:
-    images, labels = split.images, split.labels
-    if len(images) == 0:
+def check_sizes(where: str, num_images: int, num_labels: int) -> None:
+    """Checks that a split has images, and one label for each.
+
+    Args:
+        where: Data set and split, for errors.
+        num_images: Number of images.
+        num_labels: Number of labels.
+
+    Raises:
+        UserError: If there are no images, or the numbers differ.
+    """
+    if num_images != num_labels:
         raise UserError(
-            f"{dataset.name}: the {name} split contains no images. Are its files "
-            "complete?"
+            f"{where} must have one label for each image, but has {num_images} images "
+            f"and {num_labels} labels. Do they belong together?"
         )
-    if len(images) != len(labels):
-        raise UserError(
-            f"{dataset.name}: the {name} split must contain one label for each image, "
-            f"but contains {len(images)} images and {len(labels)} labels. Do they "
-            "belong together, and are they complete?"
-        )
-    if labels.min() < 0 or labels.max() >= dataset.num_classes:
-        raise UserError(
-            f"{dataset.name}: the labels of the {name} split must be from 0 to "
-            f"{dataset.num_classes - 1}, but are from {labels.min()} to {labels.max()}."
-            " Is it a split without labels?"
-        )
-    train = dataset.train_images
-    if (images.shape[1:], images.dtype) != (train.shape[1:], train.dtype):
-        raise UserError(
-            f"{dataset.name}: all images must have one shape and dtype, but training "
-            f"images have the shape {train.shape[1:]} ({train.dtype}) and {name} "
-            f"images have the shape {images.shape[1:]} ({images.dtype}). Do they belong"
-            " together?"
-        )
+    if num_images == 0:
+        raise UserError(f"{where} contains no images. Is it complete?")
+
+
+def check_same_shape(name: str, images: Mapping[str, np.ndarray]) -> None:
+    """Checks that the images of all splits have one shape and dtype.
+
+    Args:
+        name: Name of the data set, for errors.
+        images: An image of each split, among them "train".
+
+    Raises:
+        UserError: If two differ.
+    """
+    first = images["train"]
+    for split, image in images.items():
+        if (image.shape, image.dtype) != (first.shape, first.dtype):
+            raise UserError(
+                f"{name}: images of all splits must have one shape and dtype, but those"
+                f" of 'train' have {first.shape} ({first.dtype}) and those of {split!r}"
+                f" have {image.shape} ({image.dtype}). Do they belong together?"
+            )

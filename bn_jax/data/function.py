@@ -12,7 +12,8 @@ from bn_jax.data.dataset import (
     ArraySplit,
     Dataset,
     Split,
-    StreamedDataset,
+    check_same_shape,
+    check_sizes,
     count_classes,
 )
 from bn_jax.data.objects import ObjectSplit, Pairs, read_example
@@ -61,15 +62,8 @@ def load_function(
         for split, value in returned.items()
     }
     num_classes = _num_classes(name, list(sources.values()), given_classes)
-    first = sources["train"].first_image
-    for split, source in sources.items():
-        image = source.first_image
-        if (image.shape, image.dtype) != (first.shape, first.dtype):
-            raise UserError(
-                f"{name}: images of all splits must have one shape and dtype, but those"
-                f" of 'train' have {first.shape} ({first.dtype}) and those of {split!r}"
-                f" have {image.shape} ({image.dtype})."
-            )
+    first_images = {split: source.first_image for split, source in sources.items()}
+    check_same_shape(name, first_images)
 
     def split_of(slices: Sequence[Slice]) -> Split:
         parts = [(sources[one.split], one.examples) for one in slices]
@@ -81,14 +75,14 @@ def load_function(
         return ObjectSplit(
             Joined([(source.examples, indices) for source, indices in parts]),
             where=f"{name}: split {'+'.join(one.split for one in slices)!r}",
-            like=first,
+            like=first_images["train"],
             num_classes=num_classes,
             num_threads=num_threads or 1,
         )
 
     sizes = {split: len(source.examples) for split, source in sources.items()}
     chosen = chosen_slices(name, sizes, splits)
-    return StreamedDataset(
+    return Dataset(
         name,
         num_classes,
         **{use: split_of(slices) for use, slices in chosen.items()},
@@ -147,10 +141,10 @@ def _source(where: str, value: Any) -> _Source:
         )
     if len(parts) == 1:
         pairs: Any = value
-        _check_sizes(where, len(pairs), len(pairs))
+        check_sizes(where, len(pairs), len(pairs))
         return _Source(pairs, None, None, read_example(pairs, 0, where=where).image)
     images, labels = parts
-    _check_sizes(where, len(images), len(labels))
+    check_sizes(where, len(images), len(labels))
     labels = _checked_labels(where, labels)
     examples = Pairs(images, labels)
     first = read_example(examples, 0, where=where).image
@@ -165,16 +159,6 @@ def _source(where: str, value: Any) -> _Source:
 def _is_sequence(value: Any) -> bool:
     is_other = isinstance(value, str | bytes | Mapping)
     return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not is_other
-
-
-def _check_sizes(where: str, num_images: int, num_labels: int) -> None:
-    if num_images != num_labels:
-        raise UserError(
-            f"{where} must have one label for each image, but has {num_images} images "
-            f"and {num_labels} labels."
-        )
-    if num_images == 0:
-        raise UserError(f"{where} contains no images.")
 
 
 def _checked_labels(where: str, labels: Any) -> np.ndarray:

@@ -12,7 +12,8 @@ import numpy as np
 
 from bn_jax.data.dataset import (
     MAX_BYTES_IN_MEMORY,
-    ArrayDataset,
+    ArraySplit,
+    Dataset,
     check_dataset,
     count_classes,
 )
@@ -51,7 +52,7 @@ def read_idx(path: Path) -> np.ndarray:
         ) from error
 
 
-def load_idx_folder(folder: Path) -> ArrayDataset:
+def load_idx_folder(folder: Path) -> Dataset[ArraySplit]:
     """Returns the MNIST-like data set of the four IDX files in a folder.
 
     The number of classes is 1 plus the highest label of both splits.
@@ -70,7 +71,7 @@ def load_idx_folder(folder: Path) -> ArrayDataset:
         raise UserError(
             f"idx_dir: there is no folder {folder}. Set config.dataset.idx_dir."
         )
-    arrays = []
+    splits = []
     for prefix in ("train", "t10k"):
         images = read_idx(_find(folder, f"{prefix}-images", "idx3-ubyte"))
         labels = read_idx(_find(folder, f"{prefix}-labels", "idx1-ubyte"))
@@ -85,10 +86,12 @@ def load_idx_folder(folder: Path) -> ArrayDataset:
                 f"{folder}: {prefix}-labels must contain one number for each label, "
                 f"but has the shape {labels.shape}. Is it a file of images?"
             )
-        arrays += [images[..., np.newaxis], labels.astype(np.int32)]
-    num_classes = count_classes(str(folder), np.concatenate(arrays[1::2]))
+        splits.append(ArraySplit(images[..., np.newaxis], labels.astype(np.int32)))
+    num_classes = count_classes(
+        str(folder), np.concatenate([split.labels for split in splits])
+    )
     name = folder.resolve().name
-    return check_dataset(ArrayDataset(name, *arrays, num_classes=num_classes))
+    return check_dataset(Dataset(name, num_classes, *splits))
 
 
 def _find(folder: Path, stem: str, ending: str) -> Path:

@@ -74,7 +74,7 @@ def load_dataset(
         return load_image_folder(folder, splits=splits, settings=settings)
     if idx_dir is not None:
         data = load_idx_folder(Path(idx_dir).expanduser())
-        height, width = data.train_images.shape[1:3]
+        height, width = data.train.images.shape[1:3]
         settings.check_unset(f"these are all {height}x{width}")
         return choose_splits(data, splits)
     if name == "mnist" and data_dir is None:

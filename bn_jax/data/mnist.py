@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from bn_jax.data.dataset import ArrayDataset
+from bn_jax.data.dataset import ArraySplit, Dataset
 from bn_jax.data.idx import load_idx_folder
 from bn_jax.errors import UserError
 
@@ -30,7 +30,7 @@ def embedded_mnist_folder() -> Path:
     return Path(__file__).with_name("mnist")
 
 
-def load_mnist(folder: Path | None = None) -> ArrayDataset:
+def load_mnist(folder: Path | None = None) -> Dataset[ArraySplit]:
     """Returns MNIST: 60,000 training and 10,000 test images of handwritten digits.
 
     Source: LeCun, Cortes & Burges (1998); see NOTICE.md beside the files.

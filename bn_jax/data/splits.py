@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from bn_jax.data.dataset import ArrayDataset, ArraySplit, join_splits
+from bn_jax.data.dataset import ArraySplit, Dataset
 from bn_jax.errors import UserError
 
 
@@ -71,7 +71,7 @@ class Joined(Sequence[Any]):
         return sequence[indices[index - int(self._ends[place])]]
 
 
-def choose_splits(data: ArrayDataset, names: SplitNames) -> ArrayDataset:
+def choose_splits(data: Dataset[ArraySplit], names: SplitNames) -> Dataset[ArraySplit]:
     """Returns the data set with other splits.
 
     Args:
@@ -82,8 +82,9 @@ def choose_splits(data: ArrayDataset, names: SplitNames) -> ArrayDataset:
         UserError: If a split does not have the notation, or contains no images.
 
     >>> images, labels = np.zeros((5, 28, 28, 1), np.uint8), np.arange(5)
-    >>> data = ArrayDataset("five", images, labels, images[:1], labels[:1], 10)
-    >>> choose_splits(data, SplitNames("train[:-2]", "train[-2:]")).test_labels
+    >>> five = ArraySplit(images, labels)
+    >>> data = Dataset("five", num_classes=10, train=five, test=five)
+    >>> choose_splits(data, SplitNames("train[:-2]", "train[-2:]")).test.labels
     array([3, 4])
     """
     splits = {"train": data.train, "test": data.test}
@@ -94,7 +95,7 @@ def choose_splits(data: ArrayDataset, names: SplitNames) -> ArrayDataset:
         use: join_arrays([(splits[one.split], one.examples) for one in slices])
         for use, slices in chosen_slices(data.name, sizes, names).items()
     }
-    return join_splits(data.name, data.num_classes, chosen)
+    return Dataset(data.name, data.num_classes, **chosen)
 
 
 def chosen_slices(

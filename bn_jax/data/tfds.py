@@ -11,8 +11,7 @@ from bn_jax.data.dataset import (
     MAX_BYTES_IN_MEMORY,
     ArraySplit,
     Dataset,
-    StreamedDataset,
-    join_splits,
+    check_dataset,
 )
 from bn_jax.data.imagenet.cropped import CroppedSplit, ImageSettings
 from bn_jax.data.imagenet.records import RecordSource
@@ -73,7 +72,7 @@ def load_tfds(
             )
             for setting, split in chosen.items()
         }
-        return StreamedDataset(name, num_classes, **streamed)
+        return Dataset(name, num_classes, **streamed)
     settings.check_unset(f"the images of {name} are all {shape[0]}x{shape[1]}")
     in_memory = {
         setting.removesuffix("_split"): _read_split(
@@ -81,7 +80,7 @@ def load_tfds(
         )
         for setting, split in chosen.items()
     }
-    return join_splits(name, num_classes, in_memory)
+    return check_dataset(Dataset(name, num_classes, **in_memory))
 
 
 def prepared_builder(name: str, data_dir: str | None) -> Any:

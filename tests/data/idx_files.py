@@ -3,8 +3,11 @@
 import gzip
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from bn_jax.data.dataset import ArraySplit, Dataset
 
 
 def idx_bytes(array: np.ndarray, *, magic: bytes = b"\0\0\x08") -> bytes:
@@ -43,3 +46,8 @@ def write_idx_folder(
         write_idx(folder / f"{prefix}-images-idx3-ubyte{suffix}", images)
         write_idx(folder / f"{prefix}-labels-idx1-ubyte{suffix}", labels)
     return folder
+
+
+def contents(data: Dataset[ArraySplit]) -> list[Any]:
+    """All that a data set holds, for `np.testing.assert_equal`."""
+    return [data.name, data.num_classes, vars(data.train), vars(data.test)]

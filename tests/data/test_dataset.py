@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 from data.hostile_files import MiB, at_most
 
-from bn_jax.data import ArrayDataset
 from bn_jax.data.dataset import (
     ArraySplit,
+    Dataset,
     check_dataset,
     count_classes,
     evaluated_split,
 )
 from bn_jax.errors import UserError
 
-GOOD = ArrayDataset(
+IMAGES = np.zeros((3, 2, 2, 1), np.uint8)
+LABELS = np.array([0, 1, 2], np.int32)
+GOOD = Dataset(
     name="squares",
-    train_images=np.zeros((3, 2, 2, 1), np.uint8),
-    train_labels=np.array([0, 1, 2], np.int32),
-    test_images=np.zeros((2, 2, 2, 1), np.uint8),
-    test_labels=np.array([2, 0], np.int32),
     num_classes=3,
+    train=ArraySplit(IMAGES, LABELS),
+    test=ArraySplit(IMAGES[:2], LABELS[:2]),
 )
 
 
@@ -29,31 +29,21 @@ def test_a_good_data_set_comes_back_as_it_is() -> None:
     assert check_dataset(GOOD) is GOOD
 
 
-@pytest.mark.parametrize("split", ["training", "test"])
-def test_a_split_without_images_is_refused(split: str) -> None:
-    prefix = split.removesuffix("ing")
-    arrays = {
-        f"{prefix}_images": np.zeros((0, 2, 2, 1), np.uint8),
-        f"{prefix}_labels": np.zeros(0, np.int32),
-    }
-    with pytest.raises(
-        UserError, match=f"squares: the {split} split contains no images"
-    ):
-        check_dataset(GOOD._replace(**arrays))
-
-
-def test_a_label_too_many_is_refused() -> None:
-    bad = GOOD._replace(test_labels=np.zeros(3, np.int32))
-    with pytest.raises(UserError, match=r"test split .* 2 images and 3 labels"):
-        check_dataset(bad)
-
-
-@pytest.mark.parametrize(("label", "range"), [(-1, "-1 to 2"), (3, "0 to 3")])
-def test_a_label_that_is_no_class_is_refused(label: int, range: str) -> None:
-    bad = GOOD._replace(train_labels=np.array([label, 0, 2], np.int32))
-    with pytest.raises(
-        UserError, match=f"training .* from 0 to 2, but are from {range}"
-    ):
+@pytest.mark.parametrize("split", ["train", "test", "validation"])
+@pytest.mark.parametrize(
+    ("images", "labels", "expected"),
+    [
+        (IMAGES[:0], LABELS[:0], "contains no images"),
+        (IMAGES[:2], LABELS, "has 2 images and 3 labels"),
+        (IMAGES, LABELS - 1, "must be from 0 to 2, but are from -1 to 1"),
+        (IMAGES, LABELS + 1, "must be from 0 to 2, but are from 1 to 3"),
+    ],
+)
+def test_a_split_that_is_not_complete_is_refused(
+    split: str, images: np.ndarray, labels: np.ndarray, expected: str
+) -> None:
+    bad = GOOD._replace(**{split: ArraySplit(images, labels)})
+    with pytest.raises(UserError, match=f"squares: split '{split}'.* {expected}"):
         check_dataset(bad)
 
 
@@ -62,19 +52,19 @@ def test_images_of_one_size_have_no_crops() -> None:
         GOOD.test.all_crops()
 
 
-def test_splits_of_different_image_sizes_are_refused() -> None:
-    bad = GOOD._replace(test_images=np.zeros((2, 2, 3, 1), np.uint8))
-    with pytest.raises(UserError, match=r"\(2, 2, 1\) .*and test images .*\(2, 3, 1\)"):
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_splits_of_different_image_sizes_are_refused(split: str) -> None:
+    wide = np.zeros((2, 2, 3, 1), np.uint8)
+    bad = GOOD._replace(**{split: ArraySplit(wide, LABELS[:2])})
+    expected = rf"\(2, 2, 1\) \(uint8\) and those of '{split}' have \(2, 3, 1\)"
+    with pytest.raises(UserError, match=expected):
         check_dataset(bad)
 
 
-def test_the_validation_split_is_checked_and_evaluated_if_there_is_one() -> None:
+def test_the_validation_split_is_evaluated_if_there_is_one() -> None:
     assert evaluated_split(GOOD) == ("test", GOOD.test)
-    with_split = GOOD._replace(validation=GOOD.test)
-    assert evaluated_split(with_split) == ("validation", GOOD.test)
-    bad = GOOD._replace(validation=ArraySplit(GOOD.test_images, np.array([0, 3])))
-    with pytest.raises(UserError, match=r"labels of the validation .* from 0 to 3"):
-        check_dataset(bad)
+    with_split = GOOD._replace(validation=GOOD.train)
+    assert evaluated_split(with_split) == ("validation", GOOD.train)
 
 
 def test_arrays_that_are_too_large_for_the_memory_are_read_step_by_step() -> None:

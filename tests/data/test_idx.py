@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data.hostile_files import MiB, at_most, zipped_zeros
-from data.idx_files import idx_bytes, write_idx, write_idx_folder
+from data.idx_files import contents, idx_bytes, write_idx, write_idx_folder
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -133,20 +133,20 @@ def test_a_folder_gives_images_with_a_channel_and_labels_as_classes(
     write_idx_folder(folder, num_train=12, num_test=5, suffix=suffix)
     data = load_idx_folder(folder)
     assert (data.name, data.num_classes) == ("letters", 10)
-    assert data.train_images.shape == (12, 28, 28, 1)
-    assert data.test_images.shape == (5, 28, 28, 1)
-    assert data.train_images.dtype == np.uint8
-    assert data.test_labels.dtype == np.int32
+    assert data.train.images.shape == (12, 28, 28, 1)
+    assert data.test.images.shape == (5, 28, 28, 1)
+    assert data.train.images.dtype == np.uint8
+    assert data.test.labels.dtype == np.int32
     # Brightness tells the class of these images.
-    brightest = data.train_images[..., 0].mean(axis=2).argmax(axis=1)
-    np.testing.assert_array_equal(brightest // 2, data.train_labels)
+    brightest = data.train.images[..., 0].mean(axis=2).argmax(axis=1)
+    np.testing.assert_array_equal(brightest // 2, data.train.labels)
 
 
 def test_names_with_a_dot_before_idx_are_found(folder: Path) -> None:
     expected = load_idx_folder(folder)
     for path in list(folder.iterdir()):
         path.rename(path.with_name(path.name.replace("-idx", ".idx")))
-    np.testing.assert_equal(load_idx_folder(folder), expected)
+    np.testing.assert_equal(contents(load_idx_folder(folder)), contents(expected))
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_file_that_is_missing_from_a_folder_is_named(
 
 def test_more_images_than_labels_are_refused(folder: Path) -> None:
     write_idx(folder / "train-labels-idx1-ubyte", np.zeros(11))
-    with pytest.raises(UserError, match=r"training split .* 12 images and 11 labels"):
+    with pytest.raises(UserError, match=r"split 'train' .* 12 images and 11 labels"):
         load_idx_folder(folder)
 
 
@@ -175,7 +175,7 @@ def test_images_may_have_any_size(folder: Path) -> None:
     for prefix, number in (("train", 12), ("t10k", 5)):
         images = np.arange(number * 5 * 7).reshape(number, 5, 7) % 256
         write_idx(folder / f"{prefix}-images-idx3-ubyte", images)
-    assert load_idx_folder(folder).train_images.shape == (12, 5, 7, 1)
+    assert load_idx_folder(folder).train.images.shape == (12, 5, 7, 1)
 
 
 def test_splits_of_two_sizes_are_refused(folder: Path) -> None:
@@ -220,7 +220,7 @@ def test_the_highest_label_of_both_files_says_how_many_classes_there_are(
 def test_a_set_without_images_is_refused(folder: Path) -> None:
     write_idx(folder / "train-images-idx3-ubyte", np.zeros((0, 28, 28)))
     write_idx(folder / "train-labels-idx1-ubyte", np.zeros(0))
-    with pytest.raises(UserError, match="the training split contains no images"):
+    with pytest.raises(UserError, match="split 'train' contains no images"):
         load_idx_folder(folder)
 
 

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from bn_jax.data.dataset import ArrayDataset
+from bn_jax.data.dataset import ArraySplit, Dataset
 from bn_jax.data.splits import SplitNames, choose_splits
 from bn_jax.errors import UserError
 
@@ -16,7 +16,12 @@ def image_of(labels: np.ndarray) -> np.ndarray:
     return np.broadcast_to(labels[:, None, None, None], (len(labels), 2, 2, 1))
 
 
-DATA = ArrayDataset("ten", image_of(TRAIN), TRAIN, image_of(TEST), TEST, 10)
+DATA = Dataset(
+    "ten",
+    num_classes=10,
+    train=ArraySplit(image_of(TRAIN), TRAIN),
+    test=ArraySplit(image_of(TEST), TEST),
+)
 
 
 @pytest.mark.parametrize(
@@ -32,9 +37,9 @@ DATA = ArrayDataset("ten", image_of(TRAIN), TRAIN, image_of(TEST), TEST, 10)
 )
 def test_a_part_holds_the_examples_of_its_name(name: str, labels: list[int]) -> None:
     data = choose_splits(DATA, SplitNames(name, "test[:1]"))
-    np.testing.assert_array_equal(data.train_labels, labels)
-    np.testing.assert_array_equal(data.train_images, image_of(np.asarray(labels)))
-    np.testing.assert_array_equal(data.test_labels, [0])
+    np.testing.assert_array_equal(data.train.labels, labels)
+    np.testing.assert_array_equal(data.train.images, image_of(np.asarray(labels)))
+    np.testing.assert_array_equal(data.test.labels, [0])
     assert (data.name, data.num_classes) == ("ten", 10)
 
 

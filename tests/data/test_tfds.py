@@ -73,10 +73,10 @@ def test_a_small_set_comes_back_as_it_was_prepared(tiny: str) -> None:
     data = load_dataset("tiny", data_dir=tiny)
     assert (data.name, data.num_classes) == ("tiny", 3)
     labels = np.arange(7) % 3
-    assert examples(data.train_images, data.train_labels) == examples(
+    assert examples(data.train.images, data.train.labels) == examples(
         TRAIN_IMAGES, labels
     )
-    assert examples(data.test_images, data.test_labels) == examples(
+    assert examples(data.test.images, data.test.labels) == examples(
         TEST_IMAGES, labels[:5]
     )
 
@@ -84,16 +84,16 @@ def test_a_small_set_comes_back_as_it_was_prepared(tiny: str) -> None:
 @pytest.mark.shapes
 def test_images_are_uint8_and_labels_int32(tiny: str) -> None:
     data = load_dataset("tiny", data_dir=tiny)
-    assert data.train_images.shape == (7, *SHAPE)
-    assert data.train_images.dtype == np.uint8
-    assert data.train_labels.dtype == np.int32
+    assert data.train.images.shape == (7, *SHAPE)
+    assert data.train.images.dtype == np.uint8
+    assert data.train.labels.dtype == np.int32
 
 
 def test_reading_never_imports_tensorflow(tiny: str) -> None:
     program = (
         "from bn_jax.data import load_dataset; "
         "data = load_dataset('tiny', data_dir=sys.argv[1]); "
-        "print(len(data.train_labels))"
+        "print(len(data.train.labels))"
     )
     assert run_without_tensorflow(program, tiny) == "7\n"
 
@@ -102,7 +102,7 @@ def test_a_split_may_be_a_slice(tiny: str) -> None:
     data = load_dataset(
         "tiny", data_dir=tiny, train_split="train[:4]", test_split="train[4:]"
     )
-    assert (len(data.train_labels), len(data.test_labels)) == (4, 3)
+    assert (len(data.train.labels), len(data.test.labels)) == (4, 3)
 
 
 def test_a_validation_split_is_read_only_if_it_is_chosen(tiny: str) -> None:
@@ -110,7 +110,7 @@ def test_a_validation_split_is_read_only_if_it_is_chosen(tiny: str) -> None:
     data = load_dataset(
         "tiny", data_dir=tiny, train_split="train[:4]", validation_split="train[4:]"
     )
-    whole = load_dataset("tiny", data_dir=tiny).train_images
+    whole = load_dataset("tiny", data_dir=tiny).train.images
     np.testing.assert_array_equal(data.validation.images, whole[4:])
     assert (len(data.train), len(data.test)) == (4, 5)
 
@@ -126,7 +126,7 @@ def test_a_tilde_in_data_dir_is_the_home_folder(
 ) -> None:
     monkeypatch.setenv("HOME", str(Path(tiny).parent))
     data = load_dataset("tiny", data_dir=f"~/{Path(tiny).name}")
-    assert len(data.train_labels) == 7
+    assert len(data.train.labels) == 7
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,9 @@ def test_labels_that_are_no_classes_are_refused(prepare: Prepare) -> None:
 
 def test_unlabelled_examples_are_refused(prepare: Prepare) -> None:
     images = [{**example, "label": -1} for example in labelled(TEST_IMAGES)]
-    with pytest.raises(UserError, match=r"test split must be from 0 to 2, .* -1 to -1"):
+    with pytest.raises(
+        UserError, match=r"split 'test': labels must be from 0 to 2, .* -1 to -1"
+    ):
         load_dataset("tiny", data_dir=prepare(labelled(TRAIN_IMAGES), images, FEATURES))
 
 

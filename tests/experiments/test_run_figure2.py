@@ -12,7 +12,7 @@ import pytest
 from reporting.runs import synthetic_run, write_run
 from reporting.small_arms import ACCURACIES, small_arms
 
-from bn_jax.data.dataset import ArrayDataset
+from bn_jax.data.dataset import ArraySplit, Dataset
 from bn_jax.errors import UserError
 from bn_jax.experiments import run_figure2 as module
 from bn_jax.experiments.run_figure2 import figure2
@@ -225,7 +225,8 @@ def test_chance_is_that_of_the_classes_that_there_are_images_of(
 ) -> None:
     labels = np.array([3, 7, 7, 3, 9], np.int32)
     images = np.zeros((5, 28, 28, 1), np.uint8)
-    few = ArrayDataset("few", images, labels, images, labels, num_classes=1000)
+    split = ArraySplit(images, labels)
+    few = Dataset("few", num_classes=1000, train=split, test=split)
     monkeypatch.setattr(module, "load_dataset", lambda **settings: few)
     # In parts, of which the last is a smaller one.
     monkeypatch.setattr(module, "_READ_AT_ONCE", 2)

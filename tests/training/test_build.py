@@ -40,8 +40,8 @@ def test_each_step_gets_its_examples_in_microbatches(
     data = load_idx_folder(idx_dir)
     order = batch_indices(210, batch_size, seed=0, first_step=7, num_steps=3)
     order = order.reshape(3, microbatches, -1)
-    np.testing.assert_array_equal(batches.images, data.train_images[order])
-    np.testing.assert_array_equal(batches.labels, data.train_labels[order])
+    np.testing.assert_array_equal(batches.images, data.train.images[order])
+    np.testing.assert_array_equal(batches.labels, data.train.labels[order])
 
 
 @pytest.mark.parametrize(

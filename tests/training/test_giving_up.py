@@ -38,7 +38,7 @@ Poison = Callable[[Sequence[int]], None]
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch, idx_dir: Path) -> Poison:
     """Makes the losses of these steps no numbers; they are known by their labels."""
-    labels = load_idx_folder(idx_dir).train_labels
+    labels = load_idx_folder(idx_dir).train.labels
 
     def poison(chosen: Sequence[int]) -> None:
         order = batch_indices(len(labels), 25, seed=0, first_step=0, num_steps=60)

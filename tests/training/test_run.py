@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from training.tiny_runs import compile_tiny_run, parts_of, tiny_config
 
-from bn_jax.data.dataset import ArraySplit, StreamedDataset
+from bn_jax.data.dataset import ArraySplit, Dataset
 from bn_jax.errors import UserError
 
 
@@ -72,6 +72,6 @@ def test_a_damaged_test_image_is_not_blamed_on_the_configuration(idx_dir: Path) 
     config = tiny_config(idx_dir)
     parts = parts_of(config)
     damaged = DamagedSplit(np.zeros((9, 8, 8, 1), np.uint8), np.zeros(9, np.int32))
-    data = StreamedDataset("damaged", 10, parts.data.train, damaged)
+    data = Dataset("damaged", 10, parts.data.train, damaged)
     with pytest.raises(UserError, match=r"^n01440764_18 is damaged"):
         compile_tiny_run(config, data)

@@ -107,7 +107,7 @@ def test_a_run_is_that_of_float64_numpy(
 
 def numpy_run(config: ConfigDict, data: Any) -> dict[str, np.ndarray]:
     """All metrics of a run, in float64 from the same initial weights."""
-    train_images, test_images = data.train_images > 127, data.test_images > 127
+    train_images, test_images = data.train.images > 127, data.test.images > 127
     params, stats = jax.tree.map(
         lambda x: np.asarray(x, np.float64), initial_state(config)[1:3]
     )
@@ -126,7 +126,7 @@ def numpy_run(config: ConfigDict, data: Any) -> dict[str, np.ndarray]:
             population = numpy_mlp.population_statistics(params, ahead) if stats else {}
             inputs, logits = numpy_mlp.predict(params, population, test_images)
             five = np.argsort(-logits)[:, :5]
-            is_in_top5 = (five == data.test_labels[:, None]).any(axis=1)
+            is_in_top5 = (five == data.test.labels[:, None]).any(axis=1)
             percentiles = np.percentile(inputs[:50], (15, 50, 85), axis=0)
             if unit is None:
                 spread = percentiles[2] - percentiles[0]
@@ -136,8 +136,8 @@ def numpy_run(config: ConfigDict, data: Any) -> dict[str, np.ndarray]:
                 {
                     "step": step,
                     "train_loss": np.mean(losses),
-                    "test_loss": numpy_mlp.cross_entropy(logits, data.test_labels),
-                    "test_accuracy": np.mean(logits.argmax(-1) == data.test_labels),
+                    "test_loss": numpy_mlp.cross_entropy(logits, data.test.labels),
+                    "test_accuracy": np.mean(logits.argmax(-1) == data.test.labels),
                     "test_top5_accuracy": np.mean(is_in_top5),
                     "percentiles": percentiles[:, unit],
                 }
@@ -148,7 +148,7 @@ def numpy_run(config: ConfigDict, data: Any) -> dict[str, np.ndarray]:
             params,
             stats,
             train_images[chosen],
-            data.train_labels[chosen],
+            data.train.labels[chosen],
             learning_rate=config.optimizer.learning_rate,
             momentum=config.norm.momentum,
         )

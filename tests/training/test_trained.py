@@ -23,7 +23,7 @@ def test_a_loaded_network_is_that_of_the_checkpoint(
     assert (trained.step, trained.num_classes) == (60, 10)
     assert trained.config.optimizer.learning_rate == 2.0
     assert trained.averaged_variables is None
-    images = trained.preprocess(load_idx_folder(idx_dir).test_images)
+    images = trained.preprocess(load_idx_folder(idx_dir).test.images)
     scores = trained.model.apply(trained.variables, images, train=False)
     assert scores.shape == (97, 10)
     assert len(jax.tree.leaves(trained.variables)[0].devices()) == 1
@@ -40,9 +40,9 @@ def test_a_network_without_norms_scores_as_in_training(
     baseline: Complete, idx_dir: Path
 ) -> None:
     trained, data = load(str(baseline.workdir)), load_idx_folder(idx_dir)
-    images = trained.preprocess(data.test_images)
+    images = trained.preprocess(data.test.images)
     scores = trained.model.apply(trained.variables, images, train=False)
-    loss = np.mean(cross_entropy(scores, data.test_labels))
+    loss = np.mean(cross_entropy(scores, data.test.labels))
     assert loss == pytest.approx(baseline.metrics["test_loss"][-1], rel=1e-5)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from absl import logging
 
-from bn_jax.data.dataset import Dataset, StreamedDataset
+from bn_jax.data.dataset import Dataset
 from bn_jax.data.imagenet.cropped import CroppedSplit, EncodedImage, ImageSettings
 from bn_jax.data.imagenet.opencv import MAX_IMAGE_BYTES
 from bn_jax.data.splits import Slice, SplitNames, chosen_slices
@@ -75,7 +75,7 @@ def load_image_folder(
         source = _FolderSource(name, str(folder), chosen, num_classes=len(classes))
         return CroppedSplit(source, settings=settings, is_training=is_training)
 
-    return StreamedDataset(
+    return Dataset(
         name,
         len(classes),
         **{

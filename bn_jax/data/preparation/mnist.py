@@ -39,8 +39,8 @@ def prepare_mnist(data_dir: Path) -> Path:
             del dl_manager
             data = load_mnist()
             return {
-                "train": _examples(data.train_images, data.train_labels),
-                "test": _examples(data.test_images, data.test_labels),
+                "train": _examples(data.train.images, data.train.labels),
+                "test": _examples(data.test.images, data.test.labels),
             }
 
     builder = Mnist(data_dir=str(data_dir), file_format="array_record")

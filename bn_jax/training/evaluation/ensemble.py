@@ -234,5 +234,5 @@ def _may_be_same_data(first: str | Path, other: str | Path) -> bool:
 def _labels(folder: Path) -> list[Any]:
     """Returns the labels of IDX files, or the classes of a folder of images."""
     if any(folder.glob("train-images*")):
-        return load_idx_folder(folder).train_labels.tolist()
+        return load_idx_folder(folder).train.labels.tolist()
     return image_classes(folder)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 from data.tfds_files import examples, run_without_tensorflow
 
-from bn_jax.data import ArrayDataset, load_dataset
+from bn_jax.data import ArraySplit, Dataset, load_dataset
 from bn_jax.data.mnist import load_mnist
 
 pytestmark = pytest.mark.slow
@@ -32,23 +32,23 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 @pytest.fixture(scope="module")
-def read_back(prepared: Prepared) -> ArrayDataset:
+def read_back(prepared: Prepared) -> Dataset[ArraySplit]:
     return load_dataset("mnist", data_dir=prepared.data_dir)
 
 
 @pytest.fixture(scope="module")
-def mnist() -> ArrayDataset:
+def mnist() -> Dataset[ArraySplit]:
     return load_mnist()
 
 
 def test_prepared_mnist_has_the_order_of_the_stock_preparation(
-    read_back: ArrayDataset,
+    read_back: Dataset[ArraySplit],
 ) -> None:
-    assert read_back.train_labels[:8].tolist() == [4, 1, 0, 7, 8, 1, 2, 7]
+    assert read_back.train.labels[:8].tolist() == [4, 1, 0, 7, 8, 1, 2, 7]
 
 
 def test_prepared_mnist_holds_the_embedded_images_and_labels(
-    read_back: ArrayDataset, mnist: ArrayDataset
+    read_back: Dataset[ArraySplit], mnist: Dataset[ArraySplit]
 ) -> None:
     for split in ("train", "test"):
         images, labels = f"{split}_images", f"{split}_labels"
@@ -58,7 +58,7 @@ def test_prepared_mnist_holds_the_embedded_images_and_labels(
 
 
 def test_prepared_mnist_differs_from_the_embedded_one_in_order_only(
-    read_back: ArrayDataset, mnist: ArrayDataset
+    read_back: Dataset[ArraySplit], mnist: Dataset[ArraySplit]
 ) -> None:
     for read, embedded in zip(read_back, mnist, strict=True):
         assert np.shape(read) == np.shape(embedded)
@@ -67,12 +67,12 @@ def test_prepared_mnist_differs_from_the_embedded_one_in_order_only(
 
 
 def test_plain_tfds_finds_the_prepared_mnist(
-    prepared: Prepared, mnist: ArrayDataset
+    prepared: Prepared, mnist: Dataset[ArraySplit]
 ) -> None:
     source = tfds.data_source("mnist", data_dir=prepared.data_dir, split="test")
     records = source.__getitems__(range(len(source)))
     images, labels = ([record[key] for record in records] for key in ("image", "label"))
-    assert examples(images, labels) == examples(mnist.test_images, mnist.test_labels)
+    assert examples(images, labels) == examples(mnist.test.images, mnist.test.labels)
 
 
 def test_prepare_says_how_to_read_what_it_wrote(prepared: Prepared) -> None:

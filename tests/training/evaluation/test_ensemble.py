@@ -64,8 +64,8 @@ def test_probabilities_are_averaged_over_networks_of_any_kind(
 ) -> None:
     data = load_idx_folder(idx_dir)
     runs = (bn, baseline, averaged)
-    p = np.mean([probabilities(run, data.test_images) for run in runs], axis=0)
-    labels = data.test_labels
+    p = np.mean([probabilities(run, data.test.images) for run in runs], axis=0)
+    labels = data.test.labels
     metrics = together(*runs).metrics
     loss = -np.log(p[np.arange(97), labels]).mean()
     assert metrics["test_loss"] == pytest.approx(loss, rel=1e-5)

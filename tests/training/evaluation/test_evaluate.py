@@ -42,12 +42,12 @@ def test_moving_statistics_are_those_of_the_checkpoint(
     bn: Complete, idx_dir: Path
 ) -> None:
     state, data = final_state(bn.config, bn.workdir), load_idx_folder(idx_dir)
-    images = data.test_images > 127
+    images = data.test.images > 127
     _, logits = numpy_mlp.predict(
         float64(state.params), float64(state.batch_stats), images
     )
     evaluation = evaluate(bn.workdir, statistics="moving")
-    expected = numpy_mlp.cross_entropy(logits, data.test_labels)
+    expected = numpy_mlp.cross_entropy(logits, data.test.labels)
     np.testing.assert_allclose(evaluation.metrics["test_loss"], expected, rtol=1e-5)
 
 
@@ -58,8 +58,8 @@ def test_batch_statistics_are_those_of_each_test_batch(
     params, losses = float64(state.params), []
     # 97 images in batches of 40, the last one of 17 without anything to fill it up.
     for first in (0, 40, 80):
-        images = data.test_images[first : first + 40] > 127
-        labels = data.test_labels[first : first + 40]
+        images = data.test.images[first : first + 40] > 127
+        labels = data.test.labels[first : first + 40]
         statistics = numpy_mlp.population_statistics(params, [images])
         for layer in statistics.values():
             layer["var"] = layer["var"] * (1 - 1 / len(images))
