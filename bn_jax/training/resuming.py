@@ -12,16 +12,17 @@ from bn_jax.training.group_size import Settings, with_group_size
 from bn_jax.training.step_schedule import Steps
 from bn_jax.user_code import folder_of_code
 from bn_jax.workdir.files import (
-    check_workdir,
+    check_same_config,
     claim_workdir,
     differences,
     drop_metrics_after,
+    holds_run,
     read_config,
 )
 
 # Settings that a resumed run may change. If all steps are finite, they change results
 # by rounding at most.
-_MAY_DIFFER = (
+_RESUME_MAY_DIFFER = (
     "parallel",
     "log_every",
     "checkpoint",
@@ -65,22 +66,18 @@ def check_resumable(workdir: Path, settings: Mapping[str, Any]) -> int | None:
         UserError: If the run has another configuration, or its learning rate depends
             on the number of steps and this number is larger now.
     """
-    may_differ, old_num_steps = _MAY_DIFFER, None
-    if (workdir / "config.json").exists():
-        old = complete(read_config(workdir))
-        rest = differences(
-            old,
-            settings,
-            places=_PLACES,
-            may_differ=(*_MAY_DIFFER, "num_steps", "schedule"),
-        )
-        # The numbers of a schedule may be computed from num_steps, but not its name.
-        is_other = rest or settings["schedule"]["name"] != old["schedule"]["name"]
-        if settings["num_steps"] > old["num_steps"] and not is_other:
-            _check_schedule(workdir, old, settings)
-            may_differ, old_num_steps = (*_MAY_DIFFER, "num_steps"), old["num_steps"]
-    check_workdir(workdir, settings, may_differ=may_differ, complete=complete)
-    return old_num_steps
+    if not holds_run(workdir):
+        return None
+    old, may_differ = complete(read_config(workdir)), _RESUME_MAY_DIFFER
+    has_more = settings["num_steps"] > old["num_steps"]
+    # The numbers of a schedule may be computed from num_steps, but not its name.
+    if has_more and settings["schedule"]["name"] == old["schedule"]["name"]:
+        may_differ = (*may_differ, "num_steps", "schedule")
+    check_same_config(workdir, old, settings, may_differ=may_differ)
+    if not has_more:
+        return None
+    _check_schedule(workdir, old, settings)
+    return old["num_steps"]
 
 
 def claim(

@@ -6,7 +6,7 @@ A workdir holds `config.json`, `metrics.jsonl` (one line per evaluation), `summa
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,46 +17,69 @@ from bn_jax.workdir.differences import differences
 FORMAT_VERSION = 2
 
 
-def check_workdir(
-    workdir: Path,
-    config: Mapping[str, Any],
-    *,
-    may_differ: Sequence[str] = (),
-    complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
-) -> None:
-    """Checks that the workdir holds no run, or one with this configuration.
+def holds_run(workdir: Path) -> bool:
+    """Returns True if the workdir holds a run, and False if it is free for one.
 
     Args:
         workdir: Path of the workdir, which need not exist.
-        config: The configuration, JSON-ready.
-        may_differ: Settings, or groups of settings, that a resumed run may change,
-            such as "log_every" and "parallel".
-        complete: Adds the settings that a run of an older version lacks.
 
     Raises:
-        UserError: If the workdir holds a run with another configuration, has other runs
-            directly below it, or cannot be read.
+        UserError: If the configuration of the run is missing, if other runs lie
+            directly below the workdir, or if it cannot be read.
     """
-    path = workdir / "config.json"
-    if _exists(path):
-        old, new = complete(_read_object(path)), _with_version(config)
-        _check_same_config(workdir, old, new, may_differ)
-    elif _exists(workdir / "metrics.jsonl"):
+    if _exists(workdir / "config.json"):
+        return True
+    if _exists(workdir / "metrics.jsonl"):
         raise UserError(
             f"workdir {workdir}: holds a run, but its config.json is missing. Choose "
             "another --workdir."
         )
-    elif runs := [*filter(_holds_version, workdir.glob("*/config.json"))]:
+    if runs := [*filter(_holds_version, workdir.glob("*/config.json"))]:
         raise UserError(
             f"workdir {workdir}: must be the folder of one run, but holds others, such "
             f"as {min(runs).parent.name}. Choose a new one: --workdir={workdir}/new."
+        )
+    return False
+
+
+def check_same_config(
+    workdir: Path,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    *,
+    may_differ: Sequence[str] = (),
+) -> None:
+    """Checks that a command has the configuration of the run in the workdir.
+
+    Args:
+        workdir: Path of the workdir.
+        old: The configuration of the run, JSON-ready.
+        new: The configuration of the command, JSON-ready.
+        may_differ: Settings, or groups of settings, that a resumed run may change,
+            such as "log_every" and "parallel".
+
+    Raises:
+        UserError: If another setting differs.
+    """
+    places = ("in the workdir", "in this command")
+    differing = differences(old, new, places=places, may_differ=may_differ)
+    if differing:
+        advice = ""
+        if any("'missing'" in difference for difference in differing):
+            advice = (
+                " A missing setting may be newer than the run; in that case resume "
+                "the run with the version of bn_jax that started it."
+            )
+        raise UserError(
+            f"workdir {workdir}: holds a run with another configuration: "
+            f"{'; '.join(differing)}. Choose another --workdir.{advice}"
         )
 
 
 def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
     """Creates the workdir and writes the configuration into it.
 
-    Call `check_workdir` first: the configuration replaces one that is already there.
+    Call `check_same_config` first: the configuration replaces one that is there.
 
     Args:
         workdir: Path of the workdir.
@@ -246,24 +269,3 @@ def _damaged_file_error(
 ) -> UserError:
     advice = advice or "Restore the file from a copy, or choose another --workdir"
     return UserError(f"{path}: the file is damaged ({error}). {advice}.")
-
-
-def _check_same_config(
-    workdir: Path,
-    old: Mapping[str, Any],
-    new: Mapping[str, Any],
-    may_differ: Sequence[str],
-) -> None:
-    places = ("in the workdir", "in this command")
-    differing = differences(old, new, places=places, may_differ=may_differ)
-    if differing:
-        advice = ""
-        if any("'missing'" in difference for difference in differing):
-            advice = (
-                " A missing setting may be newer than the run; in that case resume "
-                "the run with the version of bn_jax that started it."
-            )
-        raise UserError(
-            f"workdir {workdir}: holds a run with another configuration: "
-            f"{'; '.join(differing)}. Choose another --workdir.{advice}"
-        )

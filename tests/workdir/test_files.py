@@ -2,7 +2,6 @@
 
 import errno
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ from bn_jax.errors import UserError
 from bn_jax.workdir.files import (
     FORMAT_VERSION,
     check_metrics,
-    check_workdir,
+    check_same_config,
     claim_workdir,
+    holds_run,
     read_config,
     read_metrics,
     read_summary,
@@ -48,18 +48,17 @@ def test_claiming_makes_the_folder_and_writes_the_configuration(claimed: Path) -
 
 
 def test_the_same_configuration_may_come_back(claimed: Path) -> None:
-    check_workdir(claimed, CONFIG)
-    claim_workdir(claimed, CONFIG)
-    check_workdir(claimed, CONFIG)
+    assert holds_run(claimed)
+    check_same_config(claimed, read_config(claimed), CONFIG)
 
 
 def test_a_folder_that_does_not_exist_is_free_and_not_made(tmp_path: Path) -> None:
-    check_workdir(tmp_path / "new", CONFIG)
+    assert not holds_run(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
 def test_an_empty_folder_is_free(tmp_path: Path) -> None:
-    check_workdir(tmp_path, CONFIG)
+    assert not holds_run(tmp_path)
 
 
 def test_another_configuration_is_refused_with_every_difference(claimed: Path) -> None:
@@ -70,7 +69,7 @@ def test_another_configuration_is_refused_with_every_difference(claimed: Path) -
         "command. Choose another --workdir"
     )
     with pytest.raises(UserError, match=expected):
-        check_workdir(claimed, other)
+        check_same_config(claimed, CONFIG, other)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +90,7 @@ def test_a_setting_that_only_one_of_them_has_is_a_difference(
 ) -> None:
     advice = "the version of bn_jax that started it"
     with pytest.raises(UserError, match=rf"{expected}\..* {advice}"):
-        check_workdir(claimed, config)
+        check_same_config(claimed, CONFIG, config)
 
 
 def test_a_run_without_its_configuration_is_refused(tmp_path: Path) -> None:
@@ -99,40 +98,39 @@ def test_a_run_without_its_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"holds a run, but its config\.json is missing"
     ):
-        check_workdir(tmp_path, CONFIG)
+        holds_run(tmp_path)
 
 
 def test_the_folder_of_other_runs_is_refused(tmp_path: Path) -> None:
     foreign = tmp_path / "another_program"
     foreign.mkdir()
     (foreign / "config.json").write_text("{}")
-    check_workdir(tmp_path, CONFIG)
+    assert not holds_run(tmp_path)
     claim_workdir(tmp_path / "run", CONFIG)
     expected = f"{tmp_path}: must be .* such as run. .* --workdir={tmp_path}/new"
     with pytest.raises(UserError, match=expected):
-        check_workdir(tmp_path, CONFIG)
+        holds_run(tmp_path)
 
 
 def test_settings_that_may_differ_are_no_difference(claimed: Path) -> None:
     other = {**CONFIG, "optimizer": {"name": "adam"}}
-    check_workdir(claimed, other, may_differ=["optimizer"])
+    check_same_config(claimed, CONFIG, other, may_differ=["optimizer"])
     only_one = {**CONFIG, "optimizer": {**CONFIG["optimizer"], "name": "adam"}}
-    check_workdir(claimed, only_one, may_differ=["optimizer.name"])
+    check_same_config(claimed, CONFIG, only_one, may_differ=["optimizer.name"])
     with pytest.raises(UserError, match=r"and 1 in this command\. Choose"):
-        check_workdir(claimed, {**other, "seed": 1}, may_differ=["optimizer"])
+        check_same_config(
+            claimed, CONFIG, {**other, "seed": 1}, may_differ=["optimizer"]
+        )
 
 
 @pytest.mark.parametrize("damaged", ["{", "[1]", "{}", '{"format_version": "x"}'])
-@pytest.mark.parametrize(
-    "use", [lambda folder: check_workdir(folder, CONFIG), read_config]
-)
 def test_a_configuration_that_is_damaged_is_refused(
-    claimed: Path, use: Callable[[Path], object], damaged: str
+    claimed: Path, damaged: str
 ) -> None:
     path = claimed / "config.json"
     path.write_text(damaged)
     with pytest.raises(UserError, match=f"{path}: the file is damaged .* from a copy"):
-        use(claimed)
+        read_config(claimed)
 
 
 def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from bn_jax.workdir.differences import differences
 from bn_jax.workdir.lock import read_owner
 
 # Each machine may have data and code in other folders, and read with more threads.
-_MAY_DIFFER = (
+_PROCESSES_MAY_DIFFER = (
     "dataset.data_dir",
     "dataset.idx_dir",
     "dataset.image_dir",
@@ -43,7 +43,7 @@ def check_same_settings(settings: Mapping[str, Any], workdir: Path) -> None:
                 json.loads(all_settings[0]),
                 json.loads(all_settings[number]),
                 places=("in process 0", f"in process {number}"),
-                may_differ=_MAY_DIFFER,
+                may_differ=_PROCESSES_MAY_DIFFER,
             )
             if found:
                 raise UserError(

@@ -36,7 +36,12 @@ from bn_jax.user_code import is_object_name
 from bn_jax.workdir.files import read_config
 
 # Settings of `config.dataset` that change no test image.
-_MAY_DIFFER = ("distortion", "augmentation_seed", "read_threads", "validation_split")
+_ENSEMBLE_MAY_DIFFER = (
+    "distortion",
+    "augmentation_seed",
+    "read_threads",
+    "validation_split",
+)
 # Settings of `config.dataset` that are paths.
 _FOLDERS = ("data_dir", "idx_dir", "image_dir")
 
@@ -180,7 +185,7 @@ def _data_settings(config: Settings) -> dict[str, Any]:
     return {
         key: str(Path(value).expanduser().resolve()) if key in _FOLDERS else value
         for key, value in config.dataset.items()
-        if key not in _MAY_DIFFER and value is not None
+        if key not in _ENSEMBLE_MAY_DIFFER and value is not None
     }
 
 
