@@ -47,7 +47,7 @@ nitpick_ignore_regex = [
             r"(jax|flax|jaxtyping|numpy|optax|nnx|nn|collections|typing)\..*",
             r"(Array|Bool|Float|Inexact|PyTree|Any|Sequence|Mapping|Callable|Iterable)",
             r"(Initializer|Dtype|PromoteDtypeFn|Module|LinenModule|ConfigDict|Rngs)",
-            r"(Path|State)",
+            r"(Path|State|ndarray)",
         )
     ),
 ]
