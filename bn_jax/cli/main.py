@@ -10,6 +10,7 @@ import bn_jax
 from bn_jax.cli import verbs
 from bn_jax.cli.folders import FOLDERS, add_folders, choose_folders
 from bn_jax.errors import UserError
+from bn_jax.setting_words import take_settings
 
 # Verbs that accept settings, and the name of the setting's group on the command line.
 _SETTINGS_GROUPS = {
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "--" in words:
         place = words.index("--")
         words, command = words[:place], words[place + 1 :]
+    group = _SETTINGS_GROUPS.get(words[0], "config") if words else "config"
+    words, settings = take_settings(words, group=group)
     options, rest = parser.parse_known_args(words)
     if command and options.verb != "launch":
         parser.error(f"{options.verb} takes no command after --")
@@ -43,7 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.verb in FOLDERS:
         folders = [word for word in rest if not word.startswith("-")]
         rest = [word for word in rest if word.startswith("-")]
-    options.settings = _parse_settings(parser, options.verb, rest)
+    if rest:
+        parser.error(f"unknown argument {rest[0]}")
+    if settings and options.verb not in _SETTINGS_GROUPS:
+        parser.error(f"{options.verb} takes no --config settings")
+    options.settings = settings
     try:
         if options.verb in FOLDERS:
             options.workdirs = choose_folders(options.verb, folders, options.workdir)
@@ -70,22 +77,6 @@ def make_parser() -> argparse.ArgumentParser:
     _add_inspect(subparsers)
     _add_launch(subparsers)
     return parser
-
-
-def _parse_settings(
-    parser: argparse.ArgumentParser, verb: str, words: Sequence[str]
-) -> dict[str, str]:
-    """Returns the settings in words such as `--config.KEY=VALUE`, by their keys."""
-    settings = {}
-    prefix = f"--{_SETTINGS_GROUPS.get(verb, 'config')}."
-    for word in words:
-        key, equals, value = word.removeprefix(prefix).partition("=")
-        if not word.startswith(prefix) or not equals:
-            parser.error(f"unknown argument {word}")
-        settings[key] = value
-    if settings and verb not in _SETTINGS_GROUPS:
-        parser.error(f"{verb} takes no --config settings")
-    return settings
 
 
 def _add_figures(subparsers: Any) -> None:

@@ -12,6 +12,7 @@ from absl import app, flags, logging
 
 from bn_jax.errors import UserError
 from bn_jax.progress import is_of_interest
+from bn_jax.setting_words import take_settings
 from bn_jax.train_flags import FLAGS, exit_if_help_is_asked_for
 from bn_jax.training.config_files import load_config
 from bn_jax.training.distributed.compilation import cache_compiled_programs
@@ -35,7 +36,7 @@ def main(words: Sequence[str] | None = None, *, program: str = "train.py") -> No
     """
     words = sys.argv[1:] if words is None else words
     exit_if_help_is_asked_for(words, program=program)
-    words, settings = _take_settings(words)
+    words, settings = take_settings(words)
     config = flags.DEFINE_string("config", None, FLAGS["config"])
     workdir = flags.DEFINE_string("workdir", None, FLAGS["workdir"])
     coordinator = flags.DEFINE_string(
@@ -65,22 +66,6 @@ def main(words: Sequence[str] | None = None, *, program: str = "train.py") -> No
         argv=[program, *words],
         flags_parser=lambda arguments: _parse_flags(arguments, program=program),
     )
-
-
-def _take_settings(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Returns the words that are not settings, and the settings by their keys."""
-    others: list[str] = []
-    settings = {}
-    remaining = iter(words)
-    for word in remaining:
-        key, equals, value = word.partition("=")
-        if key.startswith("--config."):
-            settings[key.removeprefix("--config.")] = (
-                value if equals else next(remaining, "")
-            )
-        else:
-            others.append(word)
-    return others, settings
 
 
 def _parse_flags(arguments: Sequence[str], *, program: str) -> list[str]:

@@ -65,6 +65,11 @@ def test_settings_of_the_configuration_reach_figure1(figures: Calls) -> None:
     assert figures[0]["seeds"] == 2
 
 
+def test_a_value_of_a_setting_may_be_a_word_of_its_own(figures: Calls) -> None:
+    main(["figure1", "--config.seed", "1", "runs/mnist"])
+    assert figures[0]["overrides"] == {"seed": "1"}
+
+
 @pytest.mark.parametrize("word", ["--config.seed", "--sedes=2"])
 def test_an_unknown_word_is_refused_by_name(
     figures: Calls, capsys: pytest.CaptureFixture[str], word: str
