@@ -1,6 +1,5 @@
 """Content of a checkpoint, read without the network that it belongs to."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +16,12 @@ class Saved(NamedTuple):
 
     Attributes:
         step: Steps that the run had taken.
-        config: Configuration of the run, as JSON values.
         num_classes: Number of scores of the network; None in a checkpoint of version
             0.1.
         arrays: Fields of the `TrainState`, on one device. Tuples are lists.
     """
 
     step: int
-    config: Mapping[str, Any]
     num_classes: int | None
     arrays: dict[str, Any]
 
@@ -49,7 +46,7 @@ def read_saved(manager: ocp.CheckpointManager, folder: Path, step: int) -> Saved
     arrays: Any = manager.restore(
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
     )["state"]
-    return Saved(step, run_info["config"], run_info.get("num_classes"), arrays)
+    return Saved(step, run_info.get("num_classes"), arrays)
 
 
 def read_run_info(

@@ -33,14 +33,15 @@ from bn_jax.training.parts import Parts, errors_naming_config
 from bn_jax.training.step.metrics import mean_metrics
 from bn_jax.training.step.state import TrainState
 from bn_jax.user_code import is_object_name
+from bn_jax.workdir.differences import differences
 from bn_jax.workdir.files import read_config
 
-# Settings of `config.dataset` that change no test image.
+# Settings that change no test image.
 _ENSEMBLE_MAY_DIFFER = (
-    "distortion",
-    "augmentation_seed",
-    "read_threads",
-    "validation_split",
+    "dataset.distortion",
+    "dataset.augmentation_seed",
+    "dataset.read_threads",
+    "dataset.validation_split",
 )
 # Settings of `config.dataset` that are paths.
 _FOLDERS = ("data_dir", "idx_dir", "image_dir")
@@ -166,12 +167,10 @@ def _check_folders(workdirs: Sequence[Path]) -> None:
 def _check_same_data(configs: Sequence[Settings], workdirs: Sequence[Path]) -> None:
     first, *others = [_data_settings(config) for config in configs]
     for workdir, other in zip(workdirs[1:], others, strict=True):
-        differing = [
-            f"dataset.{key} is {first.get(key)!r} in {workdirs[0]} and "
-            f"{other.get(key)!r} in {workdir}"
-            for key in sorted(first.keys() | other.keys())
-            if first.get(key) != other.get(key)
-        ]
+        places = (f"in {workdirs[0]}", f"in {workdir}")
+        differing = differences(
+            first, other, places=places, may_differ=_ENSEMBLE_MAY_DIFFER
+        )
         if differing:
             raise UserError(
                 "the runs of an ensemble must have been trained on the same data; "
@@ -181,12 +180,14 @@ def _check_same_data(configs: Sequence[Settings], workdirs: Sequence[Path]) -> N
 
 
 def _data_settings(config: Settings) -> dict[str, Any]:
-    """Returns the settings of the data that must agree, without those left unset."""
-    return {
-        key: str(Path(value).expanduser().resolve()) if key in _FOLDERS else value
+    """Returns the settings of the data, with absolute paths of folders."""
+    data = {
+        key: str(Path(value).expanduser().resolve())
+        if value and key in _FOLDERS
+        else value
         for key, value in config.dataset.items()
-        if key not in _ENSEMBLE_MAY_DIFFER and value is not None
     }
+    return {"dataset": data}
 
 
 def _check_same_classes(networks: Sequence[_Network], workdirs: Sequence[Path]) -> None:
