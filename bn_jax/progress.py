@@ -11,6 +11,9 @@ from absl.logging import get_absl_handler
 from tqdm import tqdm
 from tqdm.contrib import DummyTqdmFile
 
+# Without a terminal.
+_SECONDS_BETWEEN_LINES = 60
+
 
 @contextmanager
 def progress_bar(**options: Any) -> Iterator[Any]:
@@ -26,7 +29,9 @@ def progress_bar(**options: Any) -> Iterator[Any]:
         look = {
             "file": _Lines(sys.stderr),
             "bar_format": "{desc}: {n_fmt} of {total_fmt}, {remaining} left",
-            **dict.fromkeys(("delay", "mininterval", "maxinterval"), 60),
+            **dict.fromkeys(
+                ("delay", "mininterval", "maxinterval"), _SECONDS_BETWEEN_LINES
+            ),
         }
     with tqdm(**look, **options) as bar, lines_above_bars():
         yield bar

@@ -1,6 +1,7 @@
 """ImageNet prepared without TensorFlow: what comes out, and where nothing can."""
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from data.imagenet_records import in_order, records
 from data.tfds_files import prepare_by_tfds
 from PIL import Image
 
+import bn_jax.progress
 from bn_jax.data.preparation.imagenet import prepare_imagenet as prepare
 from bn_jax.data.preparation.rgb_jpeg import rgb_jpeg
 from bn_jax.errors import UserError
@@ -55,12 +57,16 @@ def test_files_and_their_records_are_those_of_tensorflow_datasets(
 
 
 def test_a_batch_job_is_told_how_far_it_is(
-    tars: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
+    tars: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(bn_jax.progress, "_SECONDS_BETWEEN_LINES", 0)
     prepare(tars, tmp_path, is_subset=True)
     told = capfd.readouterr().err
     assert "find images in ILSVRC2012_img_train.tar: " in told
-    assert "prepare imagenet2012: 100%" in told
+    assert re.search(r"prepare imagenet2012: (\d+) of \1, 00:00 left\n", told)
 
 
 def test_every_record_can_be_read_by_itself(data_dir: Path) -> None:
