@@ -17,6 +17,7 @@ import pytest
 from faults.programs import until
 from training.tiny_runs import SHORT, tiny_config
 
+import bn_jax.progress
 from bn_jax.errors import DivergedError, UserError
 from bn_jax.experiments import runs
 from bn_jax.experiments.runs import Job, run_jobs, run_on_devices
@@ -140,10 +141,14 @@ def test_a_terminal_or_a_file_shows_the_steps_of_all_runs(
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: is_terminal, raising=False)
     monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(bn_jax.progress, "_SECONDS_BETWEEN_LINES", 0)
     run_on_devices(make_jobs(3), jax.devices()[:2])
-    last = stream.getvalue().rstrip().split("\r")[-1]
-    assert last.startswith("3 runs: 100%")
-    assert "30/30" in last
+    last = stream.getvalue().rstrip().splitlines()[-1]
+    if is_terminal:
+        assert last.startswith("3 runs: 100%")
+        assert "30/30" in last
+    else:
+        assert last == "3 runs: 30 of 30, 00:00 left"
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from training.tiny_runs import (
     with_settings,
 )
 
+import bn_jax.progress
 from bn_jax.data import load_dataset
 from bn_jax.data.imagenet.cropped import CroppedSplit
 from bn_jax.data.imagenet.crops import NUM_CROPS
@@ -174,12 +175,13 @@ def test_an_evaluation_that_reads_the_disk_shows_how_far_it_is(
     imagenet: Complete,
     tmp_path: Path,
     statistics: str,
+    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(bn_jax.progress, "_SECONDS_BETWEEN_LINES", 0)
     workdir = with_settings(imagenet, tmp_path / "run", evaluation__batch_size=5)
     evaluate(workdir, statistics=statistics)
-    assert "evaluated: 100%" in (shown := capfd.readouterr().err)
-    assert "| 12/12 [" in shown
+    assert "evaluated: 12 of 12, 00:00 left\n" in capfd.readouterr().err
 
 
 def test_an_evaluation_in_memory_shows_none(
