@@ -18,6 +18,13 @@ from jax.sharding import PartitionSpec as P
 AXIS = "devices"
 MAPPED = ("pmap", "shard_map", "shard_map_unchecked", "vmap")
 MODES = ("jit", *MAPPED)
+# Each map compiles all of its programs; the quick tests leave two of the five out.
+QUICK_AND_SLOW_MODES = tuple(
+    pytest.param(mode, marks=pytest.mark.slow)
+    if mode in ("pmap", "shard_map_unchecked")
+    else mode
+    for mode in MODES
+)
 
 
 def first_devices(num_devices: int) -> list[jax.Device]:

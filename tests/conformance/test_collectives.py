@@ -15,7 +15,11 @@ import bn_jax
 from benchmarks.hlo import count_collectives
 
 NUM_DEVICES = 8
-NAMED = ("pmap", "shard_map", "shard_map_unchecked")
+NAMED = (
+    "pmap",
+    "shard_map",
+    pytest.param("shard_map_unchecked", marks=pytest.mark.slow),
+)
 SYNCHRONIZED = (*NAMED, "jit")
 # The batch has 32 examples, four on each device.
 GHOST_SIZES, JOINING_SIZES = (2, 4), (8, 32)

@@ -7,7 +7,7 @@ import oracles
 import pytest
 from conformance.modes import (
     MAPPED,
-    MODES,
+    QUICK_AND_SLOW_MODES,
     available_devices,
     join_devices,
     over_devices,
@@ -138,7 +138,7 @@ def assert_close(actual, expected, tolerance):
 
 @pytest.mark.parametrize(("dtype", "layout", "num_devices"), CASES)
 @pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", QUICK_AND_SLOW_MODES)
 def test_every_mode_is_the_oracle_on_the_whole_batch(
     mode, masked, dtype, layout, num_devices
 ):
@@ -176,7 +176,7 @@ def test_every_mode_is_the_oracle_on_the_whole_batch(
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", QUICK_AND_SLOW_MODES)
 def test_a_large_mean_of_eight_devices_does_not_cancel_in_the_first_step(mode, masked):
     x = np.random.default_rng(0).normal(1e4, 1, (64, FEATURES)).astype(np.float32)
     mask = np.random.default_rng(1).random((64, 1)) < (0.7 if masked else 2)

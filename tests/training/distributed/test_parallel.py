@@ -31,7 +31,7 @@ PLACES = [
     pytest.param(*place, marks=() if place in _QUICK else pytest.mark.slow)
     for place in product((1, 2), MODES, (1, 2, 4, 8))
 ]
-_QUICK_UNSYNCED = [(2, "jit"), (2, "shard_map")]
+_QUICK_UNSYNCED = [(2, "shard_map")]
 UNSYNCED = [
     pytest.param(*place, marks=() if place in _QUICK_UNSYNCED else pytest.mark.slow)
     for place in product((1, 2), MODES)
