@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from training.tiny_runs import (
+    Complete,
     assert_same_result,
     complete_run,
     interrupt,
@@ -54,12 +55,6 @@ CONFIGS = {
         pytest.param("mnist_mlp:bn", CUMULATIVE, marks=pytest.mark.slow),
         pytest.param("mnist_cnn:bn", GROUPS, marks=pytest.mark.slow),
         pytest.param("mnist_cnn:bn", CUMULATIVE, marks=pytest.mark.slow),
-        # XLA compiles this network for minutes.
-        pytest.param(
-            "inception_small:bn_x5",
-            GROUPS,
-            marks=[pytest.mark.slow, pytest.mark.timeout(1_200)],
-        ),
     ],
 )
 def test_a_run_with_every_setting_trains_resumes_and_is_evaluated(
@@ -72,8 +67,20 @@ def test_a_run_with_every_setting_trains_resumes_and_is_evaluated(
     train(config, tmp_path / "resumed", show_progress=False)
     assert_same_result(tmp_path / "resumed", run)
 
-    evaluation = evaluate(run.workdir, statistics="population")
-    for name, value in evaluation.metrics.items():
+    assert_evaluated_alike(run)
+
+
+@pytest.mark.slow
+def test_inception_trains_with_every_setting_and_is_evaluated(
+    tmp_path: Path, idx_dir: Path
+) -> None:
+    spec, data = "inception_small:bn_x5", {"dataset.idx_dir": str(idx_dir)}
+    config = load_config(spec, overrides={**SHORT, **CONFIGS[spec], **data, **GROUPS})
+    assert_evaluated_alike(complete_run(config, tmp_path))
+
+
+def assert_evaluated_alike(run: Complete) -> None:
+    for name, value in evaluate(run.workdir).metrics.items():
         assert value == pytest.approx(run.metrics[name][-1], rel=1e-5)
 
 

@@ -50,11 +50,13 @@ def test_prepared_mnist_has_the_order_of_the_stock_preparation(
 def test_prepared_mnist_holds_the_embedded_images_and_labels(
     read_back: Dataset[ArraySplit], mnist: Dataset[ArraySplit]
 ) -> None:
-    for split in ("train", "test"):
-        images, labels = f"{split}_images", f"{split}_labels"
-        assert examples(
-            getattr(read_back, images), getattr(read_back, labels)
-        ) == examples(getattr(mnist, images), getattr(mnist, labels))
+    for found, expected in (
+        (read_back.train, mnist.train),
+        (read_back.test, mnist.test),
+    ):
+        assert examples(found.images, found.labels) == examples(
+            expected.images, expected.labels
+        )
 
 
 def test_prepared_mnist_differs_from_the_embedded_one_in_order_only(
