@@ -14,6 +14,9 @@ from conformance.modes import over_devices, place
 import bn_jax
 from benchmarks.hlo import count_collectives
 
+# Each test compiles programs of its own: together they take most of a minute.
+pytestmark = pytest.mark.slow
+
 NUM_DEVICES = 8
 NAMED = (
     "pmap",

@@ -6,7 +6,13 @@ import numpy as np
 import oracles
 import pytest
 from arrays import normal, normal_with_trend
-from conformance.modes import MAPPED, MODES, join_devices, over_devices, place
+from conformance.modes import (
+    MAPPED,
+    QUICK_AND_SLOW_MODES,
+    join_devices,
+    over_devices,
+    place,
+)
 
 import bn_jax
 
@@ -29,7 +35,7 @@ def normalize(axis_name, x, mask=None, **settings):
 
 # A device holds 4 examples: two groups on each, or two devices in one group.
 @pytest.mark.parametrize("group_size", [2, 8])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", QUICK_AND_SLOW_MODES)
 def test_every_mode_normalizes_each_group_of_examples(mode, group_size):
     mask = np.arange(16)[:, None] % 8 < 7
 
@@ -64,7 +70,7 @@ def test_groups_of_an_axis_and_a_group_size_agree(mode):
     np.testing.assert_allclose(by_index, by_size, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", QUICK_AND_SLOW_MODES)
 def test_the_unbiased_variance_counts_the_values_of_all_devices(mode):
     mask = np.arange(16)[:, None] < 11
 
@@ -76,7 +82,7 @@ def test_the_unbiased_variance_counts_the_values_of_all_devices(mode):
         np.testing.assert_allclose(of_device, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", QUICK_AND_SLOW_MODES)
 def test_one_device_that_is_not_finite_makes_all_skip(mode):
     def body(axis_name, _, x):
         return normalize(axis_name, x, skip_nonfinite=True)[1]

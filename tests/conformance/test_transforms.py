@@ -9,6 +9,9 @@ from arrays import normal as normal_of_dtype
 
 import bn_jax
 
+# Each test compiles programs of its own: together they take most of a minute.
+pytestmark = pytest.mark.slow
+
 # The hand-written derivative and autodiff of the formula, both in float64.
 TOLERANCE = 1e-10
 EPSILON = 1e-3

@@ -21,8 +21,8 @@ from bn_jax.nnx import (
 OPTIONS = [
     {"momentum": None},
     {"momentum": 0.5, "debias": True},
-    {"variance_correction": 1},
-    {"skip_nonfinite": True},
+    pytest.param({"variance_correction": 1}, marks=pytest.mark.slow),
+    pytest.param({"skip_nonfinite": True}, marks=pytest.mark.slow),
 ]
 
 

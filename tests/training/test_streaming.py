@@ -106,6 +106,7 @@ def test_training_reads_a_batch_at_a_time_and_once_for_the_averaged_network_too(
     assert asked == [5, 5, 5, 5]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_sees_the_same_images_as_one_that_was_not_interrupted(
     imagenet_dir: str, tmp_path: Path
 ) -> None:

@@ -61,6 +61,7 @@ def test_eight_devices_evaluate_as_one_does(
     assert several.metrics == pytest.approx(one.metrics, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_ensemble_and_its_layers_do_not_depend_on_the_devices(
     unsynced: Complete, bn: Complete, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +81,7 @@ def test_an_ensemble_and_its_layers_do_not_depend_on_the_devices(
     chex.assert_trees_all_close(several, measure(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_without_sync_keeps_its_groups_on_other_devices(
     tmp_path: Path, idx_dir: Path
 ) -> None:
