@@ -57,6 +57,7 @@ def load_object(name: str, *, module_dir: str | None, setting: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
+        # Importing runs the user's own code, which may raise errors of any class.
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module_name}.".startswith(f"{missing}."):
             searched = dict.fromkeys(f for f in (os.getcwd(), module_dir) if f)

@@ -120,6 +120,7 @@ def _call(name: str, function: Any) -> dict[str, Any]:
     try:
         returned = function()
     except Exception as error:
+        # The function is the user's own code, which may raise errors of any class.
         raise UserError(f"{name} failed; {describe_error(error)}") from error
     if not isinstance(returned, Mapping):
         raise UserError(f"{name} {_EXPECTED}; it returned a {type(returned).__name__}.")
@@ -167,6 +168,7 @@ def _checked_labels(where: str, labels: Any) -> np.ndarray:
         if not isinstance(labels, np.ndarray):
             labels = np.stack([np.asarray(labels[i]) for i in range(len(labels))])
     except Exception as error:
+        # The labels may be an object of the user, which reads them by its own code.
         raise UserError(
             f"{where}: the labels cannot be read; {describe_error(error)}"
         ) from error

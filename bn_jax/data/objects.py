@@ -57,6 +57,7 @@ def read_example(examples: Sequence[Any], index: int, *, where: str) -> Example:
         image, label = examples[index]
         example = Example(np.asarray(image), operator.index(label))
     except Exception as error:
+        # The object's `__getitem__` is the user's own code.
         raise UserError(
             f"{where}: example {index} must be a pair of an array and an integer label,"
             f" but cannot be read so; {describe_error(error)}"

@@ -129,6 +129,7 @@ def errors_in_model(who: str, model: nn.Module) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        # The model is the user's own code, which may raise errors of any class.
         code: Any = model.nnx_class if isinstance(model, NNXModel) else type(model)
         message = describe_error(error, in_file=inspect.getfile(code))
         if "'NoneType' object is not callable" in message and gets_no_norm(model):

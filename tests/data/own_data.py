@@ -23,7 +23,7 @@ def point(index: int) -> tuple[np.ndarray, int]:
 
 
 class Points:
-    """The same points, read one at a time."""
+    """Returns the points as an object that reads one at a time."""
 
     def __init__(self, num_examples: int, first: int = 0) -> None:
         self.num_examples = num_examples

@@ -42,7 +42,7 @@ def _torch_network() -> Any:
 
 
 def _before(page: str, folder: Path) -> dict[str, Any]:
-    """What a page takes for granted: a data set that is prepared, a network."""
+    """Prepares the data set, or returns the network, that a page needs."""
     if page == "data.md":
         write_tars(folder / "tars")
         data_dir = folder / "tensorflow_datasets"

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 # The largest power of two of a float16 is 2^15; the mean over a batch makes the
 # gradients of the scores smaller than the scale. An overflow halves it.
 _FIRST_SCALE = 2.0**16
-# It brings gradients of 2^-48 into the range of a float16.
+# This factor brings gradients of 2^-48 into the range of a float16.
 _LARGEST_SCALE = 2.0**24
 _GROWTH_STEPS = 2_000
 

@@ -16,7 +16,7 @@ FIRST = "ILSVRC2012_val_00000001.JPEG"
 
 
 @pytest.mark.parametrize("tar", [TRAIN_TAR, VALIDATION_TAR])
-@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", f"../{FIRST}", "a\nb"])
+@pytest.mark.parametrize("name", ["../evil", "/evil", f"../{FIRST}", "a\nb"])
 def test_a_name_outside_of_the_folder_is_refused(
     tmp_path: Path, tar: str, name: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""What a user sees of a run, from its first line to its table of results."""
+"""Output of a run, from its first line to its table of results."""
 
 import logging
 import re
